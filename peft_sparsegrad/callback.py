@@ -1,0 +1,170 @@
+"""The explicit warm-up, and a look at the energy captured, for transformers' Trainer and TRL's trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data.distributed import DistributedSampler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .distributed import mean_over_ranks, sum_over_ranks, world_size
+from .functional import core_gradient, gradient_energy
+from .run_warmup import batch_loss, warmup
+from .sparsegrad.layer import SparseGradLayer, sparsegrad_layers
+from .sparsegrad.report import WarmUpReport
+
+
+class SparseGradCallback(TrainerCallback):
+    """Runs the warm-up before the first step, on the Trainer's own data, and logs the energy captured in training.
+
+    The warm-up draws its batches with a random state of its own, so that training sees the data and the dropout that
+    it would have seen without it. A run that is resumed from a checkpoint finds its warm-up there.
+
+    Args:
+        steps: Batches for the warm-up; None for the configuration's `warmup_steps`.
+        head_steps: Steps for which everything but the SparseGrad values is trained first (AdamW, the Trainer's
+            learning rate). A new task head's first gradients say little about the task.
+        log_energy: At every logging step, add `sparsegrad_energy_in_core` and `sparsegrad_energy_in_support` to the
+            log: the share of the gradient's energy that the core can express, and that the support holds.
+
+    Attributes:
+        report: The [`WarmUpReport`], once there is one.
+    """
+
+    def __init__(self, steps: int | None = None, head_steps: int = 0, log_energy: bool = True) -> None:
+        if head_steps < 0:
+            raise ValueError(f"`head_steps` must not be negative, it is {head_steps}")
+        self.steps, self.head_steps, self.log_energy = steps, head_steps, log_energy
+        self.report: WarmUpReport | None = None
+        self._probe: EnergyProbe | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model, adapter_name, layers = _trained_adapter(kwargs["model"])
+        if all(layer.adapter(adapter_name).support.is_settled for layer in layers):
+            return
+        with _own_random_state(args.seed):
+            batches = _endless(_loader(kwargs["train_dataloader"], args.seed), model)
+            if self.head_steps:
+                _settle_head(model, batches, self.head_steps, args.learning_rate, layers)
+            plan = layers[0].adapter(adapter_name).plan
+            self.report = warmup(model, batches, self.steps or plan.warmup_steps, adapter_name)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.log_energy and state.logging_steps and (state.global_step + 1) % state.logging_steps == 0:
+            _, adapter_name, layers = _trained_adapter(kwargs["model"])
+            self._probe = EnergyProbe(adapter_name, layers)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._probe is None or logs is None or "loss" not in logs:
+            return
+        measured = {f"sparsegrad_{key}": share for key, share in self._probe.finish().items()}
+        self._probe = None
+        logs.update(measured)
+        state.log_history[-1].update(measured)
+
+
+class EnergyProbe:
+    """Measures, for one step, how much of the gradient's energy Σ‖G‖² the core and the support of an adapter hold."""
+
+    def __init__(self, adapter_name: str, layers: list[SparseGradLayer]) -> None:
+        self.adapter_name, self.layers = adapter_name, layers
+        self.energies = torch.zeros(3, dtype=torch.float64)  # everywhere, in the core, on the support
+        for layer in layers:
+            layer.sparsegrad_probe[adapter_name] = self
+
+    def __call__(self, layer: SparseGradLayer, x: torch.Tensor, dy: torch.Tensor) -> None:
+        plan, support = layer.adapter(self.adapter_name).plan, layer.adapter(self.adapter_name).support
+        U, V = layer.adapter(self.adapter_name).group.on(x.device, torch.float32)
+        core = core_gradient(x, dy, U, V).flatten().square()
+        held = core.topk(plan.k).values if plan.dynamic else core[support.indices]
+        self.energies += torch.stack([gradient_energy(x, dy), core.sum(), held.sum()]).double().cpu()
+
+    def finish(self) -> dict[str, float]:
+        """Stop measuring. Returns the shares."""
+        for layer in self.layers:
+            layer.sparsegrad_probe.pop(self.adapter_name, None)
+        device = self.layers[0].adapter(self.adapter_name).values.device
+        everywhere, core, support = sum_over_ranks(self.energies.to(device)).tolist()
+        if not everywhere:
+            return {}
+        return {"energy_in_core": core / everywhere, "energy_in_support": support / everywhere}
+
+
+def _trained_adapter(model: nn.Module) -> tuple[nn.Module, str, list[SparseGradLayer]]:
+    every = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
+    if not every:
+        raise ValueError("`SparseGradCallback` needs a model with a SparseGrad adapter, and this one has none")
+    adapter_name = every[0].active_adapters[0]
+    return model, adapter_name, sparsegrad_layers(model, adapter_name)
+
+
+def _loader(dataloader: DataLoader, seed: int) -> DataLoader:
+    """A loader like the Trainer's, whose own state must not move; each rank draws other batches."""
+    dataset, sampler = dataloader.dataset, None
+    if not isinstance(dataset, IterableDataset):
+        generator = torch.Generator().manual_seed(seed)
+        distributed = world_size() > 1
+        sampler = (
+            DistributedSampler(dataset, seed=seed)
+            if distributed
+            else RandomSampler(cast(Sized, dataset), generator=generator)
+        )
+    batch_size = dataloader.batch_size or getattr(dataloader.batch_sampler, "batch_size", 1)
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=dataloader.collate_fn)
+
+
+def _endless(loader: DataLoader, model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Batches on the model's device, around and around."""
+    device, empty = next(model.parameters()).device, True
+    while True:
+        for batch in loader:
+            empty = False
+            yield {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in batch.items()}
+        if empty:
+            raise ValueError("the training dataset is empty: the warm-up has nothing to look at")
+
+
+@contextmanager
+def _own_random_state(seed: int) -> Iterator[None]:
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _settle_head(
+    model: nn.Module, batches: Iterator[dict[str, Any]], steps: int, lr: float, layers: list[SparseGradLayer]
+) -> None:
+    """Train whatever trains besides the SparseGrad values."""
+    values = {parameter for layer in layers for parameter in layer.sparsegrad_values.values()}
+    head = [p for p in model.parameters() if p.requires_grad and p not in values]
+    if not head:
+        raise ValueError(
+            "`head_steps` is set, but nothing besides SparseGrad trains: name the head in `modules_to_save`"
+        )
+    optimizer = AdamW(head, lr=lr)
+    for _ in range(steps):
+        loss = batch_loss(model, next(batches))
+        if loss is None:
+            raise ValueError("the batches gave no loss: put `labels` into them")
+        for parameter, gradient in zip(head, torch.autograd.grad(loss, head, allow_unused=True), strict=True):
+            parameter.grad = None if gradient is None else mean_over_ranks(gradient)
+        optimizer.step()
+    optimizer.zero_grad()

@@ -1,0 +1,148 @@
+"""The SparseGrad layer as a delta on a frozen layer, with a backward pass written by hand.
+
+    y = result + ((x U) Sᵀ) Vᵀ        ∂L/∂S = (∂L/∂y V)ᵀ (x U)        ∂L/∂x = ((∂L/∂y V) S) Uᵀ
+
+U (in, r_in) and V (out, r_out) are frozen, so the backward pass needs x U and never x, and the gradient of the full
+weight (out, in) is never formed. With square U and V this is the layer of SparseGrad (2024.emnlp-main.831,
+section 3.2) with the weight left where it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .sparse_by_dense import sparse_by_dense
+
+
+def delta_product(
+    result: torch.Tensor,
+    x: torch.Tensor,
+    values: torch.Tensor,
+    indices: torch.Tensor | None,
+    U: torch.Tensor | None,
+    V: torch.Tensor | None,
+    core_shape: tuple[int, int],
+    top_k: int | None = None,
+    skip_zeros: bool = False,
+) -> torch.Tensor:
+    """`result + ((x U) Sᵀ) Vᵀ`, computed in the dtype of `result`.
+
+    Args:
+        result: Output of the frozen layer, shape (..., out).
+        x: Its input, shape (..., in).
+        values: Trained values of the core, shape (k,); with `indices=None` all r_out * r_in of them.
+        indices: Flat positions of the values in the core, int64, shape (k,), or None for a dense core.
+        U: Input transition matrix (in, r_in), or None for the identity.
+        V: Output transition matrix (out, r_out), or None for the identity.
+        core_shape: (r_out, r_in).
+        top_k: If given, only this many entries of the values' gradient, the largest in magnitude, are kept: the
+            paper's dynamic support.
+        skip_zeros: Leave zero rows and columns out of the core's gradient product (paper, section 3.3).
+
+    Returns:
+        Shape (..., out), dtype of `result`.
+    """
+    x = x.to(result.dtype)
+    out = _DeltaProduct.apply(
+        result.reshape(-1, result.shape[-1]), x.reshape(-1, x.shape[-1]), values, indices, U, V, core_shape, top_k,
+        skip_zeros,
+    )  # fmt: skip
+    return out.view(result.shape)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def delta_weight(
+    values: torch.Tensor,
+    indices: torch.Tensor | None,
+    U: torch.Tensor | None,
+    V: torch.Tensor | None,
+    core_shape: tuple[int, int],
+) -> torch.Tensor:
+    """`V S Uᵀ`, shape (out, in), in the dtype of `values`. Arguments as in `delta_product`."""
+    delta = _core(values, indices, core_shape, values.dtype)
+    delta = delta if U is None else delta @ U.to(values.dtype).T
+    return delta if V is None else V.to(values.dtype) @ delta
+
+
+def observe_gradient(
+    result: torch.Tensor,
+    x: torch.Tensor,
+    values: torch.Tensor,
+    observer: Callable[[torch.Tensor, torch.Tensor], None],
+    blocks: bool,
+) -> torch.Tensor:
+    """Return `result` unchanged and hand the layer's input and output gradient to `observer` in the backward pass.
+
+    Args:
+        result: Output of the layer, shape (..., out).
+        x: Its input, shape (..., in); kept for the backward pass.
+        values: The parameter whose presence keeps the backward pass alive below the first trainable layer.
+        observer: Called with x (tokens, in) and ∂L/∂y (tokens, out).
+        blocks: Give `values` a gradient of zeros, so that it stays where it is while the warm-up watches.
+
+    Returns:
+        Shape of `result`.
+    """
+    return _ObserveGradient.apply(result, x, values, observer, blocks)  # pyright: ignore[reportReturnType]
+
+
+def _core(values, indices, core_shape, dtype):
+    """The core S (r_out, r_in) as a dense matrix."""
+    if indices is None:
+        return values.to(dtype).view(core_shape)
+    core = values.new_zeros(core_shape[0] * core_shape[1], dtype=dtype)
+    return core.index_copy(0, indices, values.to(dtype)).view(core_shape)
+
+
+def _keep_largest(gradient, k):
+    """`gradient` (n,) with all but its `k` entries of largest magnitude set to zero."""
+    if k >= gradient.numel():
+        return gradient
+    kept = gradient.abs().topk(k, sorted=False).indices
+    return torch.zeros_like(gradient).index_copy(0, kept, gradient[kept])
+
+
+class _DeltaProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, result, x, values, indices, U, V, core_shape, top_k, skip_zeros):
+        core = _core(values, indices, core_shape, result.dtype)
+        xu = x if U is None else x @ U
+        z = xu @ core.T
+        ctx.core_shape, ctx.top_k, ctx.skip_zeros = core_shape, top_k, skip_zeros
+        ctx.save_for_backward(xu if values.requires_grad else None, values, indices, U, V)
+        return result + z if V is None else torch.addmm(result, z, V.T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
+        xu, values, indices, U, V = ctx.saved_tensors
+        dz = dy if V is None else dy @ V
+        dx = dvalues = None
+        if ctx.needs_input_grad[1]:
+            dx = dz @ _core(values, indices, ctx.core_shape, dz.dtype)
+            dx = dx if U is None else dx @ U.T
+        if ctx.needs_input_grad[2]:
+            dcore = sparse_by_dense(dz.T, xu) if ctx.skip_zeros else dz.T @ xu
+            dvalues = dcore.flatten() if indices is None else dcore.flatten()[indices]
+            dvalues = dvalues if ctx.top_k is None else _keep_largest(dvalues, ctx.top_k)
+            dvalues = dvalues.to(values.dtype)
+        return (dy if ctx.needs_input_grad[0] else None), dx, dvalues, None, None, None, None, None, None
+
+
+class _ObserveGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, result, x, values, observer, blocks):
+        ctx.save_for_backward(x.reshape(-1, x.shape[-1]))
+        ctx.observer, ctx.blocks, ctx.like = observer, blocks, (values.shape, values.dtype, values.device)
+        return result.view_as(result)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        ctx.observer(x, dy.reshape(-1, dy.shape[-1]))
+        shape, dtype, device = ctx.like
+        dvalues = torch.zeros(shape, dtype=dtype, device=device) if ctx.blocks else None
+        return dy, None, dvalues, None, None

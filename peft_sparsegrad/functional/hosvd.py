@@ -1,0 +1,205 @@
+"""Streaming HOSVD: the transition matrices of a stack of gradients that is never stacked.
+
+The left singular vectors of the stack's unfoldings (SparseGrad, section 3.1) are the eigenvectors of the Gram
+matrices Σ GᵀG (in, in) and Σ GGᵀ (out, out), which are summed as the gradients G = dyᵀ x (out, in) go by: memory does
+not grow with the number of steps or blocks. For large layers the Gram matrices are replaced by sketches
+(Tropp et al. 2017, arXiv 1706.05736), and then G itself is never formed either.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+# Above this dimension a Gram matrix and its eigenvectors cost more than sketching it does.
+EXACT_LIMIT = 4096
+# The sketch is swept over the batches again until a sweep adds less than this share of captured energy.
+SKETCH_TOLERANCE = 0.01
+SKETCH_MAX_PASSES = 4
+
+
+@dataclasses.dataclass
+class Hosvd:
+    """Transition matrices of a group of layers.
+
+    Attributes:
+        U: Input transition matrix, shape (in, r_in), orthonormal columns, largest energy first.
+        V: Output transition matrix, shape (out, r_out), orthonormal columns, largest energy first.
+        spectrum_in: Gradient energy along each column of U, descending, and beyond r_in where it is known.
+        spectrum_out: The same for V.
+        energy: Σ ‖G‖² over everything observed; an estimate if it was sketched.
+        method: `"exact"` or `"sketch"`.
+    """
+
+    U: torch.Tensor
+    V: torch.Tensor
+    spectrum_in: torch.Tensor
+    spectrum_out: torch.Tensor
+    energy: float
+    method: str
+
+
+def hosvd_accumulator(
+    out_features: int, in_features: int, core_shape: tuple[int, int], device: torch.device | str = "cpu"
+) -> ExactHosvd | SketchedHosvd:
+    """The accumulator for a layer: exact up to `EXACT_LIMIT`, or where nearly every column is asked for."""
+    largest = max(out_features, in_features)
+    wide = any(2 * sketch_size(r) >= n for r, n in zip(core_shape, (out_features, in_features), strict=True))
+    if largest <= EXACT_LIMIT or wide:
+        return ExactHosvd(out_features, in_features, core_shape, device)
+    return SketchedHosvd(out_features, in_features, core_shape, device)
+
+
+def hosvd_of_weight(weight: torch.Tensor, core_shape: tuple[int, int]) -> Hosvd:
+    """The leading singular vectors of a weight (out, in): the data-free basis `"svd"`."""
+    accumulator = ExactHosvd(weight.shape[0], weight.shape[1], core_shape, weight.device)
+    accumulator.add_gradient(weight.detach().float())
+    return accumulator.result()
+
+
+def gradient_energy(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+    """‖dyᵀ x‖² of x (tokens, in) and dy (tokens, out), by whichever of two equal products is smaller."""
+    x, dy = _at_least_float32(x), _at_least_float32(dy)
+    tokens, out_features, in_features = x.shape[0], dy.shape[1], x.shape[1]
+    if tokens * (out_features + in_features) < out_features * in_features:
+        return ((x @ x.T) * (dy @ dy.T)).sum()
+    return (dy.T @ x).square().sum()
+
+
+class ExactHosvd:
+    """Sums both Gram matrices, in float64. Memory: in² + out² entries.
+
+    Args:
+        out_features: Rows of the gradient.
+        in_features: Columns of the gradient.
+        core_shape: (r_out, r_in), the columns wanted of V and U.
+        device: Where the Gram matrices are summed.
+    """
+
+    def __init__(
+        self, out_features: int, in_features: int, core_shape: tuple[int, int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.core_shape = core_shape
+        self.gram_in = torch.zeros(in_features, in_features, dtype=torch.float64, device=device)
+        self.gram_out = torch.zeros(out_features, out_features, dtype=torch.float64, device=device)
+
+    def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce = lambda t: t) -> None:
+        """Add the gradient dyᵀ x of x (tokens, in) and dy (tokens, out); `mean_over_ranks` makes it the global one."""
+        self.add_gradient(mean_over_ranks(_at_least_float32(dy).T @ _at_least_float32(x)))
+
+    def add_gradient(self, gradient: torch.Tensor) -> None:
+        """Add one gradient, shape (out, in)."""
+        gradient = gradient.to(self.gram_in.device)
+        self.gram_in += gradient.T @ gradient
+        self.gram_out += gradient @ gradient.T
+
+    def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
+        """One sweep over the batches is all it takes."""
+        return True
+
+    def result(self) -> Hosvd:
+        """Eigenvectors of what was summed, computed on the CPU."""
+        spectrum_out, V = leading_eigenvectors(self.gram_out, self.core_shape[0])
+        spectrum_in, U = leading_eigenvectors(self.gram_in, self.core_shape[1])
+        return Hosvd(U, V, spectrum_in, spectrum_out, self.gram_in.trace().item(), "exact")
+
+
+class SketchedHosvd:
+    """Sketches both Gram matrices. Memory: about 2 (r_in in + r_out out) entries. Arguments as in `ExactHosvd`.
+
+    A single pass misses the subspace of a flat spectrum. So `finish_pass` says whether the last sweep still added
+    captured energy; if it did, the next one starts from the subspace found so far (subspace iteration).
+    """
+
+    def __init__(
+        self, out_features: int, in_features: int, core_shape: tuple[int, int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.sketch_in = _GramSketch(in_features, core_shape[1], device)
+        self.sketch_out = _GramSketch(out_features, core_shape[0], device)
+
+    def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce = lambda t: t) -> None:
+        """Add one gradient, given as x (tokens, in) and dy (tokens, out); see `ExactHosvd.update`."""
+        x, dy = _at_least_float32(x), _at_least_float32(dy)
+        self.sketch_in.update(x, dy, mean_over_ranks)
+        self.sketch_out.update(dy, x, mean_over_ranks)
+
+    def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
+        """End a sweep over the batches. Returns whether another one would add next to nothing."""
+        settled_in = self.sketch_in.finish_pass(mean_over_ranks)
+        settled_out = self.sketch_out.finish_pass(mean_over_ranks)
+        return settled_in and settled_out
+
+    def result(self) -> Hosvd:
+        """Leading eigenvectors found by the last finished pass, on the CPU."""
+        (spectrum_in, U), (spectrum_out, V) = self.sketch_in.leading(), self.sketch_out.leading()
+        return Hosvd(U, V, spectrum_in, spectrum_out, self.sketch_in.energy, "sketch")
+
+
+class _GramSketch:
+    """Sketch Y = A Ω of the Gram matrix A = Σ GᵀG (n, n) for its `rank` leading eigenvectors."""
+
+    def __init__(self, n: int, rank: int, device: torch.device | str) -> None:
+        self.rank, self.passes, self.energy, self.captured = rank, 0, 0.0, 0.0
+        width = min(n, sketch_size(rank))
+        gaussian = torch.randn(n, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        self.omega = torch.linalg.qr(gaussian).Q.to(device)
+        self.product = torch.zeros_like(self.omega)
+        self.probed = torch.zeros((), dtype=torch.float64, device=device)
+
+    def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce) -> None:
+        """Add GᵀG Ω with G = dyᵀ x, as xᵀ(dy(dyᵀ(x Ω)))."""
+        projected = mean_over_ranks(dy.T @ (x @ self.omega.to(x.dtype)))
+        self.product += x.T @ (dy @ projected)
+        self.probed += projected.double().square().sum()
+
+    def finish_pass(self, mean_over_ranks: Reduce) -> bool:
+        self.passes += 1
+        product = mean_over_ranks(self.product).cpu().double()
+        omega = self.omega.cpu().double()
+        if self.passes == 1:  # a random orthonormal Ω sees its share of the energy, a converged one does not
+            self.energy = self.probed.item() * omega.shape[0] / omega.shape[1]
+        self.spectrum, self.vectors = _nystrom(product, omega)
+        before, self.captured = self.captured, self.spectrum[: self.rank].sum().item()
+        self.omega = torch.linalg.qr(product).Q.to(self.omega)
+        self.product, self.probed = torch.zeros_like(self.omega), torch.zeros_like(self.probed)
+        settled = self.captured - before <= SKETCH_TOLERANCE * self.captured
+        return settled or self.passes >= SKETCH_MAX_PASSES
+
+    def leading(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.spectrum, canonical_signs(self.vectors[:, : self.rank]).float()
+
+
+def sketch_size(rank: int) -> int:
+    """Columns of a sketch for `rank` eigenvectors: half as many again, for a spectrum without a gap."""
+    return rank + max(16, rank // 2)
+
+
+def leading_eigenvectors(gram: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All eigenvalues (n,), descending, and the `rank` leading eigenvectors (n, rank) of a Gram matrix, on the CPU."""
+    eigenvalues, vectors = torch.linalg.eigh(gram.cpu().double())
+    return eigenvalues.flip(0).clamp(min=0), canonical_signs(vectors.flip(1)[:, :rank]).float()
+
+
+def canonical_signs(vectors: torch.Tensor) -> torch.Tensor:
+    """Columns (n, r) with the entry of largest magnitude made positive: a basis that does not depend on the solver."""
+    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+    return vectors * torch.where(largest < 0, -1.0, 1.0)
+
+
+def _nystrom(product: torch.Tensor, omega: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eigenvalues and eigenvectors of the Nyström approximation of A, from `product` = A Ω (arXiv 1706.05736)."""
+    shift = torch.finfo(product.dtype).eps * product.norm().clamp(min=torch.finfo(product.dtype).tiny)
+    shifted = product + shift * omega
+    small = omega.T @ shifted
+    eigenvalues, rotation = torch.linalg.eigh((small + small.T) / 2)
+    root = rotation * eigenvalues.clamp(min=shift.item()).rsqrt()
+    vectors, singular_values, _ = torch.linalg.svd(shifted @ root, full_matrices=False)
+    return (singular_values.square() - shift).clamp(min=0), vectors
+
+
+def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

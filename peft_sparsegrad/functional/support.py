@@ -1,0 +1,94 @@
+"""The support: which entries of the core train, and how it is stored."""
+
+from __future__ import annotations
+
+import torch
+
+
+def core_gradient(x: torch.Tensor, dy: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None) -> torch.Tensor:
+    """`G̃ = (dy V)ᵀ (x U)`, shape (r_out, r_in), in at least float32; None stands for the identity."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    xu = x.to(dtype) if U is None else x.to(dtype) @ U.to(dtype)
+    dz = dy.to(dtype) if V is None else dy.to(dtype) @ V.to(dtype)
+    return dz.T @ xu
+
+
+def select_support(score: torch.Tensor, k: int) -> torch.Tensor:
+    """The `k` entries with the highest score.
+
+    Args:
+        score: Any shape; larger is better. Moved to the CPU, so that every device picks the same entries on ties.
+        k: Number of entries.
+
+    Returns:
+        Sorted flat indices, int64, shape (k,).
+
+    Raises:
+        ValueError: If the score is not finite.
+    """
+    score = score.detach().flatten().cpu()
+    if not torch.isfinite(score).all():
+        raise ValueError("the scores that choose the support contain NaN or Inf")
+    return torch.topk(score, k, sorted=False).indices.sort().values
+
+
+def spread_support(num_entries: int, k: int) -> torch.Tensor:
+    """One entry from each of `k` equal stretches of the core: a data-free support, the same on every machine.
+
+    Returns:
+        Sorted flat indices, int64, shape (k,). The global random state is not touched.
+    """
+    generator = torch.Generator().manual_seed(0)
+    edges = torch.arange(k + 1, dtype=torch.float64) * (num_entries / k)
+    starts, widths = edges[:-1].ceil(), edges[1:].ceil() - edges[:-1].ceil()
+    offset = (torch.rand(k, dtype=torch.float64, generator=generator) * widths).floor()
+    return (starts + offset).long()
+
+
+def packed_support_size(num_entries: int, k: int) -> tuple[int, torch.dtype]:
+    """Length and dtype of a packed support: a bit mask (uint8), or flat int32 indices where those are smaller."""
+    mask_bytes = -(-num_entries // 8)
+    return (mask_bytes, torch.uint8) if mask_bytes <= 4 * k else (k, torch.int32)
+
+
+def pack_support(indices: torch.Tensor, num_entries: int) -> torch.Tensor:
+    """Sorted flat indices (k,) as a bit mask or as int32 indices, whichever is smaller. See `unpack_support`."""
+    size, dtype = packed_support_size(num_entries, indices.numel())
+    if dtype is torch.int32:
+        return indices.to(torch.int32)
+    bits = torch.zeros(size * 8, dtype=torch.uint8, device=indices.device)
+    bits[indices.long()] = 1
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=indices.device)
+    return (bits.view(-1, 8) * weights).sum(1, dtype=torch.uint8)
+
+
+def unpack_support(packed: torch.Tensor, num_entries: int, k: int) -> torch.Tensor:
+    """Inverse of `pack_support`, with every check that a damaged file calls for.
+
+    Args:
+        packed: Bit mask (uint8, one bit an entry, lowest bit first) or flat indices (int32).
+        num_entries: Entries of the core.
+        k: Entries that the support must have.
+
+    Returns:
+        Sorted flat indices, int64, shape (k,), on the device of `packed`.
+
+    Raises:
+        ValueError: If dtype or size are wrong, or entries are missing, duplicated, unsorted or out of range.
+    """
+    size, dtype = packed_support_size(num_entries, k)
+    if packed.dtype != dtype or packed.shape != (size,):
+        raise ValueError(
+            f"a support of {k} of {num_entries} entries is stored as {dtype} of shape ({size},), "
+            f"not as {packed.dtype} of shape {tuple(packed.shape)}"
+        )
+    if dtype is torch.uint8:
+        shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+        indices = ((packed.unsqueeze(1) >> shifts) & 1).flatten().nonzero().flatten()
+    else:
+        indices = packed.long()
+    if indices.numel() != k:
+        raise ValueError(f"the support has {indices.numel()} entries, not {k}")
+    if indices.numel() and (indices[0] < 0 or indices[-1] >= num_entries or (indices.diff() <= 0).any()):
+        raise ValueError(f"the support's indices must be sorted, unique and within [0, {num_entries})")
+    return indices

@@ -1,0 +1,134 @@
+"""SparseGrad as LoRA: for servers that know nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from peft import LoraConfig, PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import save_file
+from torch import nn
+
+from .sparsegrad.checkpoint import check_settled
+from .sparsegrad.layer import SparseGradLayer, sparsegrad_layers
+
+
+@dataclass
+class LoraConversion:
+    """A LoRA adapter made of a SparseGrad adapter.
+
+    Attributes:
+        config: Its configuration, with the rank of every module.
+        state_dict: Its tensors, under the names that PEFT saves.
+        errors: Module name to ‖ΔW − BA‖ / ‖ΔW‖, in the Frobenius norm.
+    """
+
+    config: LoraConfig
+    state_dict: dict[str, torch.Tensor]
+    errors: dict[str, float]
+
+    @property
+    def largest_error(self) -> float:
+        return max(self.errors.values())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `adapter_config.json` and `adapter_model.safetensors` to a directory."""
+        os.makedirs(path, exist_ok=True)
+        save_file(self.state_dict, os.path.join(path, SAFETENSORS_WEIGHTS_NAME), metadata={"format": "pt"})
+        self.config.save_pretrained(os.fspath(path))
+
+
+@torch.no_grad()
+def convert_to_lora(model: nn.Module, rank: int | None = None, adapter_name: str = "default") -> LoraConversion:
+    """Convert a SparseGrad adapter to a LoRA adapter that gives the same outputs.
+
+    ΔW = V S Uᵀ has at most as many independent rows as S has rows, or columns, that hold a value; without a `rank`
+    that number is the LoRA's, and the conversion is exact.
+
+    Args:
+        model: A model with a trained SparseGrad adapter, not merged. It is not changed.
+        rank: Rank of every module, by truncated SVD; None for an exact conversion.
+        adapter_name: The adapter.
+
+    Returns:
+        The adapter and, per module, the relative error of its ΔW.
+
+    Raises:
+        ValueError: If there is no such adapter, it is still in its warm-up, it trains other modules, or rank < 1.
+    """
+    layers = sparsegrad_layers(model, adapter_name)
+    if not layers:
+        raise ValueError(f"the model has no SparseGrad adapter named {adapter_name!r}")
+    if rank is not None and rank < 1:
+        raise ValueError(f"`rank` must be at least 1, not {rank}")
+    if any(isinstance(module, AuxiliaryTrainingWrapper) for module in model.modules()):
+        raise ValueError(
+            "the adapter also trains `modules_to_save` or tokens, which the LoRA adapter would not have: use "
+            "`model.merge_and_unload()` for a model with everything in it"
+        )
+    check_settled(layers, adapter_name)
+    tensors, ranks, errors = {}, {}, {}
+    for layer in layers:
+        name = layer.adapter(adapter_name).plan.name
+        a, b = _exact_factors(layer, adapter_name)
+        delta = b @ a
+        if rank is not None and rank < a.shape[0]:
+            a, b = _truncate(a, b, rank)
+        norm = delta.norm().item()
+        errors[name] = (delta - b @ a).norm().item() / norm if norm else 0.0
+        ranks[name] = a.shape[0]
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.float().cpu().contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.float().cpu().contiguous()
+    return LoraConversion(_lora_config(model, adapter_name, layers, ranks), tensors, errors)
+
+
+def _lora_config(
+    model: nn.Module, adapter_name: str, layers: list[SparseGradLayer], ranks: dict[str, int]
+) -> LoraConfig:
+    ours = cast("dict[str, PeftConfig]", model.peft_config)[adapter_name]
+    largest = max(ranks.values())
+    pattern = {re.escape(name): r for name, r in ranks.items() if r != largest}
+    return LoraConfig(
+        r=largest,
+        lora_alpha=largest,
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern),
+        target_modules=sorted(ranks),
+        task_type=ours.task_type,
+        base_model_name_or_path=ours.base_model_name_or_path,
+        inference_mode=True,
+        fan_in_fan_out=layers[0].fan_in_fan_out,
+    )
+
+
+def _exact_factors(layer: SparseGradLayer, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (r, in) and B (out, r) with B A = V S Uᵀ, and r the rows or columns of S in use, whichever are fewer."""
+    plan, values = layer.adapter(adapter_name).plan, layer.adapter(adapter_name).values.detach()
+    core = values.new_zeros(plan.num_entries, dtype=torch.float64)
+    indices = layer.adapter(adapter_name).support.indices
+    core[slice(None) if indices is None else indices] = values.double()
+    core = core.view(plan.core_shape)
+    group = layer.adapter(adapter_name).group
+    U = torch.eye(plan.core_shape[1]) if group.U is None else group.U
+    V = torch.eye(plan.core_shape[0]) if group.V is None else group.V
+    U, V = U.to(core), V.to(core)
+    rows, columns = (core != 0).any(1), (core != 0).any(0)
+    if not core.any():
+        rows[0] = columns[0] = True  # LoRA knows no rank 0
+    if rows.sum() <= columns.sum():
+        return core[rows] @ U.T, V[:, rows]
+    return U[:, columns].T, V @ core[:, columns]
+
+
+def _truncate(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best factors of `rank` for b @ a, from the SVD of a small matrix between two orthogonal ones."""
+    q_b, r_b = torch.linalg.qr(b)
+    q_a, r_a = torch.linalg.qr(a.T)
+    left, singular_values, right = torch.linalg.svd(r_b @ r_a.T)
+    root = singular_values[:rank].sqrt()
+    return (q_a @ right[:rank].T * root).T, q_b @ left[:, :rank] * root

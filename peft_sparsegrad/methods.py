@@ -1,0 +1,105 @@
+"""One table of methods for the examples, the benchmarks and the generic tests: same modules, same budget."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from .optimizer import create_sparsegrad_optimizer
+from .sparsegrad.config import SparseGradConfig
+from .sparsegrad.model import SparseGradModel
+from .sparsegrad.plan import in_out_features
+from .sparsegrad.targets import set_default_targets
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of fine-tuning the same linear layers.
+
+    Attributes:
+        name: Key in the table.
+        description: One line.
+        attach: Called with (model, target_modules, density, **overrides); returns the model to train.
+        make_optimizer: Called with (model, lr); None means AdamW over what requires a gradient.
+    """
+
+    name: str
+    description: str
+    attach: Callable[..., nn.Module]
+    make_optimizer: Callable[[nn.Module, float], Any] | None = None
+
+
+def _sparsegrad(**settings: Any) -> Callable[..., nn.Module]:
+    def attach(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> PeftModel:
+        config = SparseGradConfig(target_modules=target_modules, density=density, **{**settings, **overrides})
+        return get_peft_model(model, config)  # pyright: ignore
+
+    return attach
+
+
+def _lora(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> PeftModel:
+    """LoRA with, in every layer, the rank whose r (in + out) values are closest to `density` of the weight."""
+    ranks = {name: lora_rank(*in_out_features(m), density) for name, m in targeted(model, target_modules)}
+    r = max(ranks.values())
+    pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != r}
+    settings = {"lora_alpha": r, "alpha_pattern": dict(pattern), **overrides}
+    config = LoraConfig(r=r, rank_pattern=pattern, target_modules=list(ranks), **settings)
+    return get_peft_model(model, config)  # pyright: ignore
+
+
+def _full(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> nn.Module:
+    """The target weights themselves train, and `modules_to_save` with them; the rest is frozen."""
+    model.requires_grad_(False)
+    for _, module in targeted(model, target_modules):
+        module.requires_grad_(True)
+    for name in overrides.get("modules_to_save", ()):
+        model.get_submodule(name).requires_grad_(True)
+    return model
+
+
+def lora_rank(in_features: int, out_features: int, density: float) -> int:
+    """Rank at which LoRA has about as many values as `density` of the weight, at least 1."""
+    return max(1, round(density * in_features * out_features / (in_features + out_features)))
+
+
+def targeted(model: nn.Module, target_modules: Any) -> list[tuple[str, nn.Module]]:
+    """The modules that SparseGrad would adapt, in the model's order."""
+    config = SparseGradConfig(target_modules=target_modules)
+    if target_modules is None:
+        set_default_targets(config, getattr(getattr(model, "config", None), "model_type", None))
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if name and SparseGradModel._check_target_module_exists(config, name)
+    ]
+    if not found:
+        raise ValueError(f"no module of the model matches target_modules={target_modules!r}")
+    return found
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("sparsegrad", "SparseGrad, support chosen once", _sparsegrad()),
+        Method(
+            "sparsegrad-dynamic",
+            "SparseGrad, the largest gradients of each step (the paper's)",
+            _sparsegrad(support="dynamic"),
+            create_sparsegrad_optimizer,
+        ),
+        Method("meprop", "MeProp: the weight's own basis, support chosen once", _sparsegrad(basis="identity")),
+        Method(
+            "meprop-dynamic",
+            "MeProp: the weight's own basis, the largest gradients of each step (the paper's)",
+            _sparsegrad(basis="identity", support="dynamic"),
+            create_sparsegrad_optimizer,
+        ),
+        Method("lora", "LoRA with as many trained values", _lora),
+        Method("full", "the target weights themselves", _full),
+    )
+}

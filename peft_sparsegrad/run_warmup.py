@@ -1,0 +1,170 @@
+"""The explicit warm-up: run it before training, look at its report, then train."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from .distributed import is_main_process
+from .sparsegrad.layer import SparseGradLayer, sparsegrad_layers
+from .sparsegrad.report import WarmUpReport
+from .sparsegrad.warmup import WarmUp
+
+Batches = Iterable[Any] | Callable[[], Any]
+DEFAULT_STEPS = 32
+
+
+def warmup(
+    model: nn.Module,
+    batches: Batches,
+    steps: int | None = None,
+    adapter_name: str | None = None,
+    progress: bool = True,
+) -> WarmUpReport:
+    """Find the transition matrices and the supports of a SparseGrad adapter (paper, section 3.1).
+
+    Gradients of `steps` batches are watched in two or more sweeps over the same batches. Nothing is trained; the
+    model's mode (train or eval) is left as it is. Under `torch.distributed` every rank passes batches of its own and
+    all of them end with identical bases and supports.
+
+    Args:
+        model: A model with a SparseGrad adapter that has not been trained yet.
+        batches: Batches for `model(**batch).loss`; or a callable without arguments that runs one forward and one
+            backward pass, for any other loss.
+        steps: Batches to use; None for the configuration's `warmup_steps`, or fewer if there are not as many.
+        adapter_name: The adapter; None for the active one.
+        progress: Show a progress bar on rank 0.
+
+    Returns:
+        What was found, per group: spectrum, rank, gradient energy captured, seconds.
+
+    Raises:
+        ValueError: If there is nothing to warm up, or the batches are too few, have no loss, or give NaN or Inf. The
+            adapter is then as it was.
+    """
+    adapter_name, layers = _layers_to_warm_up(model, adapter_name)
+    plan = layers[0].adapter(adapter_name).plan
+    passes = _passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS)
+    collector = WarmUp(adapter_name, layers, needs_basis=plan.basis == "hosvd")
+    with _watching(layers, adapter_name, collector), _gradients_kept_aside(model):
+        sweep = 0
+        while not collector.done:
+            sweep += 1
+            bar = tqdm(passes, desc=f"warm-up, sweep {sweep}", disable=not (progress and is_main_process()))
+            for run_pass in bar:
+                with torch.enable_grad():
+                    run_pass()
+            collector.end_sweep()
+    assert collector.report is not None
+    return collector.report
+
+
+def _layers_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[str, list[SparseGradLayer]]:
+    every = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
+    if not every:
+        raise ValueError(
+            "the model has no SparseGrad adapter: call `get_peft_model(model, SparseGradConfig(...))` first"
+        )
+    name = adapter_name or every[0].active_adapters[0]
+    layers = sparsegrad_layers(model, name)
+    if not layers:
+        raise ValueError(f"the model has no SparseGrad adapter named {name!r}")
+    plan = layers[0].adapter(name).plan
+    if plan.basis != "hosvd" and plan.dynamic:
+        raise ValueError(f"there is nothing to warm up: basis={plan.basis!r} with support='dynamic' needs no data")
+    if any(layer.merged for layer in layers):
+        raise ValueError("the model is merged: call `unmerge_adapter` before the warm-up")
+    if name not in layers[0].active_adapters or not layers[0].adapter(name).values.requires_grad:
+        raise ValueError(f"the adapter {name!r} does not train: call `set_adapter({name!r})` before the warm-up")
+    if any(layer.adapter(name).values.any() for layer in layers):
+        raise ValueError(
+            f"the adapter {name!r} has been trained: another basis or support would give its values, and the moments "
+            "of an optimizer that has been built for them, to other entries. Add a new adapter and warm that up."
+        )
+    return name, layers
+
+
+def _passes(model: nn.Module, batches: Batches, steps: int | None, default_steps: int) -> list[Callable[[], Any]]:
+    """One callable per pass; the batches are kept, since they are gone through more than once."""
+    if steps is not None and steps < 1:
+        raise ValueError(f"`steps` must be at least 1, not {steps}")
+    if callable(batches) and not isinstance(batches, Iterable):
+        return [_until_dry(batches)] * (steps or default_steps)
+    assert isinstance(batches, Iterable)
+    kept = list(itertools.islice(iter(batches), steps or default_steps))
+    if not kept or (steps is not None and len(kept) < steps):
+        raise ValueError(
+            f"the batches ran dry after {len(kept)} of {steps or default_steps}: pass more of them, or fewer `steps`"
+        )
+    return [lambda index=index, batch=batch: _backward(model, batch, index) for index, batch in enumerate(kept)]
+
+
+def _until_dry(run_pass: Callable[[], Any]) -> Callable[[], Any]:
+    def checked() -> None:
+        try:
+            run_pass()
+        except StopIteration as error:
+            raise ValueError("the batches ran dry: the warm-up calls its callable twice or more per step") from error
+
+    return checked
+
+
+def _backward(model: nn.Module, batch: Any, index: int) -> None:
+    device = next(model.parameters()).device
+    loss = batch_loss(model, {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in batch.items()})
+    if loss is None:
+        raise ValueError(f"warm-up batch {index} gave no loss: put `labels` into the batch, it has {sorted(batch)}")
+    if not torch.isfinite(loss):
+        raise ValueError(f"warm-up batch {index} gave a loss of {loss.item()}: check its inputs and labels")
+    loss.backward()
+
+
+def batch_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor | None:
+    """The loss that the model computes for a batch, None if it computes none."""
+    output = model(**batch)
+    return output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+
+
+@contextmanager
+def _watching(layers: list[SparseGradLayer], adapter_name: str, collector: WarmUp) -> Iterator[None]:
+    """Let the collector watch; if it does not come to an end, put everything back as it was."""
+    before = [(layer, layer.sparsegrad_warmup.get(adapter_name)) for layer in layers]
+    states = [
+        (buffer, buffer.clone())
+        for layer in layers
+        for module in (layer.adapter(adapter_name).support, layer.adapter(adapter_name).group)
+        for buffer in module.buffers()
+    ]
+    for layer in layers:
+        layer.adapter(adapter_name).support.unsettle()
+        layer.sparsegrad_warmup[adapter_name] = collector
+    try:
+        yield
+    finally:
+        if not collector.done:
+            for buffer, state in states:
+                buffer.copy_(state)
+            for layer, observer in before:
+                layer.adapter(adapter_name).support.forget()
+                layer.sparsegrad_warmup.pop(adapter_name, None)
+                if observer is not None:
+                    layer.sparsegrad_warmup[adapter_name] = observer
+
+
+@contextmanager
+def _gradients_kept_aside(model: nn.Module) -> Iterator[None]:
+    """The passes leave no gradient behind, not on a task head either."""
+    kept = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.requires_grad]
+    for parameter, _ in kept:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in kept:
+            parameter.grad = gradient

@@ -1,0 +1,162 @@
+"""Settings of SparseGrad."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from peft.config import PeftConfig
+
+from ..registration import add_peft_type
+
+
+@dataclass
+class SparseGradConfig(PeftConfig):
+    """Settings of a [`SparseGradModel`]: about 1% of each MLP weight trains, in the basis of its warm-up gradients.
+
+    Method: Chekalina et al., *SparseGrad: A Selective Method for Efficient Fine-tuning of MLP Layers* (EMNLP 2024,
+    2024.emnlp-main.831). With `S` the trained core and `U`, `V` the transition matrices of a group of layers,
+
+        y = base(x) + ((x U) Sᵀ) Vᵀ
+
+    Args:
+        target_modules: Names or a regular expression of the linear layers to adapt, `"all-linear"`, or None for the
+            MLP layers of a known model type (`up_proj` and `down_proj` for LLaMA-like models).
+        exclude_modules: Names or a regular expression of modules to leave alone.
+        layers_to_transform: Indices of the transformer blocks to adapt; the paper's LLaMA-2 runs take every third.
+        layers_pattern: Name of the list of blocks, where `layers_to_transform` cannot find it.
+        modules_to_save: Other modules to train and save in full, a task head for instance.
+        trainable_token_indices: Rows of the embedding to train, as in LoRA.
+        density: Trained share of each weight's entries, in (0, 1].
+        num_values: Trained values per layer, in place of `density`.
+        rank: Columns of the transition matrices in use: one number, a pair (out, in), `"full"`, or `"auto"`: a little
+            wider than the values need. Time, memory and bytes grow with it, and so does what the support can choose.
+        basis: `"hosvd"` of warm-up gradients, `"svd"` of each weight, or `"identity"` (MeProp).
+        support: `"static"`: entries chosen once, after the warm-up. `"dynamic"`: the whole core trains and each
+            backward pass keeps its largest `density` of gradients; use `create_sparsegrad_optimizer` with it.
+        support_score: What chooses a static support: `"mean"`, |Σ G̃|, or `"energy"`, Σ G̃².
+        warmup_steps: Training backward passes observed before training starts, where no explicit warm-up is run.
+            0 trains at once, in a data-free basis.
+        transition_matrices: File written by `save_transition_matrices`, in place of a warm-up.
+        init_weights: False fills the values with noise and skips the warm-up. For tests.
+        density_pattern: Density for the modules whose names match a key (a suffix or regular expression).
+        rank_pattern: Rank for the modules whose names match a key.
+
+    Raises:
+        ValueError: For a field out of range, by its name.
+    """
+
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Linear layers to adapt. None: the MLP layers of a known model type."}
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Modules to leave alone: names or a regular expression."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the transformer blocks to adapt. None: all."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of blocks that `layers_to_transform` counts in."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Other modules to train and save in full, a task head for instance."}
+    )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Rows of the embedding to train, as in LoRA."}
+    )
+    density: float = field(default=0.01, metadata={"help": "Trained share of each weight's entries, in (0, 1]."})
+    num_values: int | None = field(default=None, metadata={"help": "Trained values per layer, in place of `density`."})
+    rank: int | tuple[int, int] | Literal["full", "auto"] = field(
+        default="auto", metadata={"help": "Columns of U and V in use: int, (out, in), 'full' or 'auto'."}
+    )
+    basis: Literal["hosvd", "svd", "identity"] = field(
+        default="hosvd", metadata={"help": "'hosvd' of warm-up gradients, 'svd' of each weight, or 'identity'."}
+    )
+    support: Literal["static", "dynamic"] = field(
+        default="static", metadata={"help": "'static': chosen once. 'dynamic': the largest gradients of each pass."}
+    )
+    support_score: Literal["mean", "energy"] = field(
+        default="mean", metadata={"help": "What chooses a static support: 'mean', |Σ G̃|, or 'energy', Σ G̃²."}
+    )
+    warmup_steps: int = field(
+        default=32, metadata={"help": "Backward passes observed before training starts; 0 needs no data."}
+    )
+    transition_matrices: str | None = field(
+        default=None, metadata={"help": "File of `save_transition_matrices`, in place of a warm-up."}
+    )
+    init_weights: bool = field(
+        default=True, metadata={"help": "False: noise in place of zeros and no warm-up. For tests."}
+    )
+    density_pattern: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "Density of the modules whose names match a key."}
+    )
+    rank_pattern: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "Rank of the modules whose names match a key."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = add_peft_type("SPARSEGRAD")
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)  # pyright: ignore[reportAttributeAccessIssue]
+        self.rank = _checked_rank("rank", self.rank)
+        self.rank_pattern = {key: _checked_rank(f"rank_pattern[{key!r}]", r) for key, r in self.rank_pattern.items()}
+        self._check_ranges()
+        self._check_choices()
+        self._check_combinations()
+
+    def _check_ranges(self) -> None:
+        for name, density in [("density", self.density), *_entries("density_pattern", self.density_pattern)]:
+            if not 0 < density <= 1:
+                raise ValueError(f"`{name}` must be in (0, 1], not {density}: it is a share, 0.01 trains 1%")
+        if self.num_values is not None and self.num_values < 1:
+            raise ValueError(f"`num_values` must be at least 1, not {self.num_values}")
+        if self.warmup_steps < 0 or self.warmup_steps == 1:
+            raise ValueError(
+                f"`warmup_steps` must be 0 (no warm-up) or at least 2 (one pass for the basis, one for the support), "
+                f"not {self.warmup_steps}"
+            )
+
+    def _check_choices(self) -> None:
+        choices = {"basis": ("hosvd", "svd", "identity"), "support": ("static", "dynamic")}
+        for name, allowed in {**choices, "support_score": ("mean", "energy")}.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+
+    def _check_combinations(self) -> None:
+        for name in ("layers_to_transform", "layers_pattern"):
+            if isinstance(self.target_modules, str) and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` cannot be used when `target_modules` is a str; give a list of names")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("`layers_pattern` needs `layers_to_transform`: it says where those are counted")
+        if self.basis == "identity" and (self.rank not in ("auto", "full") or self.rank_pattern):
+            raise ValueError(
+                "`rank` has no meaning with basis='identity', whose columns are in no order of importance: "
+                "leave it at 'auto'"
+            )
+        if self.transition_matrices is not None and self.basis != "hosvd":
+            raise ValueError(f"`transition_matrices` is a HOSVD basis and cannot be used with basis={self.basis!r}")
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Save without `transition_matrices`: the adapter carries its own, and the file may not be there later."""
+        path, self.transition_matrices = self.transition_matrices, None
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.transition_matrices = path
+
+
+def _entries(name: str, pattern: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [(f"{name}[{key!r}]", value) for key, value in pattern.items()]
+
+
+def _checked_rank(name: str, rank: Any) -> Any:
+    """`rank` with a list, as JSON gives it, made a pair again."""
+    if rank in ("full", "auto"):
+        return rank
+    numbers = rank if isinstance(rank, (tuple, list)) else (rank,)
+    if len(numbers) in (1, 2) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
+        return tuple(numbers) if isinstance(rank, (tuple, list)) and len(numbers) == 2 else numbers[0]
+    raise ValueError(f"`{name}` must be a positive int, a pair of them (out, in), 'full' or 'auto', not {rank!r}")

@@ -1,0 +1,135 @@
+"""The SparseGrad tuner: injects the layers, shares their transition matrices and checks what is saved and loaded."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import get_quantization_kwargs
+from torch import nn
+
+from .checkpoint import check_adapter_tensors, check_settled
+from .config import SparseGradConfig
+from .layer import SparseGradLayer, SparseGradLinear, sparsegrad_layers
+from .plan import LayerPlan, plan_layer
+from .state import TransitionMatrices
+from .targets import TARGET_MODULES, set_default_targets
+from .transition_file import TransitionFile
+from .warmup import WarmUp
+
+
+class SparseGradModel(BaseTuner):
+    """Adds SparseGrad to a model.
+
+    Method: Chekalina et al., *SparseGrad: A Selective Method for Efficient Fine-tuning of MLP Layers* (EMNLP 2024,
+    2024.emnlp-main.831).
+
+    Args:
+        model: The model to adapt.
+        config: A [`SparseGradConfig`].
+        adapter_name: Name of the adapter.
+        low_cpu_mem_usage: Create the trained values without storage, for loading.
+
+    Example:
+
+        >>> import peft_sparsegrad
+        >>> from peft import get_peft_model
+        >>> from transformers import AutoModelForCausalLM
+        >>> base = AutoModelForCausalLM.from_pretrained("meta-llama/Llama-2-7b-chat-hf")
+        >>> model = get_peft_model(base, peft_sparsegrad.SparseGradConfig(task_type="CAUSAL_LM"))
+    """
+
+    prefix: str = "sparsegrad_"
+    tuner_layer_cls = SparseGradLayer
+    target_module_mapping = TARGET_MODULES
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config = cast(SparseGradConfig, self.peft_config[adapter_name])
+        layers = sparsegrad_layers(model, adapter_name)
+        if config.inference_mode or not layers:
+            return
+        if self._transition_file is not None:
+            self._transition_file.apply(adapter_name, layers)
+        waiting = [layer for layer in layers if not layer.adapter(adapter_name).support.is_settled]
+        if waiting:
+            needs_basis = config.basis == "hosvd" and self._transition_file is None
+            warmup = WarmUp(adapter_name, waiting, needs_basis, budget=config.warmup_steps)
+            for layer in waiting:
+                layer.sparsegrad_warmup[adapter_name] = warmup
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        if cast(SparseGradConfig, peft_config).target_modules is None:
+            set_default_targets(peft_config, model_config.get("model_type"))
+        return peft_config
+
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        """Plan every layer, and read the transition matrices, before any of them is changed."""
+        assert isinstance(peft_config, SparseGradConfig)
+        self._shared: dict[tuple[Any, ...], TransitionMatrices] = {}
+        self._transition_file: TransitionFile | None = None
+        plans = self._plan_targets(peft_config, model)
+        if peft_config.transition_matrices is not None and not peft_config.inference_mode:
+            self._transition_file = TransitionFile.read(peft_config.transition_matrices)
+            self._transition_file.check(plans)
+
+    def _plan_targets(self, config: SparseGradConfig, model: nn.Module) -> list[LayerPlan]:
+        plans = []
+        inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+        if config.target_modules == "all-linear":
+            return plans  # PEFT works out which modules those are, all of them linear
+        for name, module in model.named_modules():
+            if name and not name.startswith(inside or ("\0",)) and self._check_target_module_exists(config, name):
+                plans.append(self._plan(config, name, module))
+        return plans
+
+    def _plan(self, config: SparseGradConfig, name: str, module: nn.Module) -> LayerPlan:
+        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        return plan_layer(config, name, base, **get_quantization_kwargs(self.model))
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        assert isinstance(peft_config, SparseGradConfig)
+        plan = self._plan(peft_config, current_key, target)
+        shared = self._shared.get(plan.group)
+        inference_mode = peft_config.inference_mode
+        if isinstance(target, SparseGradLayer):
+            layer = target
+            layer.update_layer(adapter_name, plan, shared, inference_mode)
+        else:
+            kwargs = get_quantization_kwargs(self.model)
+            layer = SparseGradLinear(target, adapter_name, plan, shared, inference_mode, **kwargs)
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+        self._shared[plan.group] = layer.adapter(adapter_name).group
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        check_settled(sparsegrad_layers(model, adapter_name), adapter_name)
+        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_adapter_tensors(model, adapter_name, remapped, cls.prefix)
+        return remapped

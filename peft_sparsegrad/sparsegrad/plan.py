@@ -1,0 +1,110 @@
+"""What an adapter will be on one layer, worked out from the configuration before anything is changed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from peft.tuners.tuners_utils import _get_in_out_features
+from peft.utils import resolve_quantization_backend
+from peft.utils.other import get_pattern_key
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..functional import core_shape, num_trained_values
+from .config import SparseGradConfig
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Shapes and choices of an adapter on one layer.
+
+    Attributes:
+        name: Name of the module in the base model.
+        role: The name with its numbers replaced by `*`: what a block's layer has in common with the other blocks'.
+        weight_shape: (out, in).
+        k: Trained values; with a dynamic support, entries updated in a step.
+        core_shape: (r_out, r_in) of the core.
+        basis: As in the configuration.
+        dynamic: Whether the whole core trains, its largest gradients at a time.
+        support_score: As in the configuration.
+        warmup_steps: Backward passes to watch before training; 0 if the adapter trains from the start.
+        init_weights: False fills the values with noise.
+    """
+
+    name: str
+    role: str
+    weight_shape: tuple[int, int]
+    k: int
+    core_shape: tuple[int, int]
+    basis: str
+    dynamic: bool
+    support_score: str
+    warmup_steps: int
+    init_weights: bool
+
+    @property
+    def group(self) -> tuple[str, tuple[int, int], tuple[int, int]]:
+        """Layers with the same group share their transition matrices."""
+        return self.role, self.weight_shape, self.core_shape
+
+    @property
+    def num_entries(self) -> int:
+        """Entries of the core."""
+        return self.core_shape[0] * self.core_shape[1]
+
+    @property
+    def identity(self) -> bool:
+        return self.basis == "identity"
+
+
+def plan_layer(config: SparseGradConfig, name: str, module: nn.Module, **backend_kwargs: Any) -> LayerPlan:
+    """The plan for the module `name`.
+
+    Raises:
+        TypeError: If the module is not a linear layer.
+        ValueError: If the values asked for do not fit into its core.
+    """
+    check_is_linear(name, module, **backend_kwargs)
+    in_features, out_features = in_out_features(module)
+    density = config.density_pattern.get(get_pattern_key(list(config.density_pattern), name), config.density)
+    rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.rank)
+    k = num_trained_values(out_features, in_features, density, config.num_values)
+    try:
+        shape = core_shape(out_features, in_features, k, "full" if config.basis == "identity" else rank)
+    except ValueError as error:
+        raise ValueError(f"module {name!r}, density={density}, num_values={config.num_values}: {error}") from error
+    needs_data = config.basis == "hosvd" or config.support == "static"
+    return LayerPlan(
+        name=name,
+        role=name if config.basis == "svd" else re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name),
+        weight_shape=(out_features, in_features),
+        k=k,
+        core_shape=shape,
+        basis=config.basis,
+        dynamic=config.support == "dynamic",
+        support_score=config.support_score,
+        warmup_steps=config.warmup_steps if needs_data and config.init_weights else 0,
+        init_weights=config.init_weights,
+    )
+
+
+def in_out_features(module: nn.Module) -> tuple[int, int]:
+    """Dimensions of a linear layer, in PEFT's order."""
+    in_features, out_features = _get_in_out_features(module)
+    if in_features is None or out_features is None:
+        raise TypeError(f"cannot tell the dimensions of a {type(module).__name__}")
+    return in_features, out_features
+
+
+def check_is_linear(name: str, module: nn.Module, **backend_kwargs: Any) -> None:
+    """Raise a TypeError unless `module` is a Linear, a Conv1D or a quantised linear layer."""
+    if isinstance(module, (nn.Linear, Conv1D)):
+        return
+    backend = resolve_quantization_backend(module, **backend_kwargs)
+    if backend is None or backend.layer_type != "linear":
+        raise TypeError(
+            f"the target module {name!r} is a {type(module).__name__}: SparseGrad adapts torch.nn.Linear, "
+            "transformers' Conv1D and quantised linear layers. Change `target_modules` or set `exclude_modules`."
+        )

@@ -1,0 +1,130 @@
+"""Transition matrices as a file: a warm-up that a whole search over learning rates pays for once."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ..functional import unpack_support
+from .checkpoint import check_settled
+from .layer import SparseGradLayer, sparsegrad_layers
+from .plan import LayerPlan
+
+FORMAT = "peft_sparsegrad.transition_matrices"
+
+
+def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], adapter_name: str = "default") -> None:
+    """Save the bases and the supports that a warm-up found, for `SparseGradConfig(transition_matrices=path)`.
+
+    Args:
+        model: A model with a SparseGrad adapter whose warm-up has finished.
+        path: The safetensors file to write.
+        adapter_name: The adapter.
+
+    Raises:
+        ValueError: If the model has no such adapter, its basis needs no data, or its warm-up has not finished.
+    """
+    layers = sparsegrad_layers(model, adapter_name)
+    if not layers:
+        raise ValueError(f"the model has no SparseGrad adapter named {adapter_name!r}")
+    if layers[0].adapter(adapter_name).plan.basis != "hosvd":
+        raise ValueError("only an adapter with basis='hosvd' has transition matrices that are worth a file")
+    check_settled(layers, adapter_name)
+    tensors, groups, supports = {}, {}, {}
+    for layer in layers:
+        plan, matrices = layer.adapter(adapter_name).plan, layer.adapter(adapter_name).group
+        if adapter_name in layer.sparsegrad_basis:
+            group = f"group.{len(groups)}"
+            groups[group] = {"role": plan.role, "weight_shape": plan.weight_shape, "core_shape": plan.core_shape}
+            tensors[f"{group}.U"], tensors[f"{group}.V"] = matrices.U, matrices.V
+        support = layer.adapter(adapter_name).support
+        if support.packed is not None:
+            supports[plan.name] = {"k": plan.k, "core_shape": plan.core_shape}
+            tensors[f"support.{plan.name}"] = support.packed
+    contents = {"groups": groups, "supports": supports}
+    metadata = {"format": FORMAT, "version": "1", "contents": json.dumps(contents)}
+    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, metadata=metadata)
+
+
+@dataclass
+class TransitionFile:
+    """Contents of a file of `save_transition_matrices`.
+
+    Attributes:
+        path: Where it was read from.
+        groups: Description of each group: role, weight_shape, core_shape.
+        supports: Description of each layer's support: k, core_shape.
+        tensors: `GROUP.U` (in, r_in), `GROUP.V` (out, r_out), `support.MODULE` (packed).
+    """
+
+    path: str
+    groups: dict[str, dict[str, Any]]
+    supports: dict[str, dict[str, Any]]
+    tensors: dict[str, torch.Tensor]
+
+    @classmethod
+    def read(cls, path: str) -> TransitionFile:
+        """Read a file.
+
+        Raises:
+            ValueError: If it is missing, damaged, or not a file of `save_transition_matrices`.
+        """
+        if not os.path.isfile(path):
+            raise ValueError(f"`transition_matrices`: there is no file {path!r}")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"`transition_matrices`: {path!r} is damaged or no safetensors file: {error}") from error
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"`transition_matrices`: {path!r} was not written by `save_transition_matrices`")
+        contents = json.loads(metadata["contents"])
+        return cls(path, contents["groups"], contents["supports"], tensors)
+
+    def check(self, plans: list[LayerPlan]) -> None:
+        """Raise a ValueError if a planned layer finds no basis of its shape, or one that is too narrow."""
+        for plan in plans:
+            self._find(plan)
+
+    def apply(self, adapter_name: str, layers: list[SparseGradLayer]) -> None:
+        """Fill in the bases, and the supports where number and core agree; other layers still choose theirs."""
+        for layer in layers:
+            plan = layer.adapter(adapter_name).plan
+            if adapter_name in layer.sparsegrad_basis:
+                name = self._find(plan)
+                U, V = self.tensors[f"{name}.U"], self.tensors[f"{name}.V"]
+                r_out, r_in = plan.core_shape
+                layer.adapter(adapter_name).group.fill(U[:, :r_in], V[:, :r_out])
+        for layer in layers:
+            plan, support = layer.adapter(adapter_name).plan, layer.adapter(adapter_name).support
+            if plan.dynamic:
+                support.settle()
+            elif self.supports.get(plan.name) == {"k": plan.k, "core_shape": list(plan.core_shape)}:
+                packed = self.tensors[f"support.{plan.name}"]
+                support.settle(unpack_support(packed, plan.num_entries, plan.k))
+
+    def _find(self, plan: LayerPlan) -> str:
+        same_role = {name: group for name, group in self.groups.items() if group["role"] == plan.role}
+        if not same_role:
+            known = sorted({group["role"] for group in self.groups.values()})
+            raise ValueError(
+                f"`transition_matrices`: {self.path!r} has no basis for module {plan.name!r}; it was made for {known}"
+            )
+        for name, group in same_role.items():
+            r_out, r_in = group["core_shape"]
+            wide_enough = r_out >= plan.core_shape[0] and r_in >= plan.core_shape[1]
+            if tuple(group["weight_shape"]) == plan.weight_shape and wide_enough:
+                return name
+        found = [(group["weight_shape"], group["core_shape"]) for group in same_role.values()]
+        raise ValueError(
+            f"`transition_matrices`: {self.path!r} holds (weight, core) shapes {found} for module {plan.name!r}, "
+            f"which needs weight {plan.weight_shape} and a core of at least {plan.core_shape}"
+        )

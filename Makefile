@@ -1,0 +1,62 @@
+# Every target works alone in a fresh clone: it creates .venv and installs what it needs.
+#
+#   PYTHON    interpreter that creates .venv                    make test PYTHON=python3.12
+#   ARGS      passed to the program that the target runs        make test ARGS="-m slow"
+#   PIP_ARGS  passed to pip, for example another package index  make test PIP_ARGS="--index-url URL"
+
+PYTHON ?= python3
+ARGS ?=
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+# Models and data are made or shipped locally, so nothing is fetched from the hub.
+demo test bench: export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: demo test quality style docs bench clean help
+
+demo: $(VENV)/.installed-train ## Run the quickstart example
+	$(BIN)/python examples/quickstart.py $(ARGS)
+
+test: $(VENV)/.installed-test ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+quality: $(VENV)/.installed-dev ## Check lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+style: $(VENV)/.installed-dev ## Fix lint and format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(VENV)/.installed-docs ## Build the documentation
+	$(BIN)/mkdocs build --strict $(ARGS)
+
+bench: $(VENV)/.installed-train $(VENV)/.installed-plot ## Run the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+clean: ## Remove .venv, caches and build output
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
+	find . -type d -name __pycache__ -prune -exec rm -rf {} +
+
+help: ## List the targets
+	@grep -E '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.* ## /\1\t/' | expand -t 10
+
+# torch goes in first, pinned: an unpinned one would bring several gigabytes of CUDA packages.
+$(VENV)/.installed-torch: constraints.txt
+	@echo "Creating $(VENV) and installing torch"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) torch
+	@touch $@
+
+# One stamp for each extra of pyproject.toml.
+$(VENV)/.installed-%: $(VENV)/.installed-torch pyproject.toml constraints.txt
+	@echo "Installing peft-sparsegrad[$*]"
+	@$(PIP_INSTALL) -e ".[$*]"
+	@touch $@

@@ -112,6 +112,17 @@ class SparseGradLayer(BaseTunerLayer):
         if adapter_name in self.sparsegrad_basis:
             self.sparsegrad_basis[adapter_name].to(device)
 
+    def get_base_weight(self) -> torch.Tensor:
+        """The base weight, dequantised where it is quantised.
+
+        bitsandbytes' CPU kernels repack a 4-bit weight in the first inference pass, and what `dequantize` makes of
+        it is then noise. Asking for the state dict restores the layout.
+        """
+        base_layer = self.get_base_layer()
+        if getattr(getattr(base_layer.weight, "quant_state", None), "packing_format_for_cpu", False):
+            base_layer.state_dict()
+        return super().get_base_weight()
+
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """`V S Uᵀ` in the layout of the base weight: (out, in), or (in, out) for Conv1D; at least float32."""
         plan, values, support, group = self.adapter(adapter_name)

@@ -1,0 +1,84 @@
+"""bitsandbytes 4-bit and 8-bit bases, which run on the CPU too."""
+
+import pytest
+import torch
+from peft import PeftModel, prepare_model_for_kbit_training
+from tiny import adapted, batch, llama, logits, train
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from peft_sparsegrad import SparseGradLinear, warmup
+
+pytest.importorskip("bitsandbytes")
+BATCHES = [batch(seed) for seed in range(4)]
+QUANTIZATION = {
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32},
+    "8bit": {"load_in_8bit": True},
+}
+
+
+@pytest.fixture(scope="module")
+def base_path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("base")
+    llama(hidden_size=64, intermediate_size=128).save_pretrained(path)
+    return path
+
+
+def quantized(path, bits):
+    config = BitsAndBytesConfig(**QUANTIZATION[bits])
+    return AutoModelForCausalLM.from_pretrained(path, quantization_config=config)
+
+
+@pytest.mark.parametrize("bits", QUANTIZATION)
+@pytest.mark.parametrize("warm_up", ["explicit", "observed"])
+def test_warms_up_trains_saves_and_reloads(base_path, tmp_path, bits, warm_up):
+    model = adapted(prepare_model_for_kbit_training(quantized(base_path, bits)), warmup_steps=4)
+    model.gradient_checkpointing_disable()
+    if warm_up == "explicit":
+        report = warmup(model, BATCHES, progress=False)
+        assert all(group.energy_in_support > 0.1 for group in report.groups)
+    losses = train(model, steps=25)
+    assert losses[-1] < losses[0] - 0.1
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(quantized(base_path, bits), tmp_path)
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", QUANTIZATION)
+def test_warm_up_finds_about_the_basis_of_the_plain_model(base_path, bits):
+    models = [quantized(base_path, bits), AutoModelForCausalLM.from_pretrained(base_path)]
+    found = []
+    for base in models:
+        model = adapted(base, warmup_steps=4, rank=24, num_values=200)
+        warmup(model, BATCHES, progress=False)
+        layer = next(module for module in model.modules() if isinstance(module, SparseGradLinear))
+        found.append(layer.adapter("default").group.U[:, :8])
+    cosines = torch.linalg.svdvals(found[0].T.float() @ found[1])
+    assert cosines.min() > 0.7
+
+
+@pytest.mark.parametrize("bits", QUANTIZATION)
+def test_merge_into_a_quantized_base(base_path, bits):
+    """Up to what quantising the merged weight costs, and also after an inference pass has repacked the weight."""
+    model = adapted(quantized(base_path, bits), density=0.2)
+    with torch.no_grad():
+        for layer in (module for module in model.modules() if isinstance(module, SparseGradLinear)):
+            layer.sparsegrad_values["default"].normal_(std=0.1)
+    expected = logits(model)
+    with model.disable_adapter():
+        without = logits(model)
+    merged = logits(model.merge_and_unload())
+    assert (merged - expected).norm() < 0.5 * (without - expected).norm()
+
+
+@pytest.mark.parametrize("bits", QUANTIZATION)
+def test_values_cast_to_bf16_are_float32_again_when_training_begins(base_path, bits):
+    """TRL casts every trainable parameter of a quantised model to bf16, which would swallow small updates."""
+    model = adapted(quantized(base_path, bits))
+    values = [p for n, p in model.named_parameters() if "sparsegrad_values" in n]
+    optimizer = torch.optim.AdamW(values, lr=1e-5)
+    for parameter in values:
+        parameter.data = parameter.data.to(torch.bfloat16)
+    model.train()
+    assert all(parameter.dtype == torch.float32 for parameter in values)
+    train(model, steps=2, optimizer=optimizer)
+    assert all(parameter.dtype == torch.float32 and parameter.any() for parameter in values)

@@ -1,0 +1,151 @@
+"""transformers' Trainer: nothing called, the callback, the dynamic optimizer, checkpoints and resume."""
+
+import pytest
+import torch
+from tiny import adapted, bert, llama, logits, rows
+from transformers import Trainer, TrainingArguments
+
+from peft_sparsegrad import SparseGradCallback, SparseGradLinear, create_sparsegrad_optimizer
+
+
+def arguments(path, **settings):
+    defaults = {"max_steps": 12, "save_steps": 8, "logging_steps": 4, "per_device_train_batch_size": 4}
+    common = {"learning_rate": 1e-2, "report_to": [], "disable_tqdm": True, "use_cpu": True, "seed": 3}
+    return TrainingArguments(str(path), **{**defaults, **common, **settings})
+
+
+def trainer(model, path, callbacks=(), optimizer=False, **settings):
+    optimizers = (create_sparsegrad_optimizer(model, lr=1e-2), None) if optimizer else (None, None)
+    return Trainer(
+        model, arguments(path, **settings), train_dataset=rows(64), eval_dataset=rows(16, seed=1),
+        callbacks=list(callbacks), optimizers=optimizers,
+    )  # fmt: skip
+
+
+def trained(model):
+    return {name: p.detach().clone() for name, p in model.state_dict().items() if "sparsegrad_" in name}
+
+
+def model_for(support):
+    """With dropout, so that the random state matters."""
+    return adapted(llama(attention_dropout=0.1), warmup_steps=4, support=support)
+
+
+def callbacks_of(kind):
+    return [SparseGradCallback(steps=3)] if kind == "callback" else []
+
+
+@pytest.mark.parametrize("warm_up", ["nothing called", "callback"])
+@pytest.mark.parametrize("support", ["static", "dynamic"])
+def test_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path, warm_up, support):
+    def run(path, resume=None, **settings):
+        model = model_for(support)
+        run = trainer(model, path, callbacks_of(warm_up), optimizer=support == "dynamic", **settings)
+        run.train(resume_from_checkpoint=resume)
+        return trained(model)
+
+    through = run(tmp_path / "through")
+    resumed = run(tmp_path / "other", resume=str(tmp_path / "through" / "checkpoint-8"))
+    assert through.keys() == resumed.keys()
+    assert all(torch.equal(through[name], resumed[name]) for name in through)
+    assert any(value.any() for name, value in through.items() if "values" in name)
+
+
+def test_nothing_called_trains(tmp_path):
+    model = adapted(warmup_steps=4)
+    run = trainer(model, tmp_path, max_steps=40, save_strategy="no", logging_steps=10, learning_rate=0.05)
+    run.train()
+    losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_callback_logs_the_energy_captured_and_keeps_the_report(tmp_path):
+    callback = SparseGradCallback(steps=3)
+    run = trainer(adapted(warmup_steps=4), tmp_path, [callback], save_strategy="no")
+    run.train()
+    assert callback.report.passes == 6
+    measured = [entry for entry in run.state.log_history if "sparsegrad_energy_in_core" in entry]
+    assert len(measured) == 3
+    for entry in measured:
+        assert 0 < entry["sparsegrad_energy_in_support"] <= entry["sparsegrad_energy_in_core"] <= 1
+
+
+def test_callback_does_not_change_what_training_sees(tmp_path):
+    """The Trainer's data order and dropout are the same with and without the warm-up before it."""
+    seen = {}
+
+    class Recording(Trainer):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            seen.setdefault(self.name, []).append((inputs["input_ids"].clone(), torch.rand(1)))
+            return super().compute_loss(model, inputs, *args, **kwargs)
+
+    for name, callbacks in (("with", [SparseGradCallback(steps=3)]), ("without", [])):
+        settings = arguments(tmp_path, max_steps=5, save_strategy="no", num_train_epochs=1)
+        run = Recording(
+            adapted(warmup_steps=0 if name == "without" else 4), settings, train_dataset=rows(64), callbacks=callbacks
+        )
+        run.name = name
+        run.train()
+    for (ids, noise), (other_ids, other_noise) in zip(seen["with"], seen["without"], strict=True):
+        assert torch.equal(ids, other_ids)
+        assert torch.equal(noise, other_noise)
+
+
+def test_head_settles_first(tmp_path):
+    rows_ = [{"input_ids": row["input_ids"], "labels": row["input_ids"][0] % 2} for row in rows(32)]
+    model = adapted(bert(), task_type="SEQ_CLS", warmup_steps=4)
+    before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad and "classifier" in name}
+    heads = {}
+
+    class Look(SparseGradCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 0:
+                heads.update({name: p.clone() for name, p in kwargs["model"].named_parameters() if name in before})
+            super().on_step_begin(args, state, control, **kwargs)
+
+    settings = arguments(tmp_path, max_steps=2, save_strategy="no")
+    Trainer(model, settings, train_dataset=rows_, callbacks=[Look(steps=2, head_steps=5)]).train()
+    assert before
+    assert all(not torch.equal(heads[name], value) for name, value in before.items())
+
+
+def test_head_steps_without_a_head_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="nothing besides SparseGrad trains"):
+        trainer(adapted(warmup_steps=4), tmp_path, [SparseGradCallback(head_steps=5)]).train()
+
+
+def test_callback_refuses_a_model_without_the_adapter(tmp_path):
+    with pytest.raises(ValueError, match="this one has none"):
+        trainer(llama(), tmp_path, [SparseGradCallback()]).train()
+
+
+def test_best_model_is_loaded_at_the_end(tmp_path):
+    model = adapted(warmup_steps=4)
+    run = trainer(
+        model, tmp_path, max_steps=18, save_steps=6, eval_steps=6, eval_strategy="steps", learning_rate=0.5,
+        load_best_model_at_end=True, metric_for_best_model="loss", greater_is_better=False,
+    )  # fmt: skip
+    run.train()
+    losses = {entry["step"]: entry["eval_loss"] for entry in run.state.log_history if "eval_loss" in entry}
+    best = min(losses, key=losses.get)
+    assert run.state.best_model_checkpoint.endswith(f"checkpoint-{best}")
+    assert run.evaluate()["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
+
+
+def test_saving_during_the_warm_up_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="`save_steps` above `warmup_steps`"):
+        trainer(adapted(warmup_steps=8), tmp_path, save_steps=4).train()
+
+
+@pytest.mark.parametrize("support", ["static", "dynamic"])
+def test_accumulation_and_clipping_run_with_the_dynamic_optimizer(tmp_path, support):
+    model = adapted(support=support)
+    before = logits(model)
+    run = trainer(
+        model, tmp_path, optimizer=True, gradient_accumulation_steps=2, max_grad_norm=0.1, save_strategy="no"
+    )
+    run.train()
+    assert not torch.equal(logits(model), before)
+    for layer in (module for module in model.modules() if isinstance(module, SparseGradLinear)):
+        plan, values, _, _ = layer.adapter("default")
+        assert int((values != 0).sum()) <= 12 * 2 * plan.k

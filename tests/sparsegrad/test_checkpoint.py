@@ -1,0 +1,171 @@
+"""The adapter file: what is in it, what it costs, and what happens when it is damaged."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tiny import adapted, llama, logits, train
+from transformers import AutoModelForCausalLM
+
+TESTS = Path(__file__).parent.parent
+FILE = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = adapted(warmup_steps=4)
+    train(model, steps=8)
+    model.save_pretrained(tmp_path / "adapter")
+    return model, tmp_path / "adapter"
+
+
+def in_fresh_process(code: str, *arguments: str) -> subprocess.CompletedProcess:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True)
+
+
+def test_loads_in_a_fresh_process(saved, tmp_path):
+    model, path = saved
+    torch.save(logits(model), tmp_path / "expected.pt")
+    code = """
+import sys, torch, peft_sparsegrad
+from peft import PeftModel
+from tiny import llama, logits
+loaded = PeftModel.from_pretrained(llama(), sys.argv[1])
+assert torch.equal(logits(loaded), torch.load(sys.argv[2]))
+merged = loaded.merge_and_unload()
+assert torch.allclose(logits(merged), torch.load(sys.argv[2]), atol=1e-5)
+"""
+    done = in_fresh_process(code, str(path), str(tmp_path / "expected.pt"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_process_that_forgot_the_import_gets_pefts_own_error(saved):
+    _, path = saved
+    code = "import sys; from peft import PeftConfig; PeftConfig.from_pretrained(sys.argv[1])"
+    done = in_fresh_process(code, str(path))
+    assert "KeyError: 'SPARSEGRAD'" in done.stderr
+
+
+@pytest.mark.parametrize("how", ["load_adapter", "auto"])
+def test_loads_through_transformers(saved, tmp_path, how):
+    model, path = saved
+    if how == "load_adapter":
+        loaded = llama()
+        loaded.load_adapter(str(path))
+    else:
+        llama().save_pretrained(tmp_path / "base")
+        config = (path / "adapter_config.json").read_text()
+        (path / "adapter_config.json").write_text(
+            config.replace('"base_model_name_or_path": null', f'"base_model_name_or_path": "{tmp_path / "base"}"')
+        )
+        loaded = AutoModelForCausalLM.from_pretrained(path)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_trained_and_saved_through_transformers_loads_in_peft(tmp_path):
+    from peft_sparsegrad import SparseGradConfig
+
+    model = llama()
+    model.add_adapter(SparseGradConfig(density=0.05, warmup_steps=4))
+    train(model, steps=8)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(logits(PeftModel.from_pretrained(llama(), tmp_path)), logits(model))
+
+
+def test_bytes_are_values_mask_and_one_pair_of_matrices_per_group(saved):
+    """4 bytes a value, one bit an entry of the core, 4 bytes an entry of U and V; the rest is a header."""
+    model, path = saved
+    tensors = load_file(path / FILE)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    k, (r_out, r_in) = 102, model.base_model.model.model.layers[0].mlp.up_proj.adapter("default").plan.core_shape
+    per_layer, per_group = 4 * k + -(-r_out * r_in // 8) + 1, 4 * (64 * r_out + 32 * r_in)
+    assert sum(key.endswith(".U") for key in tensors) == 2
+    assert abs(size - (6 * per_layer + 2 * per_group)) <= 6 * 4 * 32 * abs(r_out - r_in)
+    assert (path / FILE).stat().st_size - size < 6000
+
+
+DAMAGE = {
+    "missing": (
+        lambda t, k: t.pop(k("values")),
+        r"tensors of the adapter are missing, the first is '.*sparsegrad_values",
+    ),
+    "shape": (lambda t, k: t.update({k("values"): t[k("values")][:-1]}), "has shape"),
+    "basis": (lambda t, k: t.update({k(".U"): t[k(".U")][:, :-1].contiguous()}), "U' has shape"),
+    "dtype": (
+        lambda t, k: t.update({k("packed"): t[k("packed")].float()}),
+        "has dtype torch.float32, not torch.uint8",
+    ),
+    "count": (lambda t, k: t.update({k("packed"): torch.zeros_like(t[k("packed")])}), "the support has 0 entries"),
+    "range": (lambda t, k: t.update({k("packed"): torch.full_like(t[k("packed")], 255)}), "entries, not 102"),
+    "unknown": (
+        lambda t, k: t.update({k("values").replace("layers.0", "layers.9"): t[k("values")].clone()}),
+        "has no place for",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_adapter_is_refused_by_the_name_of_the_tensor(saved, kind):
+    _, path = saved
+    tensors = load_file(path / FILE)
+    damage, message = DAMAGE[kind]
+    damage(tensors, lambda part: next(key for key in sorted(tensors) if part in key))
+    save_file(tensors, path / FILE)
+    with pytest.raises(ValueError, match=message):
+        PeftModel.from_pretrained(llama(), path)
+
+
+def test_indices_are_checked_where_they_are_not_a_mask(tmp_path):
+    model = adapted(num_values=10, rank="full")
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / FILE)
+    key = next(key for key in sorted(tensors) if "packed" in key)
+    assert tensors[key].dtype == torch.int32
+    for position, value in ((0, -1), (9, 64 * 32), (1, int(tensors[key][0]))):
+        damaged = {**tensors, key: tensors[key].clone()}
+        damaged[key][position] = value
+        save_file(damaged, tmp_path / FILE)
+        with pytest.raises(ValueError, match="must be sorted, unique and within"):
+            PeftModel.from_pretrained(llama(), tmp_path)
+
+
+def test_truncated_file_is_refused(saved):
+    _, path = saved
+    content = (path / FILE).read_bytes()
+    (path / FILE).write_bytes(content[: len(content) // 2])
+    with pytest.raises(Exception, match=r"incomplete|Incomplete|not fully covered"):
+        PeftModel.from_pretrained(llama(), path)
+
+
+def test_adapter_of_another_model_is_refused(saved):
+    _, path = saved
+    with pytest.raises(ValueError, match="trained on another model"):
+        PeftModel.from_pretrained(llama(intermediate_size=80), path)
+    with pytest.raises(ValueError, match="trained on another model"):
+        PeftModel.from_pretrained(llama(num_hidden_layers=2), path)
+
+
+def test_interrupted_save_leaves_the_previous_adapter(saved):
+    """The disk is full in the middle of the second save."""
+    model, path = saved
+    expected = logits(model)
+    process = os.fork()
+    if process == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        train(model, steps=2)
+        try:
+            model.save_pretrained(path)
+        except Exception:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
+    assert torch.equal(logits(PeftModel.from_pretrained(llama(), path)), expected)

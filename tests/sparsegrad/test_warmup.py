@@ -1,0 +1,344 @@
+"""The three ways of running the warm-up."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny import adapted, batch, llama, logits, train
+from torch import nn
+
+from peft_sparsegrad import SparseGradConfig, SparseGradLinear, WarmUpReport, save_transition_matrices, warmup
+
+BATCHES = [batch(seed) for seed in range(4)]
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, SparseGradLinear)]
+
+
+def state(model):
+    return {key: value.clone() for key, value in model.state_dict().items() if "sparsegrad_" in key}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def gradients_of_the_weights(batches):
+    """Literal ∂L/∂W of every adapted layer and batch, from a model whose weights are unfrozen."""
+    model, found = llama(), {}
+    for data in batches:
+        model.zero_grad()
+        model(**data).loss.backward()
+        for name, parameter in model.named_parameters():
+            if name.endswith(("up_proj.weight", "down_proj.weight")):
+                found.setdefault(name.removesuffix(".weight"), []).append(parameter.grad.clone())
+    return found
+
+
+@pytest.mark.parametrize("role", ["up_proj", "down_proj"])
+def test_basis_and_support_are_those_of_the_stacked_gradients(role):
+    model = adapted(warmup_steps=4, rank=16)
+    warmup(model, BATCHES, progress=False)
+    gradients = {name: g for name, g in gradients_of_the_weights(BATCHES).items() if name.endswith(role)}
+    stack = torch.stack(
+        [g for per_layer in gradients.values() for g in per_layer]
+    ).double()  # (steps * blocks, out, in)
+    left = torch.linalg.svd(stack.transpose(0, 1).flatten(1)).U[:, :16]
+    right = torch.linalg.svd(stack.transpose(0, 2).flatten(1)).U[:, :16]
+    for layer in (layer for layer in layers(model) if layer.adapter("default").plan.name.endswith(role)):
+        plan, _, support, group = layer.adapter("default")
+        assert torch.allclose((group.V.double().T @ left).abs(), torch.eye(16, dtype=torch.float64), atol=1e-3)
+        assert torch.allclose((group.U.double().T @ right).abs(), torch.eye(16, dtype=torch.float64), atol=1e-3)
+        score = (group.V.T @ sum(gradients[plan.name]) @ group.U).abs().flatten()
+        assert set(support.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
+
+
+def test_energy_score_sums_squares():
+    model = adapted(warmup_steps=4, rank=16, support_score="energy")
+    warmup(model, BATCHES, progress=False)
+    gradients = gradients_of_the_weights(BATCHES)
+    for layer in layers(model):
+        plan, _, support, group = layer.adapter("default")
+        score = sum((group.V.T @ g @ group.U).square() for g in gradients[plan.name]).flatten()
+        assert set(support.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
+
+
+def test_report_tells_the_energy_captured_and_survives_json(tmp_path):
+    model = adapted(warmup_steps=4, rank=16)
+    report = warmup(model, BATCHES, progress=False)
+    gradients, total, core = gradients_of_the_weights(BATCHES), 0.0, 0.0
+    for layer in layers(model):
+        plan, _, _, group = layer.adapter("default")
+        if plan.name.endswith("up_proj"):
+            total += sum(g.square().sum().item() for g in gradients[plan.name])
+            core += sum((group.V.T @ g @ group.U).square().sum().item() for g in gradients[plan.name])
+    found = next(group for group in report.groups if group.name == "model.layers.*.mlp.up_proj")
+    assert found.energy_in_core == pytest.approx(core / total, rel=1e-4)
+    assert 0 < found.energy_in_support < found.energy_in_core < 1
+    assert found.spectrum_in == sorted(found.spectrum_in, reverse=True)
+    assert "model.layers.*.mlp.up_proj" in str(report)
+    report.to_json(tmp_path / "report.json")
+    assert WarmUpReport.from_json(tmp_path / "report.json") == report
+
+
+def test_callable_source_gives_the_same_as_batches():
+    first, second = adapted(warmup_steps=4), adapted(warmup_steps=4)
+    warmup(first, BATCHES, progress=False)
+    position = iter(BATCHES * 2)
+    warmup(second, lambda: second(**next(position)).loss.backward(), steps=4, progress=False)
+    assert same(state(first), state(second))
+
+
+def test_warm_up_leaves_model_and_gradients_alone():
+    model = adapted(warmup_steps=4, modules_to_save=["lm_head"]).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items() if "sparsegrad_" not in key}
+    expected = logits(model)
+    model(**batch()).loss.backward()
+    head = next(p for n, p in model.named_parameters() if "lm_head.modules_to_save" in n)
+    kept = head.grad.clone()
+    warmup(model, BATCHES, progress=False)
+    assert torch.equal(head.grad, kept)
+    assert not model.training
+    assert torch.equal(logits(model), expected)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+
+
+def test_nothing_called_watches_then_trains(caplog):
+    model = adapted(warmup_steps=4)
+    losses = train(model, steps=4)
+    assert all(layer.adapter("default").support.is_settled for layer in layers(model))
+    assert not any(layer.adapter("default").values.any() for layer in layers(model))
+    assert "warm-up is done" in caplog.text
+    assert train(model, steps=9)[-1] < losses[0]
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_nothing_called_takes_exactly_the_steps_asked_for(steps):
+    model = adapted(warmup_steps=steps)
+    train(model, steps=steps - 1)
+    assert not layers(model)[0].adapter("default").support.is_settled
+    train(model, steps=1)
+    assert all(layer.adapter("default").support.is_settled for layer in layers(model))
+
+
+def test_evaluation_during_the_warm_up_is_not_watched():
+    model = adapted(warmup_steps=3)
+    train(model, steps=1)
+    logits(model)
+    with torch.no_grad():
+        model(**batch())
+    assert layers(model)[0].sparsegrad_warmup["default"].passes_watched == 1
+
+
+def test_a_layer_that_is_not_used_in_every_pass_does_not_hold_up_the_others():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.always, self.sometimes = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x, both):
+            return self.sometimes(self.always(x)) if both else self.always(x)
+
+    config = SparseGradConfig(target_modules=["always", "sometimes"], density=0.2, warmup_steps=4)
+    model = get_peft_model(Branches(), config)
+    for step in range(8):
+        model(torch.randn(4, 16), both=step % 2 == 0).square().sum().backward()
+    assert all(layer.adapter("default").support.is_settled for layer in layers(model))
+
+
+def test_dynamic_support_needs_only_the_basis():
+    model = adapted(warmup_steps=4, support="dynamic")
+    report = warmup(model, BATCHES, progress=False)
+    assert report.passes == 4
+    assert layers(model)[0].adapter("default").support.indices is None
+    train(model, steps=1)
+    for layer in layers(model):
+        plan, values, _, _ = layer.adapter("default")
+        assert values.numel() == plan.num_entries
+        assert int((values != 0).sum()) == plan.k
+
+
+def test_gradient_of_a_dynamic_support_has_k_entries():
+    model = adapted(support="dynamic")
+    model(**batch()).loss.backward()
+    for layer in layers(model):
+        plan, values, _, _ = layer.adapter("default")
+        assert int((values.grad != 0).sum()) == plan.k
+
+
+# Reuse from a file ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = adapted(warmup_steps=4, rank=24)
+    warmup(model, BATCHES, progress=False)
+    path = tmp_path / "matrices.safetensors"
+    save_transition_matrices(model, path)
+    return model, str(path)
+
+
+def test_file_gives_the_same_adapter_without_data(saved):
+    model, path = saved
+    assert same(state(adapted(warmup_steps=4, rank=24, transition_matrices=path)), state(model))
+
+
+def test_file_with_another_density_gives_the_basis_and_watches_for_the_support(saved):
+    model, path = saved
+    other = adapted(warmup_steps=2, rank=20, density=0.1, transition_matrices=path)
+    group, own = layers(model)[0].adapter("default").group, layers(other)[0].adapter("default").group
+    assert torch.equal(own.U, group.U[:, :20])
+    train(other, steps=2)
+    assert torch.equal(own.U, group.U[:, :20])
+    assert layers(other)[0].adapter("default").support.is_settled
+
+
+def test_file_is_not_needed_to_load_the_adapter(saved, tmp_path):
+    from peft import PeftModel
+
+    _, path = saved
+    model = adapted(warmup_steps=4, rank=24, transition_matrices=path)
+    train(model, steps=2)
+    model.save_pretrained(tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["transition_matrices"] is None
+    (tmp_path / "matrices.safetensors").unlink()
+    assert torch.equal(logits(PeftModel.from_pretrained(llama(), tmp_path / "adapter")), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 40}, "needs weight .* a core of at least"),
+        ({"target_modules": ["gate_proj"]}, "has no basis for module 'model.layers.0.mlp.gate_proj'"),
+        ({"transition_matrices": "nowhere.safetensors"}, "there is no file 'nowhere.safetensors'"),
+    ],
+)
+def test_file_that_does_not_fit_is_refused_before_anything_changes(saved, change, message):
+    _, path = saved
+    model = llama()
+    with pytest.raises(ValueError, match=message):
+        adapted(model, **{"warmup_steps": 4, "rank": 24, "transition_matrices": path, **change})
+    assert not layers(model)
+
+
+def test_file_of_another_model_is_refused(saved):
+    _, path = saved
+    with pytest.raises(ValueError, match="needs weight"):
+        adapted(llama(hidden_size=48), warmup_steps=4, rank=24, transition_matrices=path)
+
+
+def test_damaged_or_foreign_file_is_refused(saved, tmp_path):
+    _, path = saved
+    content = Path(path).read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(content[: len(content) // 2])
+    save_file(load_file(path), tmp_path / "foreign.safetensors")
+    for name, message in (("cut", "damaged"), ("foreign", "not written by")):
+        with pytest.raises(ValueError, match=message):
+            adapted(warmup_steps=4, rank=24, transition_matrices=str(tmp_path / f"{name}.safetensors"))
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+
+
+def refuses(model, batches, message, **settings):
+    before = state(model)
+    with pytest.raises(ValueError, match=message):
+        warmup(model, batches, progress=False, **settings)
+    assert same(state(model), before)
+    return model
+
+
+def test_batches_without_a_loss():
+    unlabelled = [{key: value for key, value in data.items() if key != "labels"} for data in BATCHES]
+    refuses(adapted(warmup_steps=4), unlabelled, "batch 0 gave no loss: put `labels` into the batch")
+
+
+def test_batches_that_run_dry():
+    refuses(adapted(warmup_steps=4), iter(BATCHES), "ran dry after 4 of 5", steps=5)
+    refuses(adapted(warmup_steps=4), [], "ran dry after 0 of 4")
+
+
+def test_callable_that_runs_dry():
+    model, position = adapted(warmup_steps=4), iter(BATCHES)
+    refuses(model, lambda: model(**next(position)).loss.backward(), "ran dry", steps=3)
+
+
+def test_callable_without_a_backward_pass():
+    model = adapted(warmup_steps=4)
+    refuses(model, lambda: model(**BATCHES[0]), "saw no gradient", steps=2)
+
+
+def test_loss_that_is_not_finite():
+    model = adapted(warmup_steps=4)
+    with torch.no_grad():
+        model.get_base_model().lm_head.weight[3, 0] = float("inf")
+    refuses(model, BATCHES, "batch 0 gave a loss of")
+
+
+def test_gradient_that_is_not_finite_names_the_module():
+    model = adapted(warmup_steps=4)
+
+    def backward():
+        loss = model(**BATCHES[0]).loss
+        (loss * float("inf")).backward()
+
+    refuses(model, backward, "NaN or Inf in the gradient of module 'model.layers.2.mlp.down_proj'", steps=2)
+
+
+def test_after_a_failure_the_warm_up_can_be_run_again():
+    model = refuses(adapted(warmup_steps=4), iter(BATCHES), "ran dry", steps=5)
+    expected = adapted(warmup_steps=4)
+    warmup(expected, BATCHES, progress=False)
+    warmup(model, BATCHES, progress=False)
+    assert same(state(model), state(expected))
+
+
+def test_trained_adapter_is_not_warmed_up_again():
+    model = adapted()
+    train(model, steps=1)
+    refuses(model, BATCHES, "has been trained: another basis or support")
+
+
+def test_nothing_to_warm_up():
+    with pytest.raises(ValueError, match="no SparseGrad adapter"):
+        warmup(llama(), BATCHES)
+    with pytest.raises(ValueError, match="needs no data"):
+        warmup(adapted(basis="svd", support="dynamic"), BATCHES)
+    model = adapted()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match="merged"):
+        warmup(model, BATCHES)
+
+
+def test_modules_outside_the_loss_are_named():
+    class Deaf(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heard, self.unheard = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return {"loss": self.heard(x).square().sum()}
+
+    model = get_peft_model(Deaf(), SparseGradConfig(target_modules=["heard", "unheard"], density=0.2))
+    refuses(model, [{"x": torch.randn(4, 16)}], "no gradient of the modules \\['unheard'\\]")
+
+
+def test_saving_in_the_middle_of_a_warm_up_is_refused(tmp_path):
+    model = adapted(warmup_steps=8)
+    train(model, steps=3)
+    with pytest.raises(ValueError, match="watched 3 of 8 backward passes"):
+        model.save_pretrained(tmp_path)
+
+
+def test_saving_before_a_warm_up_loses_nothing(tmp_path):
+    from peft import PeftModel
+
+    model = adapted(warmup_steps=4)
+    with pytest.warns(UserWarning, match="saved before its warm-up"):
+        model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(llama(), tmp_path, is_trainable=True)
+    assert train(loaded, steps=6) == train(adapted(warmup_steps=4), steps=6)

@@ -89,12 +89,13 @@ class EnergyProbe:
         for layer in layers:
             layer.sparsegrad_probe[adapter_name] = self
 
-    def __call__(self, layer: SparseGradLayer, x: torch.Tensor, dy: torch.Tensor) -> None:
+    def __call__(self, layer: SparseGradLayer, x: torch.Tensor, dy: torch.Tensor) -> bool:
         plan, support = layer.adapter(self.adapter_name).plan, layer.adapter(self.adapter_name).support
         U, V = layer.adapter(self.adapter_name).group.on(x.device, torch.float32)
         core = core_gradient(x, dy, U, V).flatten().square()
         held = core.topk(plan.k).values if plan.dynamic else core[support.indices]
         self.energies += torch.stack([gradient_energy(x, dy), core.sum(), held.sum()]).double().cpu()
+        return True
 
     def finish(self) -> dict[str, float]:
         """Stop measuring. Returns the shares."""

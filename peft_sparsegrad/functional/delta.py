@@ -70,7 +70,7 @@ def observe_gradient(
     result: torch.Tensor,
     x: torch.Tensor,
     values: torch.Tensor,
-    observer: Callable[[torch.Tensor, torch.Tensor], None],
+    observer: Callable[[torch.Tensor, torch.Tensor], bool],
     blocks: bool,
 ) -> torch.Tensor:
     """Return `result` unchanged and hand the layer's input and output gradient to `observer` in the backward pass.
@@ -79,8 +79,9 @@ def observe_gradient(
         result: Output of the layer, shape (..., out).
         x: Its input, shape (..., in); kept for the backward pass.
         values: The parameter whose presence keeps the backward pass alive below the first trainable layer.
-        observer: Called with x (tokens, in) and ∂L/∂y (tokens, out).
-        blocks: Give `values` a gradient of zeros, so that it stays where it is while the warm-up watches.
+        observer: Called with x (tokens, in) and ∂L/∂y (tokens, out); returns whether it could use them.
+        blocks: Give `values` a gradient of zeros, so that it stays where it is while the warm-up watches; of Inf if
+            the observer had no use for an overflow, so that a gradient scaler lowers its scale.
 
     Returns:
         Shape of `result`.
@@ -142,7 +143,8 @@ class _ObserveGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
-        ctx.observer(x, dy.reshape(-1, dy.shape[-1]))
+        usable = ctx.observer(x, dy.reshape(-1, dy.shape[-1]))
         shape, dtype, device = ctx.like
-        dvalues = torch.zeros(shape, dtype=dtype, device=device) if ctx.blocks else None
+        fill = 0.0 if usable else float("inf")
+        dvalues = torch.full(shape, fill, dtype=dtype, device=device) if ctx.blocks else None
         return dy, None, dvalues, None, None

@@ -123,7 +123,8 @@ class SketchedHosvd:
 
     def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce = lambda t: t) -> None:
         """Add one gradient, given as x (tokens, in) and dy (tokens, out); see `ExactHosvd.update`."""
-        x, dy = _at_least_float32(x), _at_least_float32(dy)
+        device = self.sketch_in.omega.device
+        x, dy = _at_least_float32(x).to(device), _at_least_float32(dy).to(device)
         self.sketch_in.update(x, dy, mean_over_ranks)
         self.sketch_out.update(dy, x, mean_over_ranks)
 

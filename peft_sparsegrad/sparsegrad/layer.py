@@ -17,8 +17,8 @@ from .plan import LayerPlan, in_out_features
 from .state import Support, TransitionMatrices
 from .warmup import WarmUp
 
-# Called with (layer, x, dy), both (tokens, features), in the backward pass.
-Observer = Callable[["SparseGradLayer", torch.Tensor, torch.Tensor], None]
+# Called with (layer, x, dy), both (tokens, features), in the backward pass; returns whether it could use them.
+Observer = Callable[["SparseGradLayer", torch.Tensor, torch.Tensor], bool]
 
 
 class Adapter(NamedTuple):

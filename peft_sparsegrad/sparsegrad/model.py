@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
@@ -70,6 +70,7 @@ class SparseGradModel(BaseTuner):
         assert isinstance(peft_config, SparseGradConfig)
         self._shared: dict[tuple[Any, ...], TransitionMatrices] = {}
         self._transition_file: TransitionFile | None = None
+        _maybe_include_all_linear_layers(peft_config, model)  # PEFT does so too, but only after this
         plans = self._plan_targets(peft_config, model)
         if peft_config.transition_matrices is not None and not peft_config.inference_mode:
             self._transition_file = TransitionFile.read(peft_config.transition_matrices)
@@ -78,8 +79,6 @@ class SparseGradModel(BaseTuner):
     def _plan_targets(self, config: SparseGradConfig, model: nn.Module) -> list[LayerPlan]:
         plans = []
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-        if config.target_modules == "all-linear":
-            return plans  # PEFT works out which modules those are, all of them linear
         for name, module in model.named_modules():
             if name and not name.startswith(inside or ("\0",)) and self._check_target_module_exists(config, name):
                 plans.append(self._plan(config, name, module))

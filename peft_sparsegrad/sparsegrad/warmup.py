@@ -67,14 +67,16 @@ class WarmUp:
     def passes_watched(self) -> int:
         return self.passes + max(self.counts.values())
 
-    def __call__(self, layer: SparseGradLayer, x: torch.Tensor, dy: torch.Tensor) -> None:
-        """Take in one backward pass of one layer; x (tokens, in), dy (tokens, out)."""
-        if self.done or not self._is_finite(layer, x, dy):
-            return
+    def __call__(self, layer: SparseGradLayer, x: torch.Tensor, dy: torch.Tensor) -> bool:
+        """Take in one backward pass of one layer; x (tokens, in), dy (tokens, out). False for an overflow."""
+        if self.done:
+            return True
+        if not self._is_finite(layer, x, dy):
+            return False
         if self._passes_in_sweep() is not None and self.counts[layer] == self._passes_in_sweep():
             self.end_sweep()  # other layers lag behind: they are not used in every forward pass
             if self.done:
-                return
+                return True
         if self.stage == "basis":
             self._accumulator(layer, x.device).update(x, dy, mean_over_ranks)
         else:
@@ -83,6 +85,7 @@ class WarmUp:
         self.counts[layer] += 1
         if all(count == self._passes_in_sweep() for count in self.counts.values()):
             self.end_sweep()
+        return True
 
     def end_sweep(self) -> bool:
         """End a sweep over the batches. Returns whether the warm-up is finished."""

@@ -186,6 +186,37 @@ def test_autocast_gives_gradients_in_float32():
     assert torch.nn.functional.cosine_similarity(gradient, expected, dim=0) > 0.99
 
 
+def test_float16_overflow_while_the_loss_scale_is_found_is_left_out_of_the_warm_up():
+    model = adapted(warmup_steps=4)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for step in range(40):
+        with torch.autocast("cpu", dtype=torch.float16):
+            loss = model(**batch(step % 4)).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    for layer in sparsegrad_layers(model):
+        assert layer.adapter("default").support.is_settled
+        assert torch.isfinite(layer.adapter("default").group.U).all()
+        assert layer.adapter("default").values.any()
+
+
+def test_all_linear():
+    model = adapted(target_modules="all-linear")
+    assert len(sparsegrad_layers(model)) == 3 * 7
+    base = llama()
+    with pytest.raises(ValueError, match="cannot hold"):
+        adapted(base, target_modules="all-linear", rank=2)
+    assert not sparsegrad_layers(base)
+
+
+def test_no_target_matched():
+    with pytest.raises(ValueError, match="Target modules .*nonsense.* not found in the base model"):
+        adapted(target_modules=["nonsense"])
+
+
 @pytest.mark.parametrize("use_reentrant", [True, False])
 @pytest.mark.parametrize("warmup_steps", [0, 4])
 def test_gradient_checkpointing_trains_the_same(use_reentrant, warmup_steps):

@@ -39,10 +39,9 @@ def spread_support(num_entries: int, k: int) -> torch.Tensor:
         Sorted flat indices, int64, shape (k,). The global random state is not touched.
     """
     generator = torch.Generator().manual_seed(0)
-    edges = torch.arange(k + 1, dtype=torch.float64) * (num_entries / k)
-    starts, widths = edges[:-1].ceil(), edges[1:].ceil() - edges[:-1].ceil()
-    offset = (torch.rand(k, dtype=torch.float64, generator=generator) * widths).floor()
-    return (starts + offset).long()
+    edges = torch.arange(k + 1) * num_entries // k
+    offset = torch.rand(k, dtype=torch.float64, generator=generator) * edges.diff()
+    return edges[:-1] + offset.long()
 
 
 def packed_support_size(num_entries: int, k: int) -> tuple[int, torch.dtype]:

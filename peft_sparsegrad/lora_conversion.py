@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
@@ -82,23 +82,36 @@ def convert_to_lora(model: nn.Module, rank: int | None = None, adapter_name: str
         norm = delta.norm().item()
         errors[name] = (delta - b @ a).norm().item() / norm if norm else 0.0
         ranks[name] = a.shape[0]
-        tensors[f"base_model.model.{name}.lora_A.weight"] = a.float().cpu().contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = b.float().cpu().contiguous()
+        dtype = torch.promote_types(layer.adapter(adapter_name).values.dtype, torch.float32)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.to("cpu", dtype).contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.to("cpu", dtype).contiguous()
     return LoraConversion(_lora_config(model, adapter_name, layers, ranks), tensors, errors)
+
+
+def lora_settings(model: nn.Module, ranks: dict[str, int]) -> dict[str, Any]:
+    """`LoraConfig` fields that give each of the modules in `ranks` its rank, and a scale of 1, and no other module."""
+    r = max(ranks.values())
+    pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r}
+    # PEFT compares the ends of names: a list would also match other modules that end in one of these
+    suffixes = tuple(f".{name}" for name in ranks)
+    ambiguous = any(name.endswith(suffixes) and name not in ranks for name, _ in model.named_modules())
+    targets = "|".join(map(re.escape, ranks)) if ambiguous else list(ranks)
+    return {
+        "r": r,
+        "lora_alpha": r,
+        "rank_pattern": pattern,
+        "alpha_pattern": dict(pattern),
+        "target_modules": targets,
+    }
 
 
 def _lora_config(
     model: nn.Module, adapter_name: str, layers: list[SparseGradLayer], ranks: dict[str, int]
 ) -> LoraConfig:
     ours = cast("dict[str, PeftConfig]", model.peft_config)[adapter_name]
-    largest = max(ranks.values())
-    pattern = {re.escape(name): r for name, r in ranks.items() if r != largest}
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
     return LoraConfig(
-        r=largest,
-        lora_alpha=largest,
-        rank_pattern=pattern,
-        alpha_pattern=dict(pattern),
-        target_modules=sorted(ranks),
+        **lora_settings(base, ranks),
         task_type=ours.task_type,
         base_model_name_or_path=ours.base_model_name_or_path,
         inference_mode=True,

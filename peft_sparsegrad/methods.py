@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from .lora_conversion import lora_settings
 from .optimizer import create_sparsegrad_optimizer
 from .sparsegrad.config import SparseGradConfig
 from .sparsegrad.model import SparseGradModel
@@ -45,10 +45,7 @@ def _sparsegrad(**settings: Any) -> Callable[..., nn.Module]:
 def _lora(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> PeftModel:
     """LoRA with, in every layer, the rank whose r (in + out) values are closest to `density` of the weight."""
     ranks = {name: lora_rank(*in_out_features(m), density) for name, m in targeted(model, target_modules)}
-    r = max(ranks.values())
-    pattern = {re.escape(name): rank for name, rank in ranks.items() if rank != r}
-    settings = {"lora_alpha": r, "alpha_pattern": dict(pattern), **overrides}
-    config = LoraConfig(r=r, rank_pattern=pattern, target_modules=list(ranks), **settings)
+    config = LoraConfig(**{**lora_settings(model, ranks), **overrides})
     return get_peft_model(model, config)  # pyright: ignore
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
 
 from .sparsegrad.layer import SparseGradLayer
 
 
-class SparseGradAdam(AdamW):
+class SparseGradAdam(Optimizer):
     """AdamW whose parameter groups marked `sparse=True` move only where their gradient is not zero.
 
     For such a group, entry i of a parameter with gradient g_i ≠ 0 at step t takes an AdamW step, with
@@ -37,10 +38,13 @@ class SparseGradAdam(AdamW):
         weight_decay: float = 0.0,
         sparse: bool = True,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-        self.defaults["sparse"] = sparse
-        for group in self.param_groups:
-            group.setdefault("sparse", sparse)
+        for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
+            if value < 0:
+                raise ValueError(f"`{name}` must not be negative, it is {value}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"`betas` must be in [0, 1), they are {betas}")
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "sparse": sparse}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -49,23 +53,24 @@ class SparseGradAdam(AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        kept_aside = []
         for group in self.param_groups:
-            for parameter in group["params"] if group.get("sparse") else ():
-                if parameter.grad is not None:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["sparse"]:
+                for parameter in parameters:
                     self._sparse_step(parameter, parameter.grad, group)
-                    kept_aside.append((parameter, parameter.grad))
-                    parameter.grad = None  # AdamW passes over it
-        super().step()
-        for parameter, gradient in kept_aside:
-            parameter.grad = gradient
+            elif parameters:
+                self._dense_step(parameters, group)
         return loss
 
-    def _sparse_step(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+    def _moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        return state
+
+    def _sparse_step(self, parameter: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        state = self._moments(parameter)
         state["step"] += 1
         step, (beta1, beta2) = state["step"].item(), group["betas"]
         where = gradient.nonzero(as_tuple=True)
@@ -77,6 +82,24 @@ class SparseGradAdam(AdamW):
         update = m.div_(1 - beta1**step).div_(denominator)
         theta = parameter[where]
         parameter[where] = theta.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=group["lr"])
+
+    def _dense_step(self, parameters: list[torch.Tensor], group: dict[str, Any]) -> None:
+        states = [self._moments(parameter) for parameter in parameters]
+        adamw(
+            parameters,
+            [cast(torch.Tensor, parameter.grad) for parameter in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 def create_sparsegrad_optimizer(

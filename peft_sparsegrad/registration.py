@@ -35,13 +35,18 @@ def register(name: str, config_cls: type, model_cls: type) -> None:
     Raises:
         RuntimeError: If another package has taken the name or a prefix that clashes with this one.
     """
-    member, prefix = add_peft_type(name.upper()), f"{name}_"
-    taken = PEFT_TYPE_TO_CONFIG_MAPPING.get(member)
+    prefix = f"{name}_"
+    taken = PEFT_TYPE_TO_CONFIG_MAPPING.get(PeftType.__members__.get(name.upper()))  # pyright: ignore[reportArgumentType]
     if taken is not None and taken.__module__ != config_cls.__module__:
         raise RuntimeError(f"the PEFT method {name!r} is already registered by {taken.__module__}")
     for other, other_prefix in PEFT_TYPE_TO_PREFIX_MAPPING.items():
-        if other != member and other_prefix and (prefix.startswith(other_prefix) or other_prefix.startswith(prefix)):
+        if (
+            other != name.upper()
+            and other_prefix
+            and (prefix.startswith(other_prefix) or other_prefix.startswith(prefix))
+        ):
             raise RuntimeError(f"the prefix {prefix!r} clashes with {other_prefix!r} of the PEFT method {other}")
+    member = add_peft_type(name.upper())
     if taken is None:
         register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
     PEFT_TYPE_TO_CONFIG_MAPPING[member] = config_cls

@@ -18,8 +18,8 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 # Above this dimension a Gram matrix and its eigenvectors cost more than sketching it does.
 EXACT_LIMIT = 4096
 # The sketch is swept over the batches again until a sweep adds less than this share of captured energy.
-SKETCH_TOLERANCE = 0.01
-SKETCH_MAX_PASSES = 4
+SKETCH_TOLERANCE = 0.005
+SKETCH_MAX_PASSES = 6
 
 
 @dataclasses.dataclass
@@ -175,8 +175,8 @@ class _GramSketch:
 
 
 def sketch_size(rank: int) -> int:
-    """Columns of a sketch for `rank` eigenvectors: half as many again, for a spectrum without a gap."""
-    return rank + max(16, rank // 2)
+    """Columns of a sketch for `rank` eigenvectors: twice as many, for a spectrum without a gap."""
+    return rank + max(16, rank)
 
 
 def leading_eigenvectors(gram: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,7 +193,8 @@ def canonical_signs(vectors: torch.Tensor) -> torch.Tensor:
 
 def _nystrom(product: torch.Tensor, omega: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Eigenvalues and eigenvectors of the Nyström approximation of A, from `product` = A Ω (arXiv 1706.05736)."""
-    shift = torch.finfo(product.dtype).eps * product.norm().clamp(min=torch.finfo(product.dtype).tiny)
+    # what lies below float32's rounding, in which the products were summed, is noise and must not be divided by
+    shift = torch.finfo(torch.float32).eps * product.norm().clamp(min=torch.finfo(product.dtype).tiny)
     shifted = product + shift * omega
     small = omega.T @ shifted
     eigenvalues, rotation = torch.linalg.eigh((small + small.T) / 2)

@@ -216,23 +216,29 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         observers: Mapping[str, Observer] = self.sparsegrad_probe if support.is_settled else self.sparsegrad_warmup
         observer = observers.get(adapter_name) if torch.is_grad_enabled() and values.requires_grad else None
         if observer is not None and not support.is_settled:  # the values are zero and stay so
-            return self._observe(result, x, values, observer, blocks=True)
+            return _observe(self, result, x, values, observer, True)
         U, V = group.on(result.device, result.dtype)
         top_k = plan.k if plan.dynamic else None
         result = delta_product(result, x, values, support.indices, U, V, plan.core_shape, top_k)
-        return result if observer is None else self._observe(result, x, values, observer, blocks=False)
-
-    @torch.compiler.disable
-    def _observe(
-        self, result: torch.Tensor, x: torch.Tensor, values: torch.Tensor, observer: Observer, blocks: bool
-    ) -> torch.Tensor:
-        return observe_gradient(result, x, values, lambda x, dy: observer(self, x, dy), blocks)
+        return result if observer is None else _observe(self, result, x, values, observer, False)
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)
 
     def __repr__(self) -> str:
         return "sparsegrad." + super().__repr__()
+
+
+@torch.compiler.disable
+def _observe(
+    layer: SparseGradLayer,
+    result: torch.Tensor,
+    x: torch.Tensor,
+    values: torch.Tensor,
+    observer: Observer,
+    blocks: bool,
+) -> torch.Tensor:
+    return observe_gradient(result, x, values, lambda x, dy: observer(layer, x, dy), blocks)
 
 
 def sparsegrad_layers(model: nn.Module, adapter_name: str) -> list[SparseGradLayer]:

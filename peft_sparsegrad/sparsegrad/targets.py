@@ -6,9 +6,10 @@ from typing import Any
 
 # "output.dense" also ends the name of the attention's output projection in BERT's family: see EXCLUDED_MODULES.
 _BERT_FAMILY = (
-    "bert beit camembert deberta deberta-v2 deit dpt electra ernie esm layoutlm megatron-bert roberta roformer vit "
-    "xlm-roberta xlm-roberta-xl"
+    "bert camembert deberta deberta-v2 electra ernie esm layoutlm megatron-bert roberta roformer xlm-roberta "
+    "xlm-roberta-xl"
 )
+_VIT_FAMILY = "beit deit dpt vit"  # named like BERT's in transformers 4, fc1 and fc2 in transformers 5
 
 # Module names, and the model types that use them. Of gated MLPs the paper adapts the up and down projections.
 _FAMILIES: list[tuple[list[str], str]] = [
@@ -29,12 +30,15 @@ _FAMILIES: list[tuple[list[str], str]] = [
     (["mlp.Wi", "mlp.Wo"], "modernbert"),
     (["mlp.fc1", "mlp.fc2"], "dinov2"),
     (["intermediate.dense", "output.dense"], _BERT_FAMILY),
+    (["intermediate.dense", "output.dense", "mlp.fc1", "mlp.fc2"], _VIT_FAMILY),
 ]
 
 TARGET_MODULES: dict[str, list[str]] = {
     model_type: names for names, model_types in _FAMILIES for model_type in model_types.split()
 }
-EXCLUDED_MODULES: dict[str, list[str]] = dict.fromkeys(_BERT_FAMILY.split(), ["attention.output.dense"])  # noqa: RUF024
+EXCLUDED_MODULES: dict[str, list[str]] = {
+    model_type: ["attention.output.dense"] for model_type in f"{_BERT_FAMILY} {_VIT_FAMILY}".split()
+}
 
 
 def set_default_targets(config: Any, model_type: str | None) -> None:

@@ -213,7 +213,7 @@ def test_all_linear():
 
 
 def test_no_target_matched():
-    with pytest.raises(ValueError, match="Target modules .*nonsense.* not found in the base model"):
+    with pytest.raises(ValueError, match=r"Target modules .*nonsense.* not found in the base model"):
         adapted(target_modules=["nonsense"])
 
 

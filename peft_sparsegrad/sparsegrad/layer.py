@@ -216,11 +216,13 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         observers: Mapping[str, Observer] = self.sparsegrad_probe if support.is_settled else self.sparsegrad_warmup
         observer = observers.get(adapter_name) if torch.is_grad_enabled() and values.requires_grad else None
         if observer is not None and not support.is_settled:  # the values are zero and stay so
-            return _observe(self, result, x, values, observer, True)
+            return _observe(self, result, x, values, observer, True)  # pyright: ignore[reportCallIssue]
         U, V = group.on(result.device, result.dtype)
         top_k = plan.k if plan.dynamic else None
         result = delta_product(result, x, values, support.indices, U, V, plan.core_shape, top_k)
-        return result if observer is None else _observe(self, result, x, values, observer, False)
+        if observer is None:
+            return result
+        return _observe(self, result, x, values, observer, False)  # pyright: ignore[reportCallIssue]
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)

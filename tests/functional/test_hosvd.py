@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import pickle
+import threading
+
+import pytest
+import torch
+
+from peft_sparsegrad.functional import ExactHosvd, SketchedHosvd, gradient_energy, hosvd_accumulator, hosvd_of_weight
+
+OUT, IN = 24, 36
+ACCUMULATORS = pytest.mark.parametrize("accumulator_class", [ExactHosvd, SketchedHosvd])
+
+
+def stream(
+    out: int, in_: int, decay: float, steps: int = 6, tokens: int = 24, dtype=torch.float64
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches (x, dy) whose gradients' singular values fall by `decay` from one direction to the next."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*size: int) -> torch.Tensor:
+        return torch.randn(*size, dtype=torch.float64, generator=generator)
+
+    q_in, q_out = torch.linalg.qr(randn(in_, in_)).Q, torch.linalg.qr(randn(out, out)).Q
+    s_in, s_out = (decay ** torch.arange(n, dtype=torch.float64) for n in (in_, out))
+    batches = [((randn(tokens, in_) * s_in) @ q_in.T, (randn(tokens, out) * s_out) @ q_out.T) for _ in range(steps)]
+    return [(x.to(dtype), dy.to(dtype)) for x, dy in batches]
+
+
+def run(accumulator, batches):
+    """Sweeps until it asks for no more. Returns the result and the number of sweeps."""
+    for sweeps in range(1, 20):
+        for x, dy in batches:
+            accumulator.update(x, dy)
+        if accumulator.finish_pass():
+            return accumulator.result(), sweeps
+    raise AssertionError("never settles")
+
+
+def svd_of_unfoldings(batches):
+    """Singular vectors and values of the stack along its input and output dimension, as the paper computes them."""
+    gradients = [(dy.double().T @ x.double()) for x, dy in batches]
+    _, s_in, vh = torch.linalg.svd(torch.cat(gradients, 0), full_matrices=False)
+    u, s_out, _ = torch.linalg.svd(torch.cat(gradients, 1), full_matrices=False)
+    return vh.T, s_in, u, s_out
+
+
+def largest_principal_angle(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Between the column spaces, by its sine, which is accurate for small angles."""
+    a, b = torch.linalg.qr(a.double()).Q, torch.linalg.qr(b.double()).Q
+    return torch.linalg.matrix_norm(b - a @ (a.T @ b), 2).clamp(max=1).asin().item()
+
+
+def captured(batches, U, V) -> tuple[float, float]:
+    """Energy of the gradients within the columns of U, and within those of V."""
+    gradients = [dy.double().T @ x.double() for x, dy in batches]
+    within_u = sum((g @ U.double()).square().sum().item() for g in gradients)
+    return within_u, sum((V.double().T @ g).square().sum().item() for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_exact_is_the_svd_of_the_stack(dtype):
+    batches = stream(OUT, IN, 0.8, dtype=dtype)
+    found, sweeps = run(ExactHosvd(OUT, IN, (6, 8)), batches)
+    right, s_in, left, s_out = svd_of_unfoldings(batches)
+    assert sweeps == 1
+    assert found.method == "exact"
+    assert largest_principal_angle(found.U, right[:, :8]) < 1e-3
+    assert largest_principal_angle(found.V, left[:, :6]) < 1e-3
+    for r in range(1, 7):  # the spectrum separates, so every leading subspace agrees and not just the last
+        assert largest_principal_angle(found.V[:, :r], left[:, :r]) < 1e-3
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(found.spectrum_in, s_in.square(), **tolerance)
+    torch.testing.assert_close(found.spectrum_out, s_out.square(), **tolerance)
+    assert found.energy == pytest.approx(s_in.square().sum().item(), rel=1e-6)
+
+
+@ACCUMULATORS
+@pytest.mark.parametrize("decay", [0.8, 1.0])
+def test_columns_are_orthonormal_float32_and_have_canonical_signs(accumulator_class, decay):
+    found, _ = run(accumulator_class(OUT, IN, (6, 8)), stream(OUT, IN, decay))
+    for matrix, shape in ((found.U, (IN, 8)), (found.V, (OUT, 6))):
+        assert matrix.shape == shape
+        assert matrix.dtype == torch.float32
+        assert matrix.device.type == "cpu"
+        torch.testing.assert_close(matrix.T @ matrix, torch.eye(shape[1]), atol=1e-5, rtol=0)
+        largest = matrix.abs().argmax(0)
+        assert (matrix[largest, torch.arange(shape[1])] > 0).all()
+
+
+def test_full_rank_is_square_and_orthogonal():
+    found, _ = run(hosvd_accumulator(OUT, IN, (OUT, IN)), stream(OUT, IN, 0.9))
+    torch.testing.assert_close(found.U @ found.U.T, torch.eye(IN), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.V @ found.V.T, torch.eye(OUT), atol=1e-5, rtol=0)
+
+
+# Sketch widths well below the dimensions, so that there is something to lose.
+SKETCHES = [(96, 160, (16, 16)), (160, 200, (40, 40)), (128, 256, (24, 32))]
+
+
+@pytest.mark.parametrize("sizes", SKETCHES)
+@pytest.mark.parametrize("decay", [0.3, 0.7, 0.9, 0.97])
+def test_sketch_captures_a_decaying_spectrum(sizes, decay):
+    out, in_, core = sizes
+    batches = stream(out, in_, decay, dtype=torch.float32)
+    exact, _ = run(ExactHosvd(out, in_, core), batches)
+    sketched, _ = run(SketchedHosvd(out, in_, core), batches)
+    for ours, best in zip(captured(batches, sketched.U, sketched.V), captured(batches, exact.U, exact.V), strict=True):
+        assert ours >= 0.98 * best
+
+
+@pytest.mark.parametrize("sizes", SKETCHES)
+@pytest.mark.parametrize(("steps", "tokens"), [(12, 24), (24, 64)])  # more tokens in all than the sketch is wide
+def test_sketch_takes_the_sweeps_that_a_flat_spectrum_needs(sizes, steps, tokens):
+    out, in_, core = sizes
+    batches = stream(out, in_, 1.0, steps, tokens, dtype=torch.float32)
+    exact, _ = run(ExactHosvd(out, in_, core), batches)
+    sketched, sweeps = run(SketchedHosvd(out, in_, core), batches)
+    best = captured(batches, exact.U, exact.V)
+    once = SketchedHosvd(out, in_, core)
+    for x, dy in batches:
+        once.update(x, dy)
+    once.finish_pass()
+    after_one = captured(batches, once.result().U, once.result().V)
+    after_all = captured(batches, sketched.U, sketched.V)
+    assert sweeps > 1
+    for first, final, optimum in zip(after_one, after_all, best, strict=True):
+        assert first < 0.99 * optimum, "one sweep would have done"
+        assert final >= 0.98 * optimum
+
+
+def test_sketch_finds_the_subspace_where_the_spectrum_separates():
+    batches = stream(160, 200, 0.7)
+    sketched, _ = run(SketchedHosvd(160, 200, (6, 8)), batches)
+    right, _, left, _ = svd_of_unfoldings(batches)
+    assert largest_principal_angle(sketched.U, right[:, :8]) < 1e-3
+    assert largest_principal_angle(sketched.V, left[:, :6]) < 1e-3
+
+
+@pytest.mark.parametrize(("decay", "steps", "tokens"), [(0.97, 6, 24), (0.7, 6, 24), (0.3, 6, 24), (1.0, 1, 3)])
+def test_spectrum_of_the_sketch(decay, steps, tokens):
+    """Also of steep spectra, and of fewer tokens than columns: a float32 sketch has float32's noise."""
+    batches = stream(160, 200, decay, steps, tokens, dtype=torch.float32)
+    exact, _ = run(ExactHosvd(160, 200, (40, 40)), batches)
+    sketched, _ = run(SketchedHosvd(160, 200, (40, 40)), batches)
+    for ours, reference in (
+        (sketched.spectrum_in, exact.spectrum_in),
+        (sketched.spectrum_out, exact.spectrum_out),
+    ):
+        assert (ours.diff() <= 0).all()
+        torch.testing.assert_close(ours[:40], reference[:40], rtol=0.02, atol=1e-4 * reference[0].item())
+    assert sketched.method == "sketch"
+
+
+@pytest.mark.parametrize(("steps", "tokens"), [(6, 24), (40, 64)])
+def test_energy_of_a_flat_sketch_is_an_estimate_of_the_sum(steps, tokens):
+    batches = stream(160, 200, 1.0, steps, tokens, dtype=torch.float32)
+    total = sum((dy.T @ x).square().sum().item() for x, dy in batches)
+    assert run(SketchedHosvd(160, 200, (40, 40)), batches)[0].energy == pytest.approx(total, rel=0.1)
+
+
+@ACCUMULATORS
+def test_memory_does_not_grow_with_the_steps(accumulator_class):
+    batches = stream(OUT, IN, 0.9, steps=30)
+    accumulator = accumulator_class(OUT, IN, (4, 4))
+    sizes = set()
+    for x, dy in batches:
+        accumulator.update(x, dy)
+        sizes.add(len(pickle.dumps(accumulator)))
+    assert len(sizes) == 1
+
+
+def test_sketch_is_smaller_than_the_gram_matrices():
+    exact, sketch = ExactHosvd(500, 600, (10, 10)), SketchedHosvd(500, 600, (10, 10))
+    assert len(pickle.dumps(sketch)) < len(pickle.dumps(exact)) / 10
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_update_is_add_gradient(dtype):
+    by_batch, by_gradient = ExactHosvd(OUT, IN, (6, 8)), ExactHosvd(OUT, IN, (6, 8))
+    for x, dy in stream(OUT, IN, 0.8, dtype=dtype):
+        at_least_32 = torch.promote_types(dtype, torch.float32)
+        by_batch.update(x, dy)
+        by_gradient.add_gradient(dy.to(at_least_32).T @ x.to(at_least_32))
+    assert torch.equal(by_batch.gram_in, by_gradient.gram_in)
+    assert torch.equal(by_batch.gram_out, by_gradient.gram_out)
+    assert by_batch.gram_in.abs().sum() > 0
+
+
+class TwoRanks:
+    """Two threads that exchange tensors as `all_reduce` does, with the mean as the operation."""
+
+    def __init__(self) -> None:
+        self.barrier, self.given = threading.Barrier(2, timeout=20), [None, None]
+
+    def reduce_of(self, rank: int):
+        def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+            self.given[rank] = tensor.clone()
+            self.barrier.wait()
+            mean = (self.given[0] + self.given[1]) / 2
+            self.barrier.wait()
+            return tensor.copy_(mean)
+
+        return mean_over_ranks
+
+    def run(self, work) -> list:
+        results, errors = [None, None], []
+
+        def target(rank: int) -> None:
+            try:
+                results[rank] = work(rank, self.reduce_of(rank))
+            except Exception as error:
+                errors.append(error)
+                self.barrier.abort()
+
+        threads = [threading.Thread(target=target, args=(rank,)) for rank in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not errors, errors
+        return results
+
+
+@ACCUMULATORS
+def test_two_ranks_with_half_the_tokens_find_what_one_finds_with_all(accumulator_class):
+    batches, core = stream(64, 96, 0.8), (6, 8)
+
+    def work(rank, mean_over_ranks):
+        accumulator = accumulator_class(64, 96, core)
+        for sweeps in range(1, 10):
+            for x, dy in batches:
+                half = slice(rank * 12, (rank + 1) * 12)
+                accumulator.update(x[half], dy[half], mean_over_ranks)
+            if accumulator.finish_pass(mean_over_ranks):
+                return accumulator.result(), sweeps
+        raise AssertionError("never settles")
+
+    alone, sweeps_alone = run(accumulator_class(64, 96, core), batches)
+    for found, sweeps in TwoRanks().run(work):
+        assert sweeps == sweeps_alone
+        torch.testing.assert_close(found.U, alone.U, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found.V, alone.V, atol=1e-4, rtol=0)
+        torch.testing.assert_close(4 * found.spectrum_in[:8], alone.spectrum_in[:8], rtol=1e-4, atol=1e-4)
+        assert 4 * found.energy == pytest.approx(alone.energy, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 3, 14, 15, 200])  # 24 · 36 / (24 + 36) = 14.4 tokens separate the branches
+def test_gradient_energy(tokens, dtype):
+    ((x, dy),) = stream(OUT, IN, 1.0, steps=1, tokens=tokens, dtype=dtype)
+    expected = (dy.double().T @ x.double()).square().sum()
+    energy = gradient_energy(x, dy)
+    assert energy.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(energy.double(), expected, rtol=1e-12 if dtype == torch.float64 else 1e-4, atol=0)
+
+
+def test_svd_of_a_weight():
+    weight = stream(OUT, IN, 0.8, steps=1)[0]
+    weight = (weight[1].T @ weight[0]).float()
+    found = hosvd_of_weight(torch.nn.Parameter(weight), (6, 8))
+    left, values, right = torch.linalg.svd(weight.double())
+    assert largest_principal_angle(found.U, right[:8].T) < 1e-3
+    assert largest_principal_angle(found.V, left[:, :6]) < 1e-3
+    torch.testing.assert_close(found.spectrum_in[:8], values[:8].square(), rtol=1e-4, atol=1e-4)
+    assert not found.U.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((1024, 4096, (150, 150)), ExactHosvd),
+        ((512, 5000, (64, 64)), SketchedHosvd),
+        ((5000, 512, (64, 64)), SketchedHosvd),
+        ((256, 4200, (256, 4200)), ExactHosvd),
+    ],
+)
+def test_large_layers_are_sketched_unless_nearly_every_column_is_wanted(sizes, expected):
+    assert isinstance(hosvd_accumulator(*sizes, device="meta"), expected)

@@ -9,22 +9,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from tiny import BATCH, llama
 
 import peft_sparsegrad  # noqa: F401
+
+torch.set_num_threads(1)  # tiny tensors: threads would wait for each other
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def model():
-    return llama()
-
-
-@pytest.fixture
-def batches():
-    """Four batches of language modelling, with padding."""
-    return [BATCH(seed) for seed in range(4)]

@@ -40,9 +40,6 @@ def batch(seed: int = 0, size: int = 8) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
 
 
-BATCH = batch
-
-
 def rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
     """Rows of a dataset for the Trainer, all of one length."""
     ids = batch(seed, size=count)["input_ids"].tolist()

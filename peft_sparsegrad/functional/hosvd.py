@@ -46,9 +46,9 @@ class Hosvd:
 def hosvd_accumulator(
     out_features: int, in_features: int, core_shape: tuple[int, int], device: torch.device | str = "cpu"
 ) -> ExactHosvd | SketchedHosvd:
-    """The accumulator for a layer: exact up to `EXACT_LIMIT`, or where nearly every column is asked for."""
+    """The accumulator for a layer: exact up to `EXACT_LIMIT`, or where most columns are asked for on both sides."""
     largest = max(out_features, in_features)
-    wide = any(2 * sketch_size(r) >= n for r, n in zip(core_shape, (out_features, in_features), strict=True))
+    wide = all(2 * sketch_size(r) >= n for r, n in zip(core_shape, (out_features, in_features), strict=True))
     if largest <= EXACT_LIMIT or wide:
         return ExactHosvd(out_features, in_features, core_shape, device)
     return SketchedHosvd(out_features, in_features, core_shape, device)

@@ -1,0 +1,6 @@
+"""Benchmarks of SparseGrad: `python -m benchmarks --help`."""
+
+import os
+
+# The profiler, which counts allocations on the CPU, reports every start and stop on the terminal otherwise.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")

@@ -1,0 +1,85 @@
+"""Command line of the benchmarks: measures, writes JSON, prints tables."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .contenders import CONTENDERS, SWEEP
+from .environment import describe_environment
+from .memory import keep_freed_memory
+from .models import SHAPES, dtype_on
+from .step import benchmark_step
+from .targets import targets_of
+from .warmup import benchmark_warmup
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of SparseGrad.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: larger models, in bfloat16")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads; one is the least noisy (default: 1)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each method (default: 5)")
+    parser.add_argument("--only", choices=("step", "warmup"), help="run one part; default: both")
+    parser.add_argument("--shapes", choices=("bert", "llama"), help="run one model; default: both")
+    parser.add_argument("--density", type=float, default=0.01, help="trained share of each weight (default: 0.01)")
+    parser.add_argument("--sweep-rank", action="store_true", help="step of SparseGrad alone, for several core sizes")
+    parser.add_argument("--json", type=Path, default=Path("outputs/bench.json"), help="default: outputs/bench.json")
+    return parser.parse_args()
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that the arguments ask for."""
+    freed_memory_is_kept = keep_freed_memory()
+    torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    shapes = {k: v for k, v in SHAPES[device.type].items() if arguments.shapes in (None, k)}
+    result: dict[str, Any] = {
+        "environment": describe_environment(device),
+        "settings": {
+            **{key: value for key, value in vars(arguments).items() if key != "json"},
+            "freed_memory_is_kept": freed_memory_is_kept,
+            "dtype": str(dtype_on(device)),
+            "shapes": {name: dataclasses.asdict(shape) for name, shape in shapes.items()},
+        },
+    }
+    if arguments.only != "warmup":
+        names = SWEEP if arguments.sweep_rank else CONTENDERS
+        result["step"] = {
+            name: benchmark_step(shape, device, arguments.rounds, arguments.density, names)
+            for name, shape in shapes.items()
+        }
+    if arguments.only != "step" and not arguments.sweep_rank:
+        result["warmup"] = benchmark_warmup(device, arguments.density)
+    return result
+
+
+def print_tables(result: dict[str, Any]) -> None:
+    from rich.console import Console  # the JSON does not need it
+
+    from .report import print_step, print_targets, print_warmup
+
+    console = Console()
+    for family, batches in result.get("step", {}).items():
+        print_step(console, family, batches)
+    if "warmup" in result:
+        print_warmup(console, result["warmup"])
+    print_targets(console, targets_of(result))
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    result = run(arguments)
+    result["targets"] = [target.as_dict() for target in targets_of(result)]
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print_tables(result)
+    print(f"Written to {arguments.json}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Ways of training the same linear layers of the same model, each ready to take a step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from peft_sparsegrad import SparseGradAdam
+from peft_sparsegrad.functional import core, delta_product
+from peft_sparsegrad.methods import METHODS, targeted
+from peft_sparsegrad.sparsegrad import layer as sparsegrad_layer
+
+from .models import Shape, build_model
+from .paper_layer import attach_paper_layers
+
+FROZEN, LORA, STATIC, PAPER, FULL = "frozen", "lora", "sparsegrad", "paper layer", "full"
+DYNAMIC, DYNAMIC_SD = "sparsegrad-dynamic", "sparsegrad-dynamic, sparse-by-dense"
+CONTENDERS = (FROZEN, LORA, STATIC, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
+SLACKS = (1.25, 1.5, 2.0, 4.0, 6.25)
+SWEEP = (LORA, *(f"slack {slack:g}" for slack in SLACKS))
+
+LEARNING_RATE = 1e-4
+
+
+@dataclass
+class Contender:
+    """A model and what takes its step.
+
+    Attributes:
+        name: Its name in the tables.
+        model: The model; the embeddings' output requires a gradient.
+        optimizer: None for the frozen model.
+        around_forward: Made anew and entered for each forward pass.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    around_forward: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss of a batch."""
+        with self.around_forward():
+            return self.model(**batch).loss
+
+    def step(self, batch: dict[str, torch.Tensor]) -> None:
+        """Forward and backward pass, optimizer step, zero_grad."""
+        self.forward(batch).backward()
+        if self.optimizer is not None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    @property
+    def trained(self) -> int:
+        """Parameters that require a gradient; with a dynamic support all entries of the cores."""
+        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+
+    def resident(self) -> Iterable[torch.Tensor]:
+        """Parameters, buffers and the optimizer's state: what stays between two steps."""
+        yield from self.model.parameters()
+        yield from self.model.buffers()
+        states = self.optimizer.state.values() if self.optimizer is not None else ()
+        yield from (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def build_contender(name: str, shape: Shape, device: torch.device, density: float) -> Contender:
+    """The contender `name` of `CONTENDERS` or `SWEEP`, on its own copy of the model of `shape`."""
+    model = build_model(shape, device)
+    if name == FROZEN:
+        return Contender(name, model.requires_grad_(False), None)
+    if name == PAPER:
+        model = attach_paper_layers(model, targeted(model, None), density)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        return Contender(name, model, SparseGradAdam(trained, lr=LEARNING_RATE))
+    if name == DYNAMIC_SD:
+        return Contender(name, *_attached(DYNAMIC, model, density), around_forward=_with_sparse_by_dense)
+    if name in SWEEP and name != LORA:
+        with mock.patch.object(core, "SLACK", float(name.removeprefix("slack "))):
+            return Contender(name, *_attached(STATIC, model, density))
+    return Contender(name, *_attached(name, model, density))
+
+
+def _attached(name: str, model: nn.Module, density: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A method of the package's table, SparseGrad in a data-free basis: its cost does not depend on the numbers."""
+    method = METHODS[name]
+    overrides = {"warmup_steps": 0} if name.startswith(STATIC) else {}
+    model = method.attach(model, None, density, **overrides)
+    if method.make_optimizer is not None:
+        return model, method.make_optimizer(model, LEARNING_RATE)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return model, torch.optim.AdamW(trained, lr=LEARNING_RATE)
+
+
+def _with_sparse_by_dense() -> AbstractContextManager[Any]:
+    """Forward passes inside form the core's gradient with the product of the paper's section 3.3.
+
+    The layer has no setting for it, because the plain product is as fast or faster.
+    """
+    return mock.patch.object(sparsegrad_layer, "delta_product", functools.partial(delta_product, skip_zeros=True))

@@ -1,0 +1,155 @@
+"""The warm-up's streaming HOSVD against the SVDs of the stacked gradients that the authors' code computes.
+
+The stack has 180 gradients of shape (384, 1536), as from 15 steps of a MiniLM with 12 blocks. The authors decompose
+all three of its unfoldings. Exact Gram matrices start from the same gradients as the SVDs do, the sketch from the x
+and dy of the backward pass: it forms no gradient. Making the input is not timed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from peft_sparsegrad.functional import ExactHosvd, Hosvd, SketchedHosvd, core_shape
+
+from .gradients import Gradients
+from .memory import peak_of, storages
+from .timing import Stopwatch
+
+OUT, IN, TOKENS = 384, 1536, 256
+STACKED, FEW, FLAT = 180, 20, 24
+
+Accumulator = ExactHosvd | SketchedHosvd
+
+
+def benchmark_warmup(device: torch.device, density: float) -> dict[str, Any]:
+    """Measure the accumulators and the stacked SVD on a decaying spectrum, and the sketch on a flat one."""
+    core = core_shape(OUT, IN, round(density * OUT * IN), "auto")
+    separated = min(core) // 2
+    decaying = Gradients(OUT, IN, TOKENS, decay=0.5, leading=separated, drop=4.0, device=device)
+    stack = decaying.stack(STACKED)
+    U, V, stacked = stacked_svd(stack, core)
+    methods = {"stacked SVD": {**stacked, "energy": captured_energy(stack, U, V)}}
+    for name, make in _accumulators(core, device).items():
+        found, measured = stream(make(), decaying)
+        methods[name] = {
+            **measured,
+            "peak_bytes": streaming_peak(make(), decaying),
+            "speed_ratio": stacked["seconds"] / measured["seconds"],
+            "energy": captured_energy(stack, found.U.to(stack), found.V.to(stack)),
+            "angle_in": largest_angle(found.U[:, :separated], U[:, :separated]),
+            "angle_out": largest_angle(found.V[:, :separated], V[:, :separated]),
+        }
+    settings = {"stack": list(stack.shape), "core": list(core), "tokens": TOKENS, "angle_rank": separated}
+    return {**settings, "methods": methods, "flat spectrum": flat_spectrum(core, device)}
+
+
+def _accumulators(core: tuple[int, int], device: torch.device) -> dict[str, Callable[[], Accumulator]]:
+    return {
+        "exact": lambda: ExactHosvd(OUT, IN, core, device),
+        "sketch": lambda: SketchedHosvd(OUT, IN, core, device),
+    }
+
+
+def stacked_svd(stack: torch.Tensor, core: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """SVDs of the three unfoldings of a stack (n, out, in).
+
+    Returns:
+        U (in, r_in), V (out, r_out), and the seconds and the peak bytes, those of the stack among them.
+    """
+    left, seconds = [], []
+
+    def decompose() -> None:
+        for mode in range(3):
+            with Stopwatch(stack.device) as watch:
+                unfolding = stack.movedim(mode, 0).reshape(stack.shape[mode], -1)
+                left.append(torch.linalg.svd(unfolding, full_matrices=False).U)
+            seconds.append(watch.seconds)
+
+    peak = stack.nbytes + peak_of(decompose, stack.device)
+    measured = {"seconds": sum(seconds), "seconds_by_unfolding": seconds, "peak_bytes": peak}
+    return left[2][:, : core[1]], left[1][:, : core[0]], measured
+
+
+def stream(accumulator: Accumulator, gradients: Gradients) -> tuple[Hosvd, dict[str, Any]]:
+    """Run an accumulator over `STACKED` gradients, as often as it asks for.
+
+    Returns:
+        What it found, and the seconds, the passes, the bytes that it held after few and after all of the gradients.
+    """
+    watch, passes, settled, held = Stopwatch(gradients.device), 0, False, {}
+    while not settled:
+        for index in range(STACKED):
+            update = _update(accumulator, gradients, index)
+            with watch:
+                update()
+            held[index + 1] = held_bytes(accumulator)
+        with watch:
+            settled = accumulator.finish_pass()
+        passes += 1
+    with watch:
+        found = accumulator.result()
+    return found, {"seconds": watch.seconds, "passes": passes, "held_bytes": {n: held[n] for n in (FEW, STACKED)}}
+
+
+def _update(accumulator: Accumulator, gradients: Gradients, index: int) -> Callable[[], None]:
+    """The update with one gradient, its input made already."""
+    x, dy = gradients(index)
+    if isinstance(accumulator, ExactHosvd):
+        return functools.partial(accumulator.add_gradient, dy.T @ x)
+    return functools.partial(accumulator.update, x, dy)
+
+
+def streaming_peak(accumulator: Accumulator, gradients: Gradients) -> int:
+    """Peak bytes of an accumulator: its own, those of one gradient and those of finishing."""
+    x, dy = gradients(0)
+
+    def once() -> None:
+        accumulator.update(x, dy)
+        accumulator.finish_pass()
+        accumulator.result()
+
+    return held_bytes(accumulator) + x.nbytes + dy.nbytes + peak_of(once, gradients.device)
+
+
+def held_bytes(accumulator: Accumulator) -> int:
+    """Bytes of the tensors in an accumulator."""
+    parts = [accumulator, *(part for part in vars(accumulator).values() if hasattr(part, "__dict__"))]
+    tensors = [v for part in parts for v in vars(part).values() if isinstance(v, torch.Tensor)]
+    return sum(storages(tensors).values())
+
+
+def captured_energy(stack: torch.Tensor, U: torch.Tensor, V: torch.Tensor) -> float:
+    """Share of the energy Σ‖G‖² of a stack (n, out, in) that Vᵀ G U holds."""
+    return ((V.T @ stack @ U).double().square().sum() / stack.double().square().sum()).item()
+
+
+def largest_angle(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Largest principal angle, in radians, between the column spaces of two matrices (n, r)."""
+    a, b = (torch.linalg.qr(matrix.cpu().double()).Q for matrix in (first, second))
+    sine = torch.linalg.matrix_norm(b - a @ (a.T @ b), ord=2)  # the cosine would round small angles to zero
+    return torch.asin(sine.clamp(max=1)).item()
+
+
+def flat_spectrum(core: tuple[int, int], device: torch.device) -> dict[str, Any]:
+    """What the sketch captures, as a share of what the exact basis does, where no direction stands out."""
+    gradients = Gradients(OUT, IN, TOKENS, decay=0.0, leading=0, drop=1.0, device=device)
+    stack = gradients.stack(FLAT)
+    exact, sketch = ExactHosvd(OUT, IN, core, device), SketchedHosvd(OUT, IN, core, device)
+    for gradient in stack:
+        exact.add_gradient(gradient)
+    best, captured, settled = _energy(stack, exact), [], False
+    while not settled:
+        for index in range(FLAT):
+            sketch.update(*gradients(index))
+        settled = sketch.finish_pass()
+        captured.append(_energy(stack, sketch) / best)
+    return {"gradients": FLAT, "exact_energy": best, "sketch_share_by_pass": captured}
+
+
+def _energy(stack: torch.Tensor, accumulator: Accumulator) -> float:
+    found = accumulator.result()
+    return captured_energy(stack, found.U.to(stack), found.V.to(stack))

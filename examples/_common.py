@@ -1,0 +1,92 @@
+"""What the examples share: errors that a user can act on, loading, options and aligned output."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from transformers.utils import logging
+
+from peft_sparsegrad.methods import lora_rank, targeted
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class InputError(Exception):
+    """Something that the user gave cannot be used; the message says what and why, in a sentence."""
+
+
+def run_and_exit(main: Callable[[], int]) -> NoReturn:
+    """Exit with `main`'s status, or with 2 and one line where the input is wrong."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    try:
+        sys.exit(main())
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+
+
+def load_pretrained(auto_class: Any, path: str | Path, **settings: Any) -> Any:
+    """`auto_class.from_pretrained`, for a path that may be wrong."""
+    try:
+        return auto_class.from_pretrained(path, **settings)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"cannot load {path!s} as {auto_class.__name__}: {reason}") from error
+
+
+def density_of_lora(model: Any, target_modules: list[str] | None, density: float) -> float:
+    """The share of the target weights that LoRA, whose ranks are whole numbers, trains where `density` is asked."""
+    try:
+        modules: list[Any] = [module for _, module in targeted(model, target_modules)]
+    except ValueError as error:
+        raise InputError(f"{error}; name linear layers of this model with --target-modules") from error
+    shapes = [module.weight.shape for module in modules]
+    values = sum(lora_rank(shape[0], shape[1], density) * sum(shape) for shape in shapes)
+    return values / sum(shape.numel() for shape in shapes)
+
+
+def heading(text: str) -> None:
+    print(f"\n{text}\n{'-' * len(text)}", flush=True)
+
+
+def show(label: str, value: str) -> None:
+    print(f"  {label:<26}{value}", flush=True)
+
+
+def show_lines(text: str) -> None:
+    print("\n".join(f"  {line}" for line in text.splitlines()), flush=True)
+
+
+def show_table(rows: Sequence[tuple[str, Sequence[str]]]) -> None:
+    """A label and right-aligned columns in each row."""
+    for label, cells in rows:
+        show(label, "".join(f"{cell:>14}" for cell in cells))
+
+
+def positive_int(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
+
+
+def positive_float(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
+    return number
+
+
+def share(text: str) -> float:
+    number = float(text)
+    if not 0 < number <= 1:
+        raise argparse.ArgumentTypeError(f"must be in (0, 1], not {text}")
+    return number

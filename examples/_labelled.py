@@ -1,0 +1,78 @@
+"""Labelled sentences for `classify.py`: reading them, scores, and the table of predictions."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from _common import InputError
+
+
+@dataclass
+class Sentences:
+    """Sentences and, where the file has them, their labels."""
+
+    path: Path
+    texts: list[str]
+    labels: list[str] | None
+
+    def label_ids(self, names: list[str]) -> list[int]:
+        """The labels as positions in `names`."""
+        if self.labels is None:
+            raise InputError(f"{self.path} has no column `label`")
+        if unknown := sorted(set(self.labels) - set(names)):
+            raise InputError(
+                f"{self.path} has the label {unknown[0]!r}, and the training file only {', '.join(names)}"
+            )
+        return [names.index(label) for label in self.labels]
+
+
+def read_sentences(path: Path) -> Sentences:
+    """Read a .csv or .tsv file with columns `sentence` and `label`, or CoLA's source, label, star, sentence."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            quoted = path.suffix == ".csv"
+            delimiter, quoting = (",", csv.QUOTE_MINIMAL) if quoted else ("\t", csv.QUOTE_NONE)
+            rows = [row for row in csv.reader(file, delimiter=delimiter, quoting=quoting) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
+    has_header = bool(rows) and "sentence" in rows[0]
+    header, rows = (rows[0], rows[1:]) if has_header else (["source", "label", "star", "sentence"], rows)
+    if not rows:
+        raise InputError(f"{path} holds no sentences")
+    for number, row in enumerate(rows, start=1 + has_header):
+        if len(row) != len(header):
+            raise InputError(f"{path}, row {number}: {len(row)} columns, not the {len(header)} of {', '.join(header)}")
+    texts = [row[header.index("sentence")] for row in rows]
+    return Sentences(path, texts, [row[header.index("label")] for row in rows] if "label" in header else None)
+
+
+def accuracy(predicted: list[int], true: list[int]) -> float:
+    return sum(p == t for p, t in zip(predicted, true, strict=True)) / len(true)
+
+
+def matthews_correlation(predicted: list[int], true: list[int]) -> float:
+    """Matthews correlation of any number of classes; 0 where one of the two sides is constant."""
+    classes, total = set(predicted) | set(true), len(true)
+    correct = sum(p == t for p, t in zip(predicted, true, strict=True))
+    counts = [(predicted.count(label), true.count(label)) for label in classes]
+    covariance = correct * total - sum(p * t for p, t in counts)
+    spread = math.sqrt((total**2 - sum(p * p for p, _ in counts)) * (total**2 - sum(t * t for _, t in counts)))
+    return covariance / spread if spread else 0.0
+
+
+def write_predictions(path: Path, texts: list[str], names: list[str], logits: list[list[float]]) -> None:
+    """A tab-separated table: the predicted label, a logit for each label, the sentence."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write("\t".join(["label", *(f"logit {name}" for name in names), "sentence"]) + "\n")
+        for text, row in zip(texts, logits, strict=True):
+            cells = [names[row.index(max(row))], *(f"{logit:.9g}" for logit in row), " ".join(text.split())]
+            file.write("\t".join(cells) + "\n")
+
+
+def read_logits(path: Path) -> list[list[float]]:
+    """The logits of a table of predictions; 9 digits give a float32 back exactly."""
+    rows = path.read_text(encoding="utf-8").split("\n")[1:-1]
+    return [[float(cell) for cell in row.split("\t")[1:-1]] for row in rows]

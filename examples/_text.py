@@ -1,0 +1,122 @@
+"""Text for the quickstart: the standard library's own, or a user's file."""
+
+from __future__ import annotations
+
+import ast
+import json
+import random
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import InputError
+from transformers import PreTrainedTokenizerBase
+
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+RECORD_FIELDS = "`text`, `messages` (with `content`), or `instruction` with `output` or `instances`"
+
+
+def standard_library_docstrings() -> list[str]:
+    """Every docstring of the standard library: English prose."""
+    documented = (node for tree in _modules() for node in ast.walk(tree) if isinstance(node, DOCUMENTED))
+    return [docstring for node in documented if (docstring := ast.get_docstring(node))]
+
+
+def standard_library_code(characters: int = 800_000) -> list[str]:
+    """Modules of the standard library without their comments and docstrings, until there are so many characters."""
+    sources, size = [], 0
+    for tree in _modules():
+        sources.append(ast.unparse(_without_docstrings(tree)))
+        size += len(sources[-1])
+        if size >= characters:
+            break
+    return sources
+
+
+def _modules() -> Iterator[ast.Module]:
+    root = Path(sysconfig.get_path("stdlib"))
+    paths = [p for p in sorted(root.rglob("*.py")) if not NOT_THE_LIBRARY.intersection(p.relative_to(root).parts)]
+    if not paths:
+        raise InputError(f"there are no source files of the standard library in {root}: give --model and --data")
+    random.Random(0).shuffle(paths)
+    for path in paths:
+        try:
+            yield ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):  # some distributions keep files of other Python versions there
+            continue
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def read_documents(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The documents of a .txt file (separated by blank lines) or a .jsonl file (one a line)."""
+    if path.suffix not in (".txt", ".jsonl"):
+        raise InputError(f"the data file {path} must end in .txt or .jsonl")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the data file {path}: {error}") from error
+    if path.suffix == ".txt":
+        documents = content.split("\n\n")
+    else:
+        lines = enumerate(content.split("\n"), start=1)
+        documents = [_parse_record(f"{path}, line {n}", text, tokenizer) for n, text in lines if text.strip()]
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise InputError(f"the data file {path} holds no text")
+    return documents
+
+
+def _parse_record(where: str, line: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    try:
+        return _record_text(json.loads(line), tokenizer)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: this is not JSON: {error}") from error
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"{where}: a record needs {RECORD_FIELDS}, all of them strings") from error
+
+
+def _record_text(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    if "text" in record:
+        parts = [record["text"]]
+    elif "messages" in record and tokenizer.chat_template:
+        parts = [str(tokenizer.apply_chat_template(record["messages"], tokenize=False))]
+    elif "messages" in record:
+        parts = [message["content"] for message in record["messages"]]
+    else:
+        answered = record["instances"][0] if "instances" in record else record
+        parts = [record["instruction"], answered.get("input", ""), answered["output"]]
+    return "\n\n".join(part for part in parts if part != "")
+
+
+def split_into_blocks(
+    documents: list[str], tokenizer: PreTrainedTokenizerBase, length: int, seed: int, most_held_out: int = 64
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Blocks of tokens (n, length), of shuffled documents: the ones to train on, and a tenth that is held out."""
+    documents = random.Random(seed).sample(documents, len(documents))
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    encoded = tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
+    tokens = torch.tensor([token for document in encoded for token in [*document, *end]])
+    count = len(tokens) // length
+    if count < 2:
+        raise InputError(f"the data holds {len(tokens)} tokens, too few for two blocks of {length}")
+    blocks = tokens[: count * length].view(count, length)
+    held_out = min(max(1, count // 10), most_held_out)
+    return blocks[:-held_out], blocks[-held_out:]
+
+
+def draw_batches(blocks: torch.Tensor, count: int, batch_size: int, seed: int) -> list[dict[str, torch.Tensor]]:
+    """`count` batches for `model(**batch).loss`; every block is used once before any is used again."""
+    generator = torch.Generator().manual_seed(seed)
+    epochs = 1 + count * batch_size // len(blocks)
+    order = torch.cat([torch.randperm(len(blocks), generator=generator) for _ in range(epochs)])
+    chosen = [blocks[rows] for rows in order[: count * batch_size].split(batch_size)]
+    return [{"input_ids": batch, "labels": batch} for batch in chosen]

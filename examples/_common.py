@@ -13,6 +13,7 @@ import torch
 from transformers.utils import logging
 
 from peft_sparsegrad.methods import lora_rank, targeted
+from peft_sparsegrad.sparsegrad.plan import check_is_linear, in_out_features
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -39,18 +40,22 @@ def load_pretrained(auto_class: Any, path: str | Path, **settings: Any) -> Any:
         return auto_class.from_pretrained(path, **settings)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot load {path!s} as {auto_class.__name__}: {reason}") from error
+        where = f"from the folder {path}" if Path(path).is_dir() else f"{path}, which is no folder here, from the hub"
+        raise InputError(f"{auto_class.__name__} cannot load {where}: {reason}") from error
 
 
 def density_of_lora(model: Any, target_modules: list[str] | None, density: float) -> float:
     """The share of the target weights that LoRA, whose ranks are whole numbers, trains where `density` is asked."""
+    values, entries = 0, 0
     try:
-        modules: list[Any] = [module for _, module in targeted(model, target_modules)]
-    except ValueError as error:
-        raise InputError(f"{error}; name linear layers of this model with --target-modules") from error
-    shapes = [module.weight.shape for module in modules]
-    values = sum(lora_rank(shape[0], shape[1], density) * sum(shape) for shape in shapes)
-    return values / sum(shape.numel() for shape in shapes)
+        for name, module in targeted(model, target_modules):
+            check_is_linear(name, module)
+            in_features, out_features = in_out_features(module)
+            values += lora_rank(in_features, out_features, density) * (in_features + out_features)
+            entries += in_features * out_features
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{str(error).rstrip('.')}; name linear layers with --target-modules") from error
+    return values / entries
 
 
 def heading(text: str) -> None:

@@ -56,8 +56,11 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def read_documents(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The documents of a .txt file (separated by blank lines) or a .jsonl file (one a line)."""
+def read_documents(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
+    """The documents of a .txt file (separated by blank lines) or a .jsonl file (one a line).
+
+    The tokenizer's chat template, if there is one, puts together the messages of a conversation.
+    """
     if path.suffix not in (".txt", ".jsonl"):
         raise InputError(f"the data file {path} must end in .txt or .jsonl")
     try:
@@ -75,7 +78,7 @@ def read_documents(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return documents
 
 
-def _parse_record(where: str, line: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def _parse_record(where: str, line: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
     try:
         return _record_text(json.loads(line), tokenizer)
     except json.JSONDecodeError as error:
@@ -84,10 +87,10 @@ def _parse_record(where: str, line: str, tokenizer: PreTrainedTokenizerBase) -> 
         raise InputError(f"{where}: a record needs {RECORD_FIELDS}, all of them strings") from error
 
 
-def _record_text(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+def _record_text(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> str:
     if "text" in record:
         parts = [record["text"]]
-    elif "messages" in record and tokenizer.chat_template:
+    elif "messages" in record and tokenizer is not None and tokenizer.chat_template:
         parts = [str(tokenizer.apply_chat_template(record["messages"], tokenize=False))]
     elif "messages" in record:
         parts = [message["content"] for message in record["messages"]]

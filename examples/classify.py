@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -69,10 +70,10 @@ def train(args: argparse.Namespace) -> int:
     model = attach(load_base(args.model, settings), args)
     rows = tokenize(tokenizer, training.texts, args.max_length)
     run_trainer(model, tokenizer, [{**row, "labels": i} for row, i in zip(rows, training_ids, strict=True)], args)
-    save(model, tokenizer, settings, args.out)
 
     logits = compute_logits(model, tokenizer, tokenize(tokenizer, dev.texts, args.max_length), args.batch_size)
     show_scores(logits, dev_ids)
+    save(model, tokenizer, settings, args.out)
     return 0 if check_in_fresh_process(args, logits) else 1
 
 
@@ -100,6 +101,7 @@ def load_base(path: str | Path, settings: dict[str, Any]) -> Any:
     extra: dict[str, Any] = {}
     if settings["quantize"] != "none":
         extra["quantization_config"] = quantization(settings["quantize"])
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         model = load_pretrained(
             AutoModelForSequenceClassification, path, num_labels=len(settings["labels"]), dtype="float32", **extra
@@ -129,7 +131,7 @@ def attach(model: Any, args: argparse.Namespace) -> Any:
         model = METHODS[args.method].attach(
             model, args.target_modules, args.density, modules_to_save=heads, **overrides
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(str(error)) from error
     counts = {True: 0, False: 0}
     for name, parameter in model.named_parameters():

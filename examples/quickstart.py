@@ -69,6 +69,8 @@ def main() -> int:
         return 0
     started = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.data is not None:
+        read_documents(args.data)  # a file that cannot be read is better known before a model is trained
     args.model = args.model or train_base_model(args)
     batches, held_out = prepare_data(args)
     sparsegrad, lora = adapt_with_both(args, batches, held_out)
@@ -113,11 +115,12 @@ def prepare_data(args: argparse.Namespace) -> tuple[list[Batch], torch.Tensor]:
 
 def adapt_with_both(args: argparse.Namespace, batches: list[Batch], held_out: torch.Tensor) -> tuple[Outcome, Outcome]:
     density = density_of_lora(load_model(args.model, args.dtype), args.target_modules, args.density)
+    first = batches[: args.warmup_batches]
 
     def with_sparsegrad(model: Any) -> Any:
         config = SparseGradConfig(density=density, target_modules=args.target_modules, task_type="CAUSAL_LM")
         model = get_peft_model(model, config)
-        report = peft_sparsegrad.warmup(model, batches[: args.warmup_batches], progress=sys.stderr.isatty())
+        report = peft_sparsegrad.warmup(model, first, steps=len(first), progress=sys.stderr.isatty())
         show_lines(f"warm-up: {report}")
         return model
 
@@ -237,15 +240,18 @@ def parse_args() -> argparse.Namespace:
     add("--batch-size", type=positive_int, default=8, help="blocks in a batch (%(default)s)")
     add("--block-length", type=positive_int, default=128, help="tokens in a block (%(default)s)")
     add("--density", type=share, default=0.01, help="share of each weight that trains (%(default)s)")
-    add("--lr", type=positive_float, default=2e-2, help="learning rate of SparseGrad (%(default)s)")
-    add("--lora-lr", type=positive_float, default=2e-2, help="learning rate of LoRA (%(default)s)")
+    add("--lr", type=positive_float, help="SparseGrad's learning rate (0.04; 0.001 with --model)")
+    add("--lora-lr", type=positive_float, help="LoRA's learning rate (0.04; 0.001 with --model)")
     add("--warmup-batches", type=positive_int, default=16, help="batches for SparseGrad's warm-up (%(default)s)")
     add("--target-modules", nargs="+", help="names of the linear layers to adapt (default: the MLP's)")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base model (%(default)s)")
     add("--seed", type=int, default=0, help="(%(default)s)")
     add("--out", type=Path, default=Path("outputs/quickstart"), help="folder for the results (%(default)s)")
     add("--evaluate", type=Path, metavar="ADAPTER", help="print the held-out loss of an adapter saved before, as JSON")
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.lr = args.lr or (1e-3 if args.model else 4e-2)
+    args.lora_lr = args.lora_lr or (1e-3 if args.model else 4e-2)
+    return args
 
 
 if __name__ == "__main__":

@@ -50,6 +50,7 @@ class SparseGradCallback(TrainerCallback):
         model, adapter_name, layers = _trained_adapter(kwargs["model"])
         if all(layer.adapter(adapter_name).support.is_settled for layer in layers):
             return
+        model.train()  # as the Trainer will; with it come dropout and gradient checkpointing
         with _own_random_state(args.seed):
             batches = _endless(_loader(kwargs["train_dataloader"], args.seed), model)
             if self.head_steps:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..functional import delta_product, delta_weight, hosvd_of_weight, observe_gradient
+from .bitsandbytes_cpu import unpack_weight
 from .plan import LayerPlan, in_out_features
 from .state import Support, TransitionMatrices
 from .warmup import WarmUp
@@ -113,14 +114,8 @@ class SparseGradLayer(BaseTunerLayer):
             self.sparsegrad_basis[adapter_name].to(device)
 
     def get_base_weight(self) -> torch.Tensor:
-        """The base weight, dequantised where it is quantised.
-
-        bitsandbytes' CPU kernels repack a 4-bit weight in the first inference pass, and what `dequantize` makes of
-        it is then noise. Asking for the state dict restores the layout.
-        """
-        base_layer = self.get_base_layer()
-        if getattr(getattr(base_layer.weight, "quant_state", None), "packing_format_for_cpu", False):
-            base_layer.state_dict()
+        """The base weight, dequantised where it is quantised."""
+        unpack_weight(self.get_base_layer())
         return super().get_base_weight()
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:

@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_a
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
+from .bitsandbytes_cpu import restore_scales
 from .checkpoint import check_adapter_tensors, check_settled
 from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear, sparsegrad_layers
@@ -122,6 +123,7 @@ class SparseGradModel(BaseTuner):
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
+        restore_scales(model)  # PEFT has asked for the state dict just before
         check_settled(sparsegrad_layers(model, adapter_name), adapter_name)
         return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
 

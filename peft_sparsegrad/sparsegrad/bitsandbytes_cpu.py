@@ -1,8 +1,8 @@
 """Repairs to bitsandbytes' 4-bit layers on the CPU.
 
 In the first inference pass on a CPU with AVX512-BF16, bitsandbytes (0.50.2) repacks a 4-bit weight for its kernels.
-Dequantising it then gives noise. `state_dict` undoes the packing but, unless the scales are quantised themselves, leaves
-them transposed: whatever the layer computes afterwards is wrong.
+Dequantising it then gives noise. `state_dict` undoes the packing but, unless the scales are quantised themselves, it
+leaves them transposed, and whatever the layer computes afterwards is wrong.
 """
 
 from __future__ import annotations

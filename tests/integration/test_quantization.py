@@ -59,21 +59,17 @@ def test_warm_up_finds_about_the_basis_of_the_plain_model(base_path, bits):
 @pytest.mark.parametrize("bits", QUANTIZATION)
 def test_saving_after_an_evaluation_leaves_the_base_as_it_was(base_path, tmp_path, bits):
     """bitsandbytes repacks a 4-bit weight for inference on the CPU and undoes it incompletely when it is saved."""
-    base = quantized(base_path, bits)
-    with torch.no_grad():
-        for module in base.modules():  # blocks of different scales, so that their order shows
-            if bits == "4bit" and hasattr(getattr(module, "weight", None), "quant_state"):
-                module.weight.quant_state.absmax *= torch.linspace(0.1, 3, module.weight.quant_state.absmax.numel())
-    model = adapted(base)
-    first = model.train()(**batch()).loss.item()
+    model = adapted(quantized(base_path, bits))
+    layer = model.get_base_model().model.layers[0].mlp.down_proj  # two blocks of scales in a row, so that order shows
+    if bits == "4bit":
+        layer.base_layer.weight.quant_state.absmax *= torch.linspace(0.1, 3, 128)
+    x = torch.randn(5, layer.in_features, requires_grad=True)
+    expected = layer.train()(x)
     logits(model)
     model.save_pretrained(tmp_path)
-    assert model.train()(**batch()).loss.item() == pytest.approx(first, rel=1e-2)
+    assert torch.allclose(layer.train()(x), expected, rtol=0.02, atol=0.01)
     logits(model)
-    layer = next(module for module in model.modules() if isinstance(module, SparseGradLinear))
-    x = torch.randn(5, layer.in_features)
-    with torch.no_grad():
-        assert torch.allclose(x @ layer.get_base_weight().float().T, layer.base_layer(x), rtol=0.05, atol=0.02)
+    assert torch.allclose(x @ layer.get_base_weight().float().T, expected, rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize("bits", QUANTIZATION)

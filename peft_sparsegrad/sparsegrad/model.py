@@ -27,11 +27,8 @@ class SparseGradModel(BaseTuner):
     Method: Chekalina et al., *SparseGrad: A Selective Method for Efficient Fine-tuning of MLP Layers* (EMNLP 2024,
     2024.emnlp-main.831).
 
-    Args:
-        model: The model to adapt.
-        config: A [`SparseGradConfig`].
-        adapter_name: Name of the adapter.
-        low_cpu_mem_usage: Create the trained values without storage, for loading.
+    `get_peft_model` makes one of these; its arguments are those of every PEFT tuner: the model, a
+    [`SparseGradConfig`], and the adapter's name.
 
     Example:
 

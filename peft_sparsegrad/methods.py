@@ -8,6 +8,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import TrainerCallback
 
 from .lora_conversion import lora_settings
 from .optimizer import create_sparsegrad_optimizer
@@ -26,12 +27,14 @@ class Method:
         description: One line.
         attach: Called with (model, target_modules, density, **overrides); returns the model to train.
         make_optimizer: Called with (model, lr); None means AdamW over what requires a gradient.
+        make_callbacks: Makes the callbacks that a Trainer needs for the method; None means none.
     """
 
     name: str
     description: str
     attach: Callable[..., nn.Module]
     make_optimizer: Callable[[nn.Module, float], Any] | None = None
+    make_callbacks: Callable[[], list[TrainerCallback]] | None = None
 
 
 def _sparsegrad(**settings: Any) -> Callable[..., nn.Module]:

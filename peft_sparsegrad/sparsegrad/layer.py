@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..delta_layer import DeltaLayer, restore_float32
 from ..functional import delta_product, delta_weight, hosvd_of_weight, observe_gradient
-from .bitsandbytes_cpu import unpack_weight
 from .plan import LayerPlan, in_out_features
 from .state import Support, TransitionMatrices
 from .warmup import WarmUp
@@ -31,7 +29,7 @@ class Adapter(NamedTuple):
     group: TransitionMatrices
 
 
-class SparseGradLayer(BaseTunerLayer):
+class SparseGradLayer(DeltaLayer):
     """State of the adapters of one layer.
 
     Attributes:
@@ -70,7 +68,6 @@ class SparseGradLayer(BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.in_features, self.out_features = in_out_features(self.get_base_layer())
-        self.kwargs = kwargs
 
     def adapter(self, name: str) -> Adapter:
         """The plan, the values, the support and the transition matrices of the adapter `name`."""
@@ -113,10 +110,8 @@ class SparseGradLayer(BaseTunerLayer):
         if adapter_name in self.sparsegrad_basis:
             self.sparsegrad_basis[adapter_name].to(device)
 
-    def get_base_weight(self) -> torch.Tensor:
-        """The base weight, dequantised where it is quantised."""
-        unpack_weight(self.get_base_layer())
-        return super().get_base_weight()
+    def has_adapter(self, adapter_name: str) -> bool:
+        return adapter_name in self.sparsegrad_values
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """`V S Uᵀ` in the layout of the base weight: (out, in), or (in, out) for Conv1D; at least float32."""
@@ -148,46 +143,10 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         self.update_layer(adapter_name, plan, shared, inference_mode)
 
     def train(self, mode: bool = True) -> SparseGradLinear:
-        """As usual; on a quantised base the values become float32 again, if bf16 took their place.
-
-        TRL casts every trainable parameter of a quantised model to bf16, which has no room for small updates.
-        """
+        """As usual; on a quantised base the values become float32 again, if bf16 took their place."""
         if mode and self.quantization_backend is not None:
-            for values in self.sparsegrad_values.values():
-                if values.requires_grad and values.dtype in (torch.bfloat16, torch.float16):
-                    values.data = values.data.float()
+            restore_float32(self.sparsegrad_values.values())
         return super().train(mode)
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add adapters to the base weight.
-
-        Args:
-            safe_merge: Merge into a copy first and refuse a result that is not finite.
-            adapter_names: Which ones; None for the active ones. Those that are merged already are left out.
-
-        Raises:
-            ValueError: With `safe_merge`, if the merged weight is not finite.
-        """
-        for adapter_name in check_adapters_to_merge(self, adapter_names):
-            if adapter_name not in self.sparsegrad_values:
-                continue
-            weight = self.get_base_weight()
-            merged = weight + self.get_delta_weight(adapter_name).to(weight)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter_name} seems to be broken")
-            self.set_base_weight(merged.contiguous())
-            self.merged_adapters.append(adapter_name)
-
-    def unmerge(self) -> None:
-        """Subtract every merged adapter from the base weight again."""
-        if not self.merged:
-            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
-            return
-        while self.merged_adapters:
-            adapter_name = self.merged_adapters.pop()
-            if adapter_name in self.sparsegrad_values:
-                weight = self.get_base_weight()
-                self.set_base_weight(weight - self.get_delta_weight(adapter_name).to(weight))
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """`base_layer(x)` plus every active adapter's delta; x (..., in), result (..., out)."""

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_a
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
-from .bitsandbytes_cpu import restore_scales
+from ..bitsandbytes_cpu import restore_scales
 from .checkpoint import check_adapter_tensors, check_settled
 from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear, sparsegrad_layers

@@ -1,0 +1,83 @@
+"""What the layers of both methods have in common: their adapters are deltas on a frozen weight, and can be merged."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from torch import nn
+
+from .bitsandbytes_cpu import unpack_weight
+
+
+class DeltaLayer(BaseTunerLayer):
+    """A tuner layer whose adapters add `get_delta_weight` to the weight and `get_delta_bias` to the bias."""
+
+    merged_adapters: list[str]
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        """Whether the adapter is on this layer."""
+        raise NotImplementedError
+
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        """What the adapter adds to the weight, in the layout of the base weight."""
+        raise NotImplementedError
+
+    def get_delta_bias(self, adapter_name: str) -> torch.Tensor | None:
+        """What the adapter adds to the bias, or None."""
+        return None
+
+    def get_base_weight(self) -> torch.Tensor:
+        """The base weight, dequantised where it is quantised."""
+        unpack_weight(self.get_base_layer())
+        return super().get_base_weight()
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Add adapters to the base weight.
+
+        Args:
+            safe_merge: Merge into a copy first and refuse a result that is not finite.
+            adapter_names: Which ones; None for the active ones. Those that are merged already are left out.
+
+        Raises:
+            ValueError: With `safe_merge`, if the merged weight is not finite.
+        """
+        for adapter_name in check_adapters_to_merge(self, adapter_names):
+            if self.has_adapter(adapter_name):
+                self._add_to_base(adapter_name, 1, safe_merge)
+                self.merged_adapters.append(adapter_name)
+
+    def unmerge(self) -> None:
+        """Subtract every merged adapter from the base weight again."""
+        if not self.merged:
+            warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
+            return
+        while self.merged_adapters:
+            adapter_name = self.merged_adapters.pop()
+            if self.has_adapter(adapter_name):
+                self._add_to_base(adapter_name, -1, check=False)
+
+    def _add_to_base(self, adapter_name: str, sign: int, check: bool) -> None:
+        weight, delta_bias = self.get_base_weight(), self.get_delta_bias(adapter_name)
+        merged = weight + sign * self.get_delta_weight(adapter_name).to(weight)
+        bias = None
+        if delta_bias is not None:
+            base_bias = self.get_base_layer().bias
+            bias = base_bias + sign * delta_bias.to(base_bias)  # pyright: ignore
+        if check and not all(torch.isfinite(tensor).all() for tensor in (merged, bias) if tensor is not None):
+            raise ValueError(f"NaNs detected in the merged weights. The adapter {adapter_name} seems to be broken")
+        self.set_base_weight(merged.contiguous())
+        if bias is not None:
+            self.get_base_layer().bias.data = bias.detach()  # pyright: ignore
+
+
+def restore_float32(parameters: Iterable[nn.Parameter]) -> None:
+    """Make 16-bit parameters that train float32 again.
+
+    TRL casts every trainable parameter of a quantised model to bf16, which has no room for small updates.
+    """
+    for parameter in parameters:
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()

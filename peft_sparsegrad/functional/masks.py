@@ -1,0 +1,159 @@
+"""Gradient masks: which entries of a gradient are kept, and what they are multiplied by.
+
+GradDrop (arXiv 2307.10098, section III): `θ ← θ − α · g ⊙ m`. A mask is drawn from a stream of its own
+([`stream_key`]), so it can be drawn again whenever it is needed and is never stored.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from .streams import DRAWS, Key, chunks, draws, single_draw, stream_key
+
+
+class GradientMask:
+    """The mask of one parameter's gradient in one step, not yet drawn.
+
+    An entry is kept if its draw lies in [low, high), and is then multiplied by `factor`; with `noise` every entry is
+    multiplied by `factor (1 + noise · ε)`, ε standard normal.
+
+    Args:
+        factor: Multiplies what is kept; 0 keeps nothing.
+        key: Stream of the draws; None: all entries are kept.
+        low: Smallest draw that is kept, in [0, DRAWS].
+        high: One above the largest draw that is kept.
+        noise: Standard deviation of the Gaussian noise; 0 for none.
+    """
+
+    def __init__(
+        self, factor: float = 1.0, key: Key | None = None, low: int = 0, high: int = DRAWS, noise: float = 0.0
+    ) -> None:
+        whole = not noise and low <= 0 and high >= DRAWS
+        self.factor = 0.0 if low >= high else factor
+        self.key = None if whole or not self.factor else key
+        self.low, self.high, self.noise = low, high, noise
+
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether the parameter stays where it is in this step."""
+        return self.factor == 0
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it keeps some entries and not others."""
+        return self.key is not None and not self.noise
+
+    @property
+    def share(self) -> float:
+        """Expected share of the entries that are kept."""
+        if self.keeps_nothing or not self.chooses:
+            return float(not self.keeps_nothing)
+        return (min(self.high, DRAWS) - max(self.low, 0)) / DRAWS
+
+    def keep(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
+        """The entries that are kept: bool, of the given shape."""
+        kept = torch.full(shape, not self.keeps_nothing, dtype=torch.bool, device=device)
+        if self.chooses:
+            self._in_chunks(kept, lambda part, drawn: part.copy_(self._is_kept(drawn)))
+        return kept
+
+    def apply_(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Mask a contiguous gradient of any shape in place, and return it."""
+        if self.key is None:
+            return gradient if self.factor == 1 else gradient.mul_(self.factor)
+        multiplier = self._noise if self.noise else self._scaled_keep
+        self._in_chunks(gradient, lambda part, drawn: part.mul_(multiplier(drawn, part.dtype)))
+        return gradient
+
+    def _in_chunks(self, tensor: torch.Tensor, work: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
+        assert self.key is not None
+        flat = tensor.view(-1)
+        for start, stop in chunks(flat.numel(), flat.device):
+            work(flat[start:stop], draws(self.key, start, stop, flat.device))
+
+    def _is_kept(self, drawn: torch.Tensor) -> torch.Tensor:
+        low, high = self.low - DRAWS // 2, self.high - DRAWS // 2
+        if self.high >= DRAWS:
+            return drawn >= low
+        return drawn < high if self.low <= 0 else (drawn >= low) & (drawn < high)
+
+    def _scaled_keep(self, drawn: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        kept = self._is_kept(drawn).to(dtype)
+        return kept if self.factor == 1 else kept.mul_(self.factor)
+
+    def _noise(self, drawn: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        table = normal_table(drawn.device)
+        noise = table[drawn.to(torch.int32) + DRAWS // 2]
+        return noise.mul_(self.noise).add_(1.0).mul_(self.factor).to(dtype)
+
+
+def bernoulli_mask(key: Key, rate: float, scale: bool) -> GradientMask:
+    """Each entry is dropped with probability `rate`, in steps of 1/65536 (section III.A, equation 4).
+
+    Args:
+        key: Stream of the draws.
+        rate: Share of entries to drop, in [0, 1).
+        scale: Multiply what is kept by 1 / (1 − rate), so that the gradient keeps its expectation.
+    """
+    dropped = min(round(rate * DRAWS), DRAWS - 1)
+    return GradientMask(DRAWS / (DRAWS - dropped) if scale else 1.0, key, low=dropped)
+
+
+def gaussian_mask(key: Key, rate: float) -> GradientMask:
+    """Multiplies each entry by noise with the mean, 1, and the variance, rate / (1 − rate), of a scaled mask."""
+    return GradientMask(1.0, key, noise=(rate / (1 - rate)) ** 0.5)
+
+
+def set_mask(key: Key, first: int, last: int, num_sets: int) -> GradientMask:
+    """Keeps the entries of the sets `first` to `last` of a random partition into `num_sets`.
+
+    Every entry is in exactly one set, for one and the same `key`: sampling without replacement over epochs
+    (section III.B).
+    """
+    return GradientMask(1.0, key, -(-first * DRAWS // num_sets), -(-(last + 1) * DRAWS // num_sets))
+
+
+def bernoulli_layer_mask(key: Key, rate: float, scale: bool) -> GradientMask:
+    """One Bernoulli draw for all entries of a layer. Arguments as in `bernoulli_mask`."""
+    mask = bernoulli_mask(key, rate, scale)
+    return GradientMask(mask.factor if single_draw(key) >= mask.low else 0.0)
+
+
+def gaussian_layer_mask(key: Key, rate: float) -> GradientMask:
+    """One Gaussian draw for all entries of a layer. Arguments as in `gaussian_mask`."""
+    epsilon = normal_table(torch.device("cpu"))[single_draw(key)].item()
+    return GradientMask(1.0 + gaussian_mask(key, rate).noise * epsilon)
+
+
+def layer_sets(num_layers: int, num_sets: int, selection: str, seed: int) -> list[int]:
+    """Which of `num_sets` sets each layer belongs to, as equal in size as can be.
+
+    Args:
+        num_layers: Layers, counted from the input.
+        num_sets: Sets, one an epoch.
+        selection: `"top-down"`: the layers next to the output are in set 0; `"bottom-up"`: those next to the input;
+            `"without-replacement"`: a random order.
+        seed: Of the random order.
+
+    Returns:
+        The set of each layer, from the input on.
+    """
+    order = list(range(num_layers))
+    if selection == "top-down":
+        order.reverse()
+    elif selection == "without-replacement":
+        order.sort(key=lambda layer: stream_key(seed, "order of layers", layer))
+    return [order.index(layer) * num_sets // num_layers for layer in range(num_layers)]
+
+
+@functools.lru_cache(maxsize=8)
+def normal_table(device: torch.device) -> torch.Tensor:
+    """Quantiles of the standard normal distribution for each draw: float32, shape (DRAWS,), mean 0, variance 1.
+
+    Made on the CPU in float64, so that every device multiplies by the same numbers.
+    """
+    quantiles = torch.special.ndtri((torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS)
+    return (quantiles / quantiles.square().mean().sqrt()).float().to(device)

@@ -3,26 +3,53 @@
 from .core import core_shape, num_trained_values
 from .delta import delta_product, delta_weight, observe_gradient
 from .hosvd import ExactHosvd, Hosvd, SketchedHosvd, gradient_energy, hosvd_accumulator, hosvd_of_weight
+from .masked_layer import Conv2dOperation, Delta, LinearOperation, Operation, masked_layer, masked_sum
+from .masks import (
+    GradientMask,
+    bernoulli_layer_mask,
+    bernoulli_mask,
+    gaussian_layer_mask,
+    gaussian_mask,
+    layer_sets,
+    set_mask,
+)
+from .schedules import SCHEDULES
 from .sparse_by_dense import sparse_by_dense
+from .streams import stream_key
 from .support import core_gradient, pack_support, packed_support_size, select_support, spread_support, unpack_support
 
 __all__ = [
+    "SCHEDULES",
+    "Conv2dOperation",
+    "Delta",
     "ExactHosvd",
+    "GradientMask",
     "Hosvd",
+    "LinearOperation",
+    "Operation",
     "SketchedHosvd",
+    "bernoulli_layer_mask",
+    "bernoulli_mask",
     "core_gradient",
     "core_shape",
     "delta_product",
     "delta_weight",
+    "gaussian_layer_mask",
+    "gaussian_mask",
     "gradient_energy",
     "hosvd_accumulator",
     "hosvd_of_weight",
+    "layer_sets",
+    "masked_layer",
+    "masked_sum",
     "num_trained_values",
     "observe_gradient",
     "pack_support",
     "packed_support_size",
     "select_support",
+    "set_mask",
     "sparse_by_dense",
     "spread_support",
+    "stream_key",
     "unpack_support",
 ]

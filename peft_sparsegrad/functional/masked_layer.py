@@ -1,0 +1,191 @@
+"""Layers with trainable deltas on frozen weights, whose backward pass masks the deltas' gradients.
+
+    y = f(x; W + Σ Δ, b + Σ Δ_b)        ∂L/∂Δ = m ⊙ ∂L/∂(W + Σ Δ)
+
+`W + Σ Δ` is not kept for the backward pass but added up again, which is cheap next to the products with it. The mask
+is applied inside the backward pass, where nothing that happens to a parameter object can lose it, and the gradient of
+a delta that keeps nothing in this step is not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one adapter adds to one parameter.
+
+    Attributes:
+        value: The trained tensor, of the parameter's shape.
+        mask: Masks its gradient, contiguous and of its dtype; may work in place.
+        trains: False: nothing of it trains in this step, and its gradient is not computed.
+        zeros: Where it does not train, its gradient is zero rather than None.
+    """
+
+    value: torch.Tensor
+    mask: Callable[[torch.Tensor], torch.Tensor]
+    trains: bool = True
+    zeros: bool = False
+
+
+class Operation(Protocol):
+    """A layer's arithmetic, and the three parts of its backward pass."""
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor: ...
+
+    def input_gradient(self, dy: torch.Tensor, weight: torch.Tensor, x_shape: torch.Size) -> torch.Tensor: ...
+
+    def weight_gradient(self, dy: torch.Tensor, x: torch.Tensor, weight_shape: torch.Size) -> torch.Tensor: ...
+
+    def bias_gradient(self, dy: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class LinearOperation:
+    """`x Wᵀ + b`, x (..., in). The weight is (out, in), or with `transposed`, as in Conv1D, (in, out)."""
+
+    transposed: bool = False
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(x, weight.T if self.transposed else weight, bias)
+
+    def input_gradient(self, dy: torch.Tensor, weight: torch.Tensor, x_shape: torch.Size) -> torch.Tensor:
+        return dy @ (weight.T if self.transposed else weight)
+
+    def weight_gradient(self, dy: torch.Tensor, x: torch.Tensor, weight_shape: torch.Size) -> torch.Tensor:
+        dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        return x.T @ dy if self.transposed else dy.T @ x
+
+    def bias_gradient(self, dy: torch.Tensor) -> torch.Tensor:
+        return dy.reshape(-1, dy.shape[-1]).sum(0)
+
+
+@dataclass(frozen=True)
+class Conv2dOperation:
+    """A convolution padded with zeros; x (batch, in, height, width), weight (out, in / groups, kernel, kernel)."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def input_gradient(self, dy: torch.Tensor, weight: torch.Tensor, x_shape: torch.Size) -> torch.Tensor:
+        settings = (self.stride, self.padding, self.dilation, self.groups)
+        return torch.nn.grad.conv2d_input(x_shape, weight, dy, *settings)  # pyright: ignore
+
+    def weight_gradient(self, dy: torch.Tensor, x: torch.Tensor, weight_shape: torch.Size) -> torch.Tensor:
+        settings = (self.stride, self.padding, self.dilation, self.groups)
+        return torch.nn.grad.conv2d_weight(x, weight_shape, dy, *settings)  # pyright: ignore
+
+    def bias_gradient(self, dy: torch.Tensor) -> torch.Tensor:
+        return dy.sum((0, 2, 3))
+
+
+def masked_layer(
+    operation: Operation,
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    weight_deltas: Sequence[Delta],
+    bias_deltas: Sequence[Delta] = (),
+) -> torch.Tensor:
+    """The operation with `weight + Σ Δ` and `bias + Σ Δ_b`, computed in the dtype of `x`.
+
+    Args:
+        operation: What the layer computes.
+        x: Its input.
+        weight: The frozen weight, or None for zero: only what the deltas add is computed.
+        bias: The frozen bias, or None for zero.
+        weight_deltas: At least one.
+        bias_deltas: Any number.
+
+    Returns:
+        The output, in the dtype of `x`.
+    """
+    deltas = (tuple(weight_deltas), tuple(bias_deltas))
+    values = [delta.value for delta in (*weight_deltas, *bias_deltas)]
+    return _MaskedLayer.apply(operation, x, weight, bias, deltas, *values)  # pyright: ignore[reportReturnType]
+
+
+def masked_sum(parameter: torch.Tensor, deltas: Sequence[Delta]) -> torch.Tensor:
+    """`parameter + Σ Δ`, for modules that keep little of it, such as normalisation layers and embeddings.
+
+    Args:
+        parameter: Frozen, of any shape.
+        deltas: At least one.
+
+    Returns:
+        Shape and dtype of `parameter`. Its gradient reaches the deltas, masked, and not `parameter`.
+    """
+    return _MaskedSum.apply(parameter, tuple(deltas), *(delta.value for delta in deltas))  # pyright: ignore
+
+
+class _MaskedLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, operation, x, weight, bias, deltas, *values):
+        ctx.operation, ctx.deltas, ctx.x_shape = operation, deltas, x.shape
+        weight_values, bias_values = values[: len(deltas[0])], values[len(deltas[0]) :]
+        kept = x if any(delta.trains and delta.value.requires_grad for delta in deltas[0]) else None
+        ctx.save_for_backward(kept, weight, *weight_values)
+        total_weight = _total(weight, weight_values, x.dtype)
+        assert total_weight is not None
+        return operation.forward(x, total_weight, _total(bias, bias_values, x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight, *weight_values = ctx.saved_tensors
+        dx = None
+        if ctx.needs_input_grad[1]:
+            dx = ctx.operation.input_gradient(dy, _total(weight, weight_values, dy.dtype), ctx.x_shape)
+        weight_deltas, bias_deltas = ctx.deltas
+        needed = ctx.needs_input_grad[5:]
+        dweights = _gradients(
+            weight_deltas,
+            needed[: len(weight_deltas)],
+            lambda: ctx.operation.weight_gradient(dy, x, weight_values[0].shape),
+        )
+        dbiases = _gradients(bias_deltas, needed[len(weight_deltas) :], lambda: ctx.operation.bias_gradient(dy))
+        return None, dx, None, None, None, *dweights, *dbiases
+
+
+class _MaskedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, parameter, deltas, *values):
+        ctx.deltas = deltas
+        return _total(parameter, values, parameter.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None, *_gradients(ctx.deltas, ctx.needs_input_grad[2:], lambda: dy.clone())
+
+
+def _total(frozen, values, dtype):
+    """Sum of a frozen tensor or None and of the deltas' values, in `dtype`; None if there is nothing to add."""
+    terms = [term for term in (frozen, *values) if term is not None]
+    return sum(terms[1:], start=terms[0]).to(dtype) if terms else None
+
+
+def _gradients(deltas, needed, compute):
+    """The masked gradient of each delta. `compute` makes the unmasked one, on memory that may be written to."""
+    training = [delta.trains and need for delta, need in zip(deltas, needed, strict=True)]
+    common = [compute()] if any(training) else []
+    gradients = []
+    for delta, trains, need in zip(deltas, training, needed, strict=True):
+        if trains:
+            own = common[0].clone() if sum(training) > 1 else common[0]  # a mask works in place
+            gradients.append(delta.mask(own.to(delta.value.dtype).contiguous()))
+        else:
+            gradients.append(torch.zeros_like(delta.value) if need and delta.zeros else None)
+    return gradients

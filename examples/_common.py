@@ -13,7 +13,8 @@ import torch
 from transformers.utils import logging
 
 from peft_sparsegrad.methods import lora_rank, targeted
-from peft_sparsegrad.sparsegrad.plan import check_is_linear, in_out_features
+from peft_sparsegrad.sparsegrad.plan import check_is_linear
+from peft_sparsegrad.targeting import in_out_features
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

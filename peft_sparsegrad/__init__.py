@@ -1,9 +1,19 @@
 """SparseGrad and GradDrop as PEFT methods. Importing this package registers them."""
 
 from .callback import SparseGradCallback
+from .graddrop import (
+    GradDrop,
+    GradDropConfig,
+    GradDropConv2d,
+    GradDropLayer,
+    GradDropLinear,
+    GradDropModel,
+    GradDropParameters,
+)
+from .graddrop_callback import GradDropCallback
 from .lora_conversion import LoraConversion, convert_to_lora
 from .optimizer import SparseGradAdam, create_sparsegrad_optimizer
-from .registration import add_peft_type, register
+from .registration import register
 from .run_warmup import warmup
 from .sparsegrad import (
     GroupReport,
@@ -18,6 +28,14 @@ from .sparsegrad import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "GradDrop",
+    "GradDropCallback",
+    "GradDropConfig",
+    "GradDropConv2d",
+    "GradDropLayer",
+    "GradDropLinear",
+    "GradDropModel",
+    "GradDropParameters",
     "GroupReport",
     "LoraConversion",
     "SparseGradAdam",
@@ -34,4 +52,4 @@ __all__ = [
 ]
 
 register("sparsegrad", SparseGradConfig, SparseGradModel)
-add_peft_type("GRADDROP")
+register("graddrop", GradDropConfig, GradDropModel)

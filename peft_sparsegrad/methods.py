@@ -14,8 +14,8 @@ from .lora_conversion import lora_settings
 from .optimizer import create_sparsegrad_optimizer
 from .sparsegrad.config import SparseGradConfig
 from .sparsegrad.model import SparseGradModel
-from .sparsegrad.plan import in_out_features
 from .sparsegrad.targets import set_default_targets
+from .targeting import in_out_features, targeted_modules
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,7 @@ def targeted(model: nn.Module, target_modules: Any) -> list[tuple[str, nn.Module
     config = SparseGradConfig(target_modules=target_modules)
     if target_modules is None:
         set_default_targets(config, getattr(getattr(model, "config", None), "model_type", None))
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if name and SparseGradModel._check_target_module_exists(config, name)
-    ]
+    found = list(targeted_modules(model, config, SparseGradModel._check_target_module_exists))
     if not found:
         raise ValueError(f"no module of the model matches target_modules={target_modules!r}")
     return found

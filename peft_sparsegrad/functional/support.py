@@ -47,7 +47,8 @@ def spread_support(num_entries: int, k: int) -> torch.Tensor:
 def packed_support_size(num_entries: int, k: int) -> tuple[int, torch.dtype]:
     """Length and dtype of a packed support: a bit mask (uint8), or flat int32 indices where those are smaller."""
     mask_bytes = -(-num_entries // 8)
-    return (mask_bytes, torch.uint8) if mask_bytes <= 4 * k else (k, torch.int32)
+    as_mask = mask_bytes <= 4 * k or num_entries > 1 << 31
+    return (mask_bytes, torch.uint8) if as_mask else (k, torch.int32)
 
 
 def pack_support(indices: torch.Tensor, num_entries: int) -> torch.Tensor:

@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import nn
 
+from ..adapter_file import ADVICE, check_tensors
 from ..functional import unpack_support
 from .layer import SparseGradLayer
 
@@ -53,13 +54,14 @@ def check_adapter_tensors(
         if isinstance(module, SparseGradLayer) and adapter_name in module.sparsegrad_values:
             expected.update(_tensors(name, module, adapter_name))
     given = {key: value for key, value in state_dict.items() if prefix in key}
-    advice = "The adapter is damaged, or was trained on another model or with other settings."
-    if missing := sorted(expected.keys() - given.keys()):
-        raise ValueError(f"{len(missing)} tensors of the adapter are missing, the first is {missing[0]!r}. {advice}")
-    if unknown := sorted(given.keys() - expected.keys()):
-        raise ValueError(f"the model has no place for {len(unknown)} tensors, the first is {unknown[0]!r}. {advice}")
-    for key, (tensor, layer) in expected.items():
-        _check_tensor(key, given[key], tensor, layer, adapter_name, advice)
+    check_tensors({key: tensor for key, (tensor, _) in expected.items()}, given)
+    for key, (_, layer) in expected.items():
+        if key.endswith(".packed"):
+            plan = layer.adapter(adapter_name).plan
+            try:
+                unpack_support(given[key], plan.num_entries, plan.k)
+            except ValueError as error:
+                raise ValueError(f"{key!r}: {error}. {ADVICE}") from error
 
 
 def _tensors(name: str, layer: SparseGradLayer, adapter_name: str) -> dict:
@@ -71,18 +73,3 @@ def _tensors(name: str, layer: SparseGradLayer, adapter_name: str) -> dict:
             for buffer_name, buffer in modules[adapter_name].named_buffers():
                 tensors[f"{attribute}.{adapter_name}.{buffer_name}"] = buffer
     return {prefix + key: (tensor, layer) for key, tensor in tensors.items()}
-
-
-def _check_tensor(
-    key: str, given: torch.Tensor, own: torch.Tensor, layer: SparseGradLayer, adapter_name: str, advice: str
-) -> None:
-    if given.shape != own.shape:
-        raise ValueError(f"{key!r} has shape {tuple(given.shape)}, not {tuple(own.shape)}. {advice}")
-    if given.dtype != own.dtype and not (given.is_floating_point() and own.is_floating_point()):
-        raise ValueError(f"{key!r} has dtype {given.dtype}, not {own.dtype}. {advice}")
-    if key.endswith(".packed"):
-        plan = layer.adapter(adapter_name).plan
-        try:
-            unpack_support(given, plan.num_entries, plan.k)
-        except ValueError as error:
-            raise ValueError(f"{key!r}: {error}. {advice}") from error

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from peft.config import PeftConfig
-
 from ..registration import add_peft_type
+from ..targeted_config import TargetedConfig
 
 
 @dataclass
-class SparseGradConfig(PeftConfig):
+class SparseGradConfig(TargetedConfig):
     """Settings of a [`SparseGradModel`]: about 1% of each MLP weight trains, in the basis of its warm-up gradients.
 
     Method: Chekalina et al., *SparseGrad: A Selective Method for Efficient Fine-tuning of MLP Layers* (EMNLP 2024,
@@ -46,24 +45,6 @@ class SparseGradConfig(PeftConfig):
         ValueError: For a field out of range, by its name.
     """
 
-    target_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Linear layers to adapt. None: the MLP layers of a known model type."}
-    )
-    exclude_modules: list[str] | str | None = field(
-        default=None, metadata={"help": "Modules to leave alone: names or a regular expression."}
-    )
-    layers_to_transform: list[int] | int | None = field(
-        default=None, metadata={"help": "Indices of the transformer blocks to adapt. None: all."}
-    )
-    layers_pattern: list[str] | str | None = field(
-        default=None, metadata={"help": "Name of the list of blocks that `layers_to_transform` counts in."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Other modules to train and save in full, a task head for instance."}
-    )
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "Rows of the embedding to train, as in LoRA."}
-    )
     density: float = field(default=0.01, metadata={"help": "Trained share of each weight's entries, in (0, 1]."})
     num_values: int | None = field(default=None, metadata={"help": "Trained values per layer, in place of `density`."})
     rank: int | tuple[int, int] | Literal["full", "auto"] = field(
@@ -84,9 +65,6 @@ class SparseGradConfig(PeftConfig):
     transition_matrices: str | None = field(
         default=None, metadata={"help": "File of `save_transition_matrices`, in place of a warm-up."}
     )
-    init_weights: bool = field(
-        default=True, metadata={"help": "False: noise in place of zeros and no warm-up. For tests."}
-    )
     density_pattern: dict[str, float] = field(
         default_factory=dict, metadata={"help": "Density of the modules whose names match a key."}
     )
@@ -97,14 +75,11 @@ class SparseGradConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = add_peft_type("SPARSEGRAD")
-        if isinstance(self.target_modules, list):
-            self.target_modules = set(self.target_modules)  # pyright: ignore[reportAttributeAccessIssue]
-        if isinstance(self.exclude_modules, list):
-            self.exclude_modules = set(self.exclude_modules)  # pyright: ignore[reportAttributeAccessIssue]
         self.rank = _checked_rank("rank", self.rank)
         self.rank_pattern = {key: _checked_rank(f"rank_pattern[{key!r}]", r) for key, r in self.rank_pattern.items()}
         self._check_ranges()
-        self._check_choices()
+        choices = {"basis": ("hosvd", "svd", "identity"), "support": ("static", "dynamic")}
+        self.check_choices({**choices, "support_score": ("mean", "energy")})
         self._check_combinations()
 
     def _check_ranges(self) -> None:
@@ -119,18 +94,7 @@ class SparseGradConfig(PeftConfig):
                 f"not {self.warmup_steps}"
             )
 
-    def _check_choices(self) -> None:
-        choices = {"basis": ("hosvd", "svd", "identity"), "support": ("static", "dynamic")}
-        for name, allowed in {**choices, "support_score": ("mean", "energy")}.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
-
     def _check_combinations(self) -> None:
-        for name in ("layers_to_transform", "layers_pattern"):
-            if isinstance(self.target_modules, str) and getattr(self, name) is not None:
-                raise ValueError(f"`{name}` cannot be used when `target_modules` is a str; give a list of names")
-        if self.layers_pattern and self.layers_to_transform is None:
-            raise ValueError("`layers_pattern` needs `layers_to_transform`: it says where those are counted")
         if self.basis == "identity" and (self.rank not in ("auto", "full") or self.rank_pattern):
             raise ValueError(
                 "`rank` has no meaning with basis='identity', whose columns are in no order of importance: "

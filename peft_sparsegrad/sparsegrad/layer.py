@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..delta_layer import DeltaLayer, restore_float32
 from ..functional import delta_product, delta_weight, hosvd_of_weight, observe_gradient
-from .plan import LayerPlan, in_out_features
+from ..targeting import in_out_features
+from .plan import LayerPlan
 from .state import Support, TransitionMatrices
 from .warmup import WarmUp
 

@@ -11,6 +11,7 @@ from peft.utils import get_quantization_kwargs
 from torch import nn
 
 from ..bitsandbytes_cpu import restore_scales
+from ..targeting import targeted_modules
 from .checkpoint import check_adapter_tensors, check_settled
 from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear, sparsegrad_layers
@@ -69,22 +70,14 @@ class SparseGradModel(BaseTuner):
         self._shared: dict[tuple[Any, ...], TransitionMatrices] = {}
         self._transition_file: TransitionFile | None = None
         _maybe_include_all_linear_layers(peft_config, model)  # PEFT does so too, but only after this
-        plans = self._plan_targets(peft_config, model)
+        targets = targeted_modules(model, peft_config, self._check_target_module_exists)
+        plans = [self._plan(peft_config, name, module) for name, module in targets]
         if peft_config.transition_matrices is not None and not peft_config.inference_mode:
             self._transition_file = TransitionFile.read(peft_config.transition_matrices)
             self._transition_file.check(plans)
 
-    def _plan_targets(self, config: SparseGradConfig, model: nn.Module) -> list[LayerPlan]:
-        plans = []
-        inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
-        for name, module in model.named_modules():
-            if name and not name.startswith(inside or ("\0",)) and self._check_target_module_exists(config, name):
-                plans.append(self._plan(config, name, module))
-        return plans
-
     def _plan(self, config: SparseGradConfig, name: str, module: nn.Module) -> LayerPlan:
-        base = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-        return plan_layer(config, name, base, **get_quantization_kwargs(self.model))
+        return plan_layer(config, name, module, **get_quantization_kwargs(self.model))
 
     def _create_and_replace(
         self,
@@ -97,7 +90,8 @@ class SparseGradModel(BaseTuner):
         parameter_name: str | None = None,
     ) -> None:
         assert isinstance(peft_config, SparseGradConfig)
-        plan = self._plan(peft_config, current_key, target)
+        base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        plan = self._plan(peft_config, current_key, base_layer)
         shared = self._shared.get(plan.group)
         inference_mode = peft_config.inference_mode
         if isinstance(target, SparseGradLayer):

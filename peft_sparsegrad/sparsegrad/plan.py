@@ -6,13 +6,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from peft.tuners.tuners_utils import _get_in_out_features
-from peft.utils import resolve_quantization_backend
 from peft.utils.other import get_pattern_key
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from ..functional import core_shape, num_trained_values
+from ..targeting import in_out_features, is_linear
 from .config import SparseGradConfig
 
 
@@ -90,20 +88,9 @@ def plan_layer(config: SparseGradConfig, name: str, module: nn.Module, **backend
     )
 
 
-def in_out_features(module: nn.Module) -> tuple[int, int]:
-    """Dimensions of a linear layer, in PEFT's order."""
-    in_features, out_features = _get_in_out_features(module)
-    if in_features is None or out_features is None:
-        raise TypeError(f"cannot tell the dimensions of a {type(module).__name__}")
-    return in_features, out_features
-
-
 def check_is_linear(name: str, module: nn.Module, **backend_kwargs: Any) -> None:
     """Raise a TypeError unless `module` is a Linear, a Conv1D or a quantised linear layer."""
-    if isinstance(module, (nn.Linear, Conv1D)):
-        return
-    backend = resolve_quantization_backend(module, **backend_kwargs)
-    if backend is None or backend.layer_type != "linear":
+    if not is_linear(module, **backend_kwargs):
         raise TypeError(
             f"the target module {name!r} is a {type(module).__name__}: SparseGrad adapts torch.nn.Linear, "
             "transformers' Conv1D and quantised linear layers. Change `target_modules` or set `exclude_modules`."

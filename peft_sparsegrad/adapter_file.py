@@ -1,0 +1,31 @@
+"""Holds the tensors of an adapter file against the model that they are for, before any of them is copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+ADVICE = "The adapter is damaged, or was trained on another model or with other settings."
+
+
+def check_tensors(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:
+    """Compare names, shapes and dtypes.
+
+    Args:
+        expected: The model's own tensors by name.
+        given: Those of the file, under the same names.
+
+    Raises:
+        ValueError: Naming the tensor that is missing, unknown, or of another shape or kind of dtype.
+    """
+    if missing := sorted(expected.keys() - given.keys()):
+        raise ValueError(f"{len(missing)} tensors of the adapter are missing, the first is {missing[0]!r}. {ADVICE}")
+    if unknown := sorted(given.keys() - expected.keys()):
+        raise ValueError(f"the model has no place for {len(unknown)} tensors, the first is {unknown[0]!r}. {ADVICE}")
+    for key, own in expected.items():
+        tensor = given[key]
+        if tensor.shape != own.shape:
+            raise ValueError(f"{key!r} has shape {tuple(tensor.shape)}, not {tuple(own.shape)}. {ADVICE}")
+        if tensor.dtype != own.dtype and not (tensor.is_floating_point() and own.is_floating_point()):
+            raise ValueError(f"{key!r} has dtype {tensor.dtype}, not {own.dtype}. {ADVICE}")

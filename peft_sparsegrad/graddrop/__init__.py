@@ -1,0 +1,18 @@
+"""GradDrop: the chosen weights train in full, with randomly masked gradients."""
+
+from .config import GradDropConfig
+from .layer import GradDropConv2d, GradDropLayer, GradDropLinear, GradDropParameters
+from .model import GradDropModel
+from .training import GradDrop
+from .variants import VARIANTS
+
+__all__ = [
+    "VARIANTS",
+    "GradDrop",
+    "GradDropConfig",
+    "GradDropConv2d",
+    "GradDropLayer",
+    "GradDropLinear",
+    "GradDropModel",
+    "GradDropParameters",
+]

@@ -1,0 +1,54 @@
+"""The transformer blocks of a model: what GradDrop calls a layer, and where it finds its default targets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+_USUAL_NAMES = ("layers", "layer", "h", "block", "blocks")
+
+
+def find_blocks(model: nn.Module) -> list[str]:
+    """Names of the transformer blocks, in the model's order.
+
+    A block is an element of an outermost list of modules, where the elements are of one class or the list has one of
+    the usual names (`layers`, `h`, ...). An encoder and a decoder have their own; experts are part of their block.
+    """
+    blocks: list[str] = []
+    for name, module in model.named_modules():
+        if _is_list_of_blocks(name, module) and block_of(name, blocks) is None:
+            blocks += [f"{name}.{child}" for child, _ in module.named_children()]
+    return blocks
+
+
+def block_of(name: str, blocks: Iterable[str]) -> str | None:
+    """The block that the module or parameter `name` is in, or None."""
+    return next((block for block in blocks if f"{name}.".startswith(f"{block}.")), None)
+
+
+def selected_blocks(blocks: Iterable[str], config: Any) -> list[str]:
+    """The blocks that `layers_to_transform` and `layers_pattern` of a configuration leave."""
+    indices, patterns = config.layers_to_transform, config.layers_pattern
+    indices = [indices] if isinstance(indices, int) else indices
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return [
+        block
+        for block in blocks
+        if not indices or (_index(block) in indices and (not patterns or block.split(".")[-2] in patterns))
+    ]
+
+
+def _index(block: str) -> int | None:
+    index = block.rpartition(".")[2]
+    return int(index) if index.isdigit() else None
+
+
+def _is_list_of_blocks(name: str, module: nn.Module) -> bool:
+    children = list(module.children())
+    if not children or any(next(child.children(), None) is None for child in children):
+        return False
+    if name.rpartition(".")[2] in _USUAL_NAMES and isinstance(module, (nn.ModuleList, nn.Sequential)):
+        return True
+    return isinstance(module, nn.ModuleList) and len({type(child) for child in children}) == 1

@@ -1,0 +1,113 @@
+"""The form that deltas have in an adapter file: entries that are not zero, and where they belong.
+
+A tensor is stored as it is, or as its values in the order of their positions together with a `_support`: a bit mask or
+int32 positions. Whichever takes the fewest bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..adapter_file import ADVICE, check_tensors
+from ..functional import pack_support, packed_support_size, unpack_support
+from .config import GradDropConfig
+from .layer import GradDropLayer
+
+_SUPPORT = "_support"
+_PEFT_PREFIX = "base_model.model."
+
+
+def compress(tensors: dict[str, torch.Tensor], adapter_name: str, config: GradDropConfig) -> dict[str, torch.Tensor]:
+    """Deltas in the form that is stored.
+
+    Args:
+        tensors: Name in the model, ending in the adapter's, to delta.
+        adapter_name: The adapter.
+        config: Its settings; learns what share of the deltas' squared norm is kept, for the model card.
+
+    Returns:
+        The same names and, where only some entries are stored, a name with `_support` for their positions.
+    """
+    stored: dict[str, torch.Tensor] = {}
+    kept_energy = energy = 0.0
+    for name, delta in tensors.items():
+        kept = delta if config.save_density is None else _largest(delta, config.save_density)
+        kept_energy += kept.double().square().sum().item()
+        energy += delta.double().square().sum().item()
+        support = _cheapest_support(kept)
+        if support is None:
+            stored[name] = kept
+        else:
+            stored[name] = kept.flatten()[support]
+            owner = name.removesuffix(f".{adapter_name}")
+            stored[f"{owner}{_SUPPORT}.{adapter_name}"] = pack_support(support, delta.numel())
+    config.saved_energy = kept_energy / energy if energy else 1.0
+    return stored
+
+
+def decompress(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Inverse of `compress`, with every check that a damaged or foreign file calls for.
+
+    Args:
+        model: The model, with the adapter injected.
+        adapter_name: The adapter.
+        tensors: Name in the model to what was stored; supports may lack the adapter's name.
+
+    Returns:
+        Name in the model to delta; tensors that are not GradDrop's are passed on.
+
+    Raises:
+        ValueError: Naming the tensor that is missing, unknown, of another shape or dtype, or damaged.
+    """
+    expected = {
+        f"{name}.graddrop_{kind}.{adapter_name}": deltas[adapter_name]
+        for name, module in model.named_modules()
+        if isinstance(module, GradDropLayer)
+        for kind, deltas in (("weight", module.graddrop_weight), ("bias", module.graddrop_bias))
+        if adapter_name in deltas
+    }
+    given = {name: tensor for name, tensor in tensors.items() if ".graddrop_" in name}
+    supports = {_owner(name, adapter_name): name for name in given if _is_support(name, adapter_name)}
+    for name, own in expected.items():
+        support = supports.get(name.removesuffix(f".{adapter_name}").removeprefix(_PEFT_PREFIX))
+        if support is not None and name in given:
+            given[name] = _spread(name, given[name], given.pop(support), own)
+    check_tensors(expected, given)
+    return {**{name: tensor for name, tensor in tensors.items() if ".graddrop_" not in name}, **given}
+
+
+def _largest(delta: torch.Tensor, density: float) -> torch.Tensor:
+    """The delta with all but its largest entries, at least one, set to zero."""
+    count = max(1, round(density * delta.numel()))
+    flat = delta.flatten()
+    positions = flat.abs().topk(count, sorted=False).indices
+    return torch.zeros_like(flat).index_copy(0, positions, flat[positions]).view(delta.shape)
+
+
+def _cheapest_support(delta: torch.Tensor) -> torch.Tensor | None:
+    """Positions of the entries that are not zero, or None if storing them all takes no more bytes."""
+    count = int(torch.count_nonzero(delta))
+    size, dtype = packed_support_size(delta.numel(), count)
+    if count * delta.itemsize + size * dtype.itemsize >= delta.numel() * delta.itemsize:
+        return None
+    return delta.flatten().nonzero().flatten()
+
+
+def _is_support(name: str, adapter_name: str) -> bool:
+    return name.removesuffix(f".{adapter_name}").endswith(_SUPPORT)
+
+
+def _owner(name: str, adapter_name: str) -> str:
+    """Name of the delta that a support belongs to, without PEFT's prefix and the adapter's name."""
+    return name.removesuffix(f".{adapter_name}").removesuffix(_SUPPORT).removeprefix(_PEFT_PREFIX)
+
+
+def _spread(name: str, values: torch.Tensor, packed: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    if values.ndim != 1 or values.numel() > own.numel():
+        raise ValueError(f"{name!r} holds values of shape {tuple(values.shape)} for {own.numel()} entries. {ADVICE}")
+    try:
+        positions = unpack_support(packed, own.numel(), values.numel())
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}. {ADVICE}") from error
+    return values.new_zeros(own.numel()).index_copy(0, positions, values).view(own.shape)

@@ -1,0 +1,160 @@
+"""Which mask a parameter's gradient gets: the settings, and how far training has come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..functional import (
+    SCHEDULES,
+    GradientMask,
+    bernoulli_layer_mask,
+    bernoulli_mask,
+    gaussian_layer_mask,
+    gaussian_mask,
+    layer_sets,
+    set_mask,
+    stream_key,
+)
+from .config import GradDropConfig
+
+
+class GradientMasks:
+    """The masks of everything that one configuration governs.
+
+    A mask is a function of the seed, the step or epoch, and the parameter's name; nothing of it is stored. Steps are
+    counted from what optimizers do until `set_step` is called once.
+
+    Args:
+        config: The settings.
+        layers: Names of the layers (blocks) that are governed, from the input on.
+
+    Attributes:
+        step: Optimizer steps taken before this one.
+        epoch: Epoch, from 0; None until it is announced.
+        num_epochs: Epochs of the run; None until it is known.
+    """
+
+    def __init__(self, config: GradDropConfig, layers: Sequence[str]) -> None:
+        self.config, self.layers = config, list(layers)
+        self.step = 0
+        self.epoch: int | None = None
+        self.num_epochs: int | None = None
+        self._counts_steps, self._step_taken = True, False
+        self._sets: dict[str, int] = {}
+        if config.num_epochs is not None:
+            self.set_num_epochs(config.num_epochs)
+
+    def set_num_epochs(self, num_epochs: int) -> None:
+        """Say how many epochs there will be.
+
+        Raises:
+            ValueError: If the configuration says otherwise, or can mean no run of that length.
+        """
+        config = self.config
+        if config.num_epochs not in (None, num_epochs):
+            raise ValueError(
+                f"`num_epochs` is {config.num_epochs} in the GradDrop configuration, but the run has {num_epochs} "
+                "epochs: make them the same, or leave it None"
+            )
+        config.check_num_epochs(num_epochs)
+        if config.toggle and config.granularity == "layer" and num_epochs > len(self.layers):
+            raise ValueError(
+                f"`toggle` with {num_epochs} epochs and {len(self.layers)} layers would train no layer at all in some "
+                "epochs: use at most as many epochs as layers"
+            )
+        self.num_epochs = num_epochs
+        if config.uses_sets and config.granularity == "layer":
+            sets = layer_sets(len(self.layers), num_epochs, config.selection, config.seed)
+            self._sets = dict(zip(self.layers, sets, strict=True))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Announce an epoch, counted from 0.
+
+        Raises:
+            ValueError: If the number of epochs is needed and not known, or this is not one of them.
+        """
+        if self.config.needs_num_epochs:
+            if self.num_epochs is None:
+                raise ValueError("`num_epochs` is not known: set it in the GradDrop configuration")
+            if not 0 <= epoch < self.num_epochs:
+                raise ValueError(f"`epoch` must be in [0, {self.num_epochs}), as `num_epochs` says, not {epoch}")
+        self.epoch = epoch
+
+    def set_step(self, step: int) -> None:
+        """Announce an optimizer step, counted from 0; from now on steps are not counted but announced."""
+        self.step, self._counts_steps, self._step_taken = step, False, False
+
+    def begin_pass(self) -> None:
+        """A training pass begins: if the optimizer has stepped since the last one, it belongs to the next step."""
+        if self._step_taken and self._counts_steps:
+            self.step += 1
+        self._step_taken = False
+
+    def step_taken(self) -> None:
+        """The optimizer has stepped: micro-batches from here on belong to another step."""
+        self._step_taken = True
+
+    @property
+    def is_announced(self) -> bool:
+        """Whether everything that a mask depends on is known."""
+        return self.epoch is not None or not self.config.needs_epoch
+
+    @property
+    def rate(self) -> float:
+        """Share of entries or layers that are dropped now: by the schedule, or what the sets leave frozen."""
+        if not self.config.uses_sets:
+            epoch, num_epochs = self.epoch or 0, self.num_epochs or 1
+            return SCHEDULES[self.config.schedule](self.config.p, epoch, num_epochs)
+        first, last, num_epochs = self._active_sets()
+        return 1 - (last - first + 1) / num_epochs
+
+    def mask(self, name: str, layer: str) -> GradientMask:
+        """The mask of a parameter in this step.
+
+        Args:
+            name: Name of the parameter.
+            layer: Name of its layer.
+
+        Raises:
+            RuntimeError: If the epoch is needed and was never announced.
+        """
+        if not self.is_announced:
+            raise RuntimeError(
+                f"GradDrop with interval={self.config.interval!r} and schedule={self.config.schedule!r} depends on "
+                "the epoch, and no epoch was announced: give the Trainer `callbacks=[GradDropCallback()]`, or call "
+                "`GradDrop(model).set_epoch(epoch)` in a training loop of your own"
+            )
+        if self.config.uses_sets:
+            return self._set_mask(name, layer)
+        return self._random_mask(name if self.config.granularity == "element" else layer)
+
+    def trains(self, name: str, layer: str) -> bool:
+        """Whether anything of the parameter trains in this step, as far as is known."""
+        return not self.is_announced or not self.mask(name, layer).keeps_nothing
+
+    def _set_mask(self, name: str, layer: str) -> GradientMask:
+        first, last, num_epochs = self._active_sets()
+        if self.config.granularity == "layer":
+            return GradientMask(float(first <= self._sets[layer] <= last))
+        return set_mask(stream_key(self.config.seed, "sets", name), first, last, num_epochs)
+
+    def _active_sets(self) -> tuple[int, int, int]:
+        assert self.epoch is not None
+        assert self.num_epochs is not None
+        return (self.epoch if self.config.toggle else 0), self.epoch, self.num_epochs
+
+    def _random_mask(self, unit: str) -> GradientMask:
+        config = self.config
+        now = self.epoch if config.interval == "epoch" else self.step
+        key = stream_key(config.seed, config.interval, now or 0, unit)
+        if config.noise == "gaussian":
+            gaussian = gaussian_mask if config.granularity == "element" else gaussian_layer_mask
+            return gaussian(key, self.rate)
+        bernoulli = bernoulli_mask if config.granularity == "element" else bernoulli_layer_mask
+        return bernoulli(key, self.rate, bool(config.scale))
+
+    def mask_gradient_(self, gradient: torch.Tensor, name: str, layer: str) -> torch.Tensor:
+        """Mask a contiguous gradient in place, and return it."""
+        return self.mask(name, layer).apply_(gradient)

@@ -1,0 +1,208 @@
+"""The GradDrop layers: frozen modules with trainable deltas whose gradients are masked in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import torch
+from peft.utils import quantization_extra_repr, resolve_quantization_backend
+from torch import nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from ..delta_layer import DeltaLayer, restore_float32
+from ..functional import Conv2dOperation, Delta, LinearOperation, Operation, masked_layer, masked_sum
+from ..targeting import in_out_features
+from .gradient_masks import GradientMasks
+from .optimizer_steps import MaskedParameter, watch
+
+
+class GradDropLayer(DeltaLayer, nn.Module):
+    """State of the adapters of one module.
+
+    Attributes:
+        graddrop_weight: Adapter name to the trained delta of the weight, in the weight's shape and layout.
+        graddrop_bias: Adapter name to the trained delta of the bias, where there is one.
+        graddrop_masks: Adapter name to the [`GradientMasks`] that all its layers share.
+        graddrop_name: Name of the module in the base model: its masks depend on it.
+        graddrop_block: Name of the layer, in GradDrop's sense, that it is in.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ("graddrop_weight", "graddrop_bias")
+    other_param_names: tuple[str, ...] = ("graddrop_masks",)
+
+    def __init__(self, base_layer: nn.Module, name: str, block: str, **kwargs: Any) -> None:
+        nn.Module.__init__(self)
+        self.base_layer = base_layer
+        self.graddrop_weight = nn.ParameterDict({})
+        self.graddrop_bias = nn.ParameterDict({})
+        self.graddrop_masks: dict[str, GradientMasks] = {}
+        self.graddrop_name, self.graddrop_block = name, block
+        self.quantization_backend = resolve_quantization_backend(
+            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        )
+        self._disable_adapters = False
+        self.merged_adapters: list[str] = []
+        watch(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        watch(self)  # a copy, or an unpickled layer, is watched like the original
+
+    def has_adapter(self, adapter_name: str) -> bool:
+        return adapter_name in self.graddrop_weight
+
+    def update_layer(
+        self, adapter_name: str, masks: GradientMasks, init_weights: bool, inference_mode: bool = False
+    ) -> None:
+        """Add an adapter."""
+        self.graddrop_masks[adapter_name] = masks
+        self.graddrop_weight[adapter_name] = self._new_delta(self.weight_shape, init_weights)
+        bias = getattr(self.get_base_layer(), "bias", None)
+        if bias is not None:
+            self.graddrop_bias[adapter_name] = self._new_delta(bias.shape, init_weights)
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        """Shape of the base weight, before any quantisation."""
+        return self.get_base_layer().weight.shape  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+
+    def _new_delta(self, shape: Any, init_weights: bool) -> nn.Parameter:
+        _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
+        dtype = dtype if dtype is not None and dtype.is_floating_point else torch.float32
+        return nn.Parameter(torch.zeros(shape, dtype=dtype) if init_weights else 0.1 * torch.randn(shape).to(dtype))
+
+    def masked_parameters(self) -> Iterator[MaskedParameter]:
+        """Every delta of this layer with what its mask depends on."""
+        for kind, deltas in (("weight", self.graddrop_weight), ("bias", self.graddrop_bias)):
+            for adapter_name, delta in deltas.items():
+                masks = self.graddrop_masks[adapter_name]
+                yield MaskedParameter(delta, masks, f"{self.graddrop_name}.{kind}", self.graddrop_block)
+
+    def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
+        """The delta in the layout of the base weight; at least float32."""
+        delta = self.graddrop_weight[adapter_name].detach()
+        return delta.to(torch.promote_types(delta.dtype, torch.float32))
+
+    def get_delta_bias(self, adapter_name: str) -> torch.Tensor | None:
+        return self.graddrop_bias[adapter_name].detach() if adapter_name in self.graddrop_bias else None
+
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        return False
+
+    def _active_deltas(self, kind: str) -> list[Delta]:
+        values: nn.ParameterDict = getattr(self, f"graddrop_{kind}")
+        active = [name for name in self.active_adapters if name in values]
+        return [
+            self._delta(f"{self.graddrop_name}.{kind}", values[name], self.graddrop_masks[name]) for name in active
+        ]
+
+    def _delta(self, name: str, value: torch.Tensor, masks: GradientMasks) -> Delta:
+        if torch.is_grad_enabled() and value.requires_grad:
+            masks.begin_pass()
+        return Delta(
+            value,
+            mask=lambda gradient: masks.mask_gradient_(gradient, name, self.graddrop_block),
+            trains=masks.trains(name, self.graddrop_block),
+            zeros=masks.config.frozen == "gradient",
+        )
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The base layer with every active adapter's delta added to its weight and bias."""
+        if self.disable_adapters and self.merged:
+            self.unmerge()
+        weight_deltas = [] if self.disable_adapters or self.merged else self._active_deltas("weight")
+        if not weight_deltas:
+            return cast(Callable[..., torch.Tensor], self.base_layer)(x, *args, **kwargs)
+        return self._forward_with(weight_deltas, self._active_deltas("bias"), x, *args, **kwargs)
+
+    def _forward_with(
+        self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return quantization_extra_repr(self)
+
+    def __repr__(self) -> str:
+        return "graddrop." + super().__repr__()
+
+
+class _GradDropProduct(GradDropLayer):
+    """A layer that multiplies its input by the weight: the sum of weight and delta is not kept for the backward."""
+
+    def operation(self, x: torch.Tensor) -> tuple[Operation, torch.Tensor]:
+        """What the base layer computes, and the input to compute it on."""
+        raise NotImplementedError
+
+    @property
+    def keeps_base_apart(self) -> bool:
+        """Whether the delta is applied by itself, because the base weight is quantised or not at hand."""
+        return self.quantization_backend is not None or self.get_base_layer().weight.is_meta  # pyright: ignore
+
+    @torch.compiler.disable
+    def _forward_with(
+        self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        base: Any = self.base_layer
+        if self.keeps_base_apart:
+            result = base(x, *args, **kwargs)
+            operation, x = self.operation(x.to(result.dtype))
+            return result + masked_layer(operation, x, None, None, weight_deltas, bias_deltas)
+        autocast = torch.is_autocast_enabled(x.device.type)
+        operation, x = self.operation(x.to(torch.get_autocast_dtype(x.device.type)) if autocast else x)
+        base = self.get_base_layer()
+        return masked_layer(operation, x, base.weight, base.bias, weight_deltas, bias_deltas)
+
+
+class GradDropLinear(_GradDropProduct):
+    """GradDrop on a `torch.nn.Linear`, a transformers `Conv1D`, or a quantised linear layer."""
+
+    def __init__(self, base_layer: nn.Module, name: str, block: str, **kwargs: Any) -> None:
+        super().__init__(base_layer, name, block, **kwargs)
+        self.in_features, self.out_features = in_out_features(self.get_base_layer())
+        self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
+
+    @property
+    def weight_shape(self) -> torch.Size:
+        shape = (self.out_features, self.in_features)
+        return torch.Size(shape[::-1] if self.fan_in_fan_out else shape)
+
+    def operation(self, x: torch.Tensor) -> tuple[Operation, torch.Tensor]:
+        return LinearOperation(self.fan_in_fan_out), x
+
+    def train(self, mode: bool = True) -> GradDropLinear:
+        """As usual; on a quantised base the deltas become float32 again, if bf16 took their place."""
+        if mode and self.quantization_backend is not None:
+            restore_float32([*self.graddrop_weight.values(), *self.graddrop_bias.values()])
+        return super().train(mode)
+
+
+class GradDropConv2d(_GradDropProduct):
+    """GradDrop on a `torch.nn.Conv2d`."""
+
+    def operation(self, x: torch.Tensor) -> tuple[Operation, torch.Tensor]:
+        base = cast(nn.Conv2d, self.get_base_layer())
+        padding: Any = base.padding
+        if base.padding_mode != "zeros" or isinstance(padding, str):
+            mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
+            x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=mode), (0, 0)
+        settings: Any = (base.stride, padding, base.dilation, base.groups)
+        return Conv2dOperation(*settings), x
+
+
+class GradDropParameters(GradDropLayer):
+    """GradDrop on a module that does more with its weight than multiply: normalisation layers and embeddings."""
+
+    @torch.compiler.disable
+    def _forward_with(
+        self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        base: Any = self.get_base_layer()
+        parameters = {"weight": masked_sum(base.weight, weight_deltas)}
+        if bias_deltas:
+            parameters["bias"] = masked_sum(base.bias, bias_deltas)
+        return torch.func.functional_call(base, parameters, (x, *args), kwargs)

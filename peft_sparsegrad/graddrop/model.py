@@ -1,0 +1,110 @@
+"""The GradDrop tuner: injects the layers, gives them their masks, and saves what changed."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from peft.config import PeftConfig
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.utils import get_quantization_kwargs
+from torch import nn
+
+from ..bitsandbytes_cpu import restore_scales
+from ..targeting import targeted_modules
+from .blocks import block_of, find_blocks, selected_blocks
+from .checkpoint import compress, decompress
+from .config import GradDropConfig
+from .gradient_masks import GradientMasks
+from .layer import GradDropLayer
+from .targets import default_targets, layer_class
+
+
+class GradDropModel(BaseTuner):
+    """Trains the chosen weights of a model with randomly masked gradients.
+
+    Method: O'Neill and Dutta, *Gradient Sparsification For Masked Fine-Tuning of Transformers* (arXiv 2307.10098).
+
+    `get_peft_model` makes one of these; its arguments are those of every PEFT tuner: the model, a [`GradDropConfig`],
+    and the adapter's name.
+
+    Example:
+
+        >>> import peft_sparsegrad
+        >>> from peft import get_peft_model
+        >>> from transformers import AutoModelForSequenceClassification
+        >>> base = AutoModelForSequenceClassification.from_pretrained("FacebookAI/xlm-roberta-large")
+        >>> config = peft_sparsegrad.GradDropConfig.from_variant("Layer-GradDrop", task_type="SEQ_CLS")
+        >>> model = get_peft_model(base, config)
+    """
+
+    prefix: str = "graddrop_"
+    tuner_layer_cls = GradDropLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  the default depends on the model, not its type
+
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        return peft_config
+
+    def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
+        """Find the targets and their blocks, and refuse what cannot be trained, before anything is changed."""
+        assert isinstance(peft_config, GradDropConfig)
+        self._blocks = find_blocks(model)
+        kwargs = get_quantization_kwargs(self.model)
+        if peft_config.target_modules is None:
+            targets: Any = default_targets(model, selected_blocks(self._blocks, peft_config), **kwargs)
+            peft_config.target_modules = targets
+        _maybe_include_all_linear_layers(peft_config, model)  # PEFT does so too, but only after this
+        targeted = list(targeted_modules(model, peft_config, self._check_target_module_exists))
+        for name, module in targeted:
+            layer_class(name, module, model, **kwargs)
+        layers = dict.fromkeys(self._block_of(name) for name, _ in targeted)
+        self._masks = GradientMasks(peft_config, list(layers))
+
+    def _block_of(self, name: str) -> str:
+        """The block that a module is in; a module outside of all is a layer of its own."""
+        return block_of(name, self._blocks) or name
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        assert isinstance(peft_config, GradDropConfig)
+        layer = target
+        if not isinstance(layer, GradDropLayer):
+            kwargs = get_quantization_kwargs(self.model)
+            base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+            kind = layer_class(current_key, base, self.model, **kwargs)
+            layer = kind(target, current_key, self._block_of(current_key), **kwargs)
+            layer._active_adapter = adapter_name
+            self._replace_module(parent, target_name, cast(nn.Module, layer), target)
+        layer.update_layer(adapter_name, self._masks, peft_config.init_weights, peft_config.inference_mode)
+        if adapter_name not in self.active_adapters:
+            for deltas in (layer.graddrop_weight, layer.graddrop_bias):
+                if adapter_name in deltas:
+                    deltas[adapter_name].requires_grad_(False)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        restore_scales(model)  # PEFT has asked for the state dict just before
+        tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        return compress(tensors, adapter_name, cast(GradDropConfig, config))
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        return decompress(model, adapter_name, remapped)

@@ -1,0 +1,90 @@
+"""What has to happen around an optimizer's step: steps are counted, and what is masked is held where it is.
+
+PEFT never shows a tuner the optimizer, but torch lets one watch every optimizer's steps. So masks advance, and frozen
+entries stay, in any training loop and without a callback.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from .gradient_masks import GradientMasks
+
+
+class MaskedParameter(NamedTuple):
+    """A trained tensor, and what its mask depends on."""
+
+    parameter: torch.nn.Parameter
+    masks: GradientMasks
+    name: str
+    layer: str
+
+
+class Holder(Protocol):
+    """Whatever holds masked parameters: an adapted layer, or a [`GradDrop`]."""
+
+    def masked_parameters(self) -> Iterable[MaskedParameter]: ...
+
+
+class _Held(NamedTuple):
+    parameter: torch.nn.Parameter
+    keep: torch.Tensor
+    before: torch.Tensor
+
+
+_HOLDERS: weakref.WeakSet[Any] = weakref.WeakSet()
+_HELD: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[_Held]] = weakref.WeakKeyDictionary()
+
+
+def watch(holder: Holder) -> None:
+    """From now on look after the parameters of `holder` in every optimizer's steps, for as long as it lives."""
+    _register_hooks()
+    _HOLDERS.add(holder)
+
+
+def forget(holder: Holder) -> None:
+    """Undo `watch`."""
+    _HOLDERS.discard(holder)
+
+
+@functools.cache
+def _register_hooks() -> None:
+    register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    held = []
+    for parameter, masks, name, layer in _parameters_of(optimizer):
+        masks.step_taken()
+        if masks.config.frozen != "hold" or parameter.grad is None:
+            continue
+        mask = masks.mask(name, layer)
+        if mask.keeps_nothing:
+            parameter.grad = None  # optimizers pass over it
+        elif mask.chooses:
+            keep = mask.keep(parameter.shape, parameter.device)
+            held.append(_Held(parameter, keep, parameter.detach().clone()))
+    _HELD[optimizer] = held
+
+
+@torch.no_grad()
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    for parameter, keep, before in _HELD.pop(optimizer, []):
+        parameter.copy_(torch.where(keep, parameter, before))
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[MaskedParameter]:
+    if not _HOLDERS:
+        return
+    ours = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for holder in list(_HOLDERS):
+        for masked in holder.masked_parameters():
+            if id(masked.parameter) in ours:
+                yield masked

@@ -1,0 +1,68 @@
+"""The modules that GradDrop can train, and those that it trains when no `target_modules` are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..targeting import base_modules, is_linear
+from .blocks import block_of
+from .layer import GradDropConv2d, GradDropLayer, GradDropLinear, GradDropParameters
+
+
+def layer_class(name: str, module: nn.Module, model: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer]:
+    """The kind of GradDrop layer for a module.
+
+    Raises:
+        TypeError: If there is none.
+    """
+    kind = _layer_class(module, **backend_kwargs)
+    if kind is None:
+        raise TypeError(
+            f"the target module {name!r} is a {type(module).__name__}: GradDrop trains Linear, Conv1D, Conv2d, "
+            "quantised linear, normalisation and embedding layers. Change `target_modules` or set `exclude_modules`."
+        )
+    if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+        raise TypeError(
+            f"the target module {name!r} is part of a MultiheadAttention, which reads its weight without calling it, "
+            "so that an adapter on it would do nothing. Set `exclude_modules`."
+        )
+    return kind
+
+
+def default_targets(model: nn.Module, blocks: list[str], **backend_kwargs: Any) -> set[str]:
+    """Names of all modules inside the blocks that GradDrop can train, but for embeddings.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    names = {
+        name
+        for name, module in base_modules(model)
+        if block_of(name, blocks) is not None
+        and not isinstance(module, nn.Embedding)
+        and _layer_class(module, **backend_kwargs) is not None
+    }
+    if not names:
+        raise ValueError(
+            "Please specify `target_modules` in `peft_config`: GradDrop found no transformer blocks in this model "
+            "whose layers it could train by default"
+        )
+    return names
+
+
+def _layer_class(module: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer] | None:
+    if is_linear(module, **backend_kwargs):
+        return GradDropLinear
+    if isinstance(module, nn.Conv2d):
+        return GradDropConv2d
+    if isinstance(module, nn.Embedding) or _is_normalisation(module):
+        return GradDropParameters
+    return None
+
+
+def _is_normalisation(module: nn.Module) -> bool:
+    """LayerNorm, RMSNorm, and the many classes of their kind in transformers, which have no common base."""
+    names = {name for name, _ in module.named_parameters()}
+    return type(module).__name__.endswith("Norm") and "weight" in names and names <= {"weight", "bias"}

@@ -1,0 +1,170 @@
+"""GradDrop on a training run: on a GradDrop adapter, or on whatever else trains."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+from torch import nn
+
+from .blocks import block_of, find_blocks, selected_blocks
+from .config import GradDropConfig
+from .gradient_masks import GradientMasks
+from .layer import GradDropLayer
+from .optimizer_steps import MaskedParameter, forget, watch
+
+_SAMPLE = 4096  # entries of a tensor that are compared with what they were
+
+
+class GradDrop:
+    """Announces epochs and steps to gradient masks, and puts masks on models that have no GradDrop adapter.
+
+    A training loop of your own needs two lines, here and at the beginning of each epoch:
+
+        graddrop = GradDrop(model, GradDropConfig.from_variant("GradDrop-Epoch", num_epochs=3))
+        graddrop.set_epoch(epoch)
+
+    Optimizer steps are counted by themselves; `set_step` is for a run that is resumed.
+
+    Args:
+        model: A model with a GradDrop adapter, or any other, such as one with a LoRA or SparseGrad adapter or one
+            that is fine-tuned in full.
+        config: None for the adapter's own settings. Otherwise masks go on every parameter that trains and is inside a
+            transformer block; with `target_modules`, on those inside the modules named. Layers are the model's
+            blocks. Masked gradients are computed and then dropped: only a GradDrop adapter saves their computation.
+        num_epochs: Epochs of the run; None for the configuration's.
+
+    Raises:
+        ValueError: If there is nothing to mask, or the adapter and `config` both have settings.
+    """
+
+    def __init__(self, model: nn.Module, config: GradDropConfig | None = None, num_epochs: int | None = None) -> None:
+        self._parameters: list[MaskedParameter] = []
+        self._hooks: list[Any] = []
+        self._adapter_layers = [layer for layer in model.modules() if isinstance(layer, GradDropLayer)]
+        if config is None:
+            self.masks = self._adapter_masks()
+        else:
+            self.masks = [self._put_masks_on(model, config)]
+        if num_epochs is not None:
+            for masks in self.masks:
+                masks.set_num_epochs(num_epochs)
+        self._before = [self._sample(masked.parameter) for masked in self._parameters]
+        for masked in self._parameters:
+            self._hooks.append(masked.parameter.register_hook(partial(self._masked_gradient, masked)))
+        if self._parameters:
+            watch(self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Announce an epoch, counted from 0.
+
+        Raises:
+            ValueError: If the number of epochs is needed and not known, or this is not one of them.
+        """
+        for masks in self.masks:
+            masks.set_epoch(epoch)
+
+    def set_step(self, step: int) -> None:
+        """Announce an optimizer step, counted from 0; then each one has to be announced."""
+        for masks in self.masks:
+            masks.set_step(step)
+
+    def remove(self) -> None:
+        """Take the masks off parameters that are not a GradDrop adapter's; an adapter keeps its own."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._parameters = [], []
+        forget(self)
+
+    def masked_parameters(self) -> list[MaskedParameter]:
+        """What this object masks by itself, which excludes the deltas of GradDrop adapters."""
+        return self._parameters
+
+    def report(self) -> dict[str, float]:
+        """How much trains.
+
+        Returns:
+            `rate`: share dropped now, as the schedule says. `active`: share of the masked entries that train in this
+            step; of element-wise masks the expected share. `moved`: share that is not where it was: of a GradDrop
+            adapter every entry is looked at, of other parameters a sample, since this object was made.
+        """
+        total = active = moved = 0.0
+        for masked, now_moved in self._moved():
+            count = masked.parameter.numel()
+            total += count
+            active += count * masked.masks.mask(masked.name, masked.layer).share
+            moved += count * now_moved
+        return {"rate": self.masks[0].rate, "active": active / total, "moved": moved / total}
+
+    def _adapter_masks(self) -> list[GradientMasks]:
+        masks = {
+            id(masks): masks
+            for layer in self._adapter_layers
+            for adapter_name, masks in layer.graddrop_masks.items()
+            if adapter_name in layer.active_adapters
+        }
+        if not masks:
+            raise ValueError(
+                "this model has no active GradDrop adapter: give a `GradDropConfig` to mask whatever else trains"
+            )
+        return list(masks.values())
+
+    def _put_masks_on(self, model: nn.Module, config: GradDropConfig) -> GradientMasks:
+        if self._adapter_layers:
+            raise ValueError(
+                "this model has a GradDrop adapter with settings of its own: leave `config` out to use those"
+            )
+        blocks, targets = find_blocks(model), config
+        if config.target_modules is None:
+            targets = dataclasses.replace(config, target_modules=selected_blocks(blocks, config))
+        chosen = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and _is_masked(name, targets)
+        }
+        if not chosen:
+            raise ValueError(
+                "GradDrop found nothing to mask: no parameter that trains is inside a transformer block, or inside "
+                f"`target_modules={config.target_modules!r}`"
+            )
+        layer_of = {name: block_of(name, blocks) or name.rpartition(".")[0] for name in chosen}
+        masks = GradientMasks(config, list(dict.fromkeys(layer_of.values())))
+        self._parameters = [
+            MaskedParameter(parameter, masks, _plain(name), layer_of[name]) for name, parameter in chosen.items()
+        ]
+        return masks
+
+    def _masked_gradient(self, masked: MaskedParameter, gradient: torch.Tensor) -> torch.Tensor:
+        masked.masks.begin_pass()
+        own = gradient.clone(memory_format=torch.contiguous_format)
+        return masked.masks.mask_gradient_(own, masked.name, masked.layer)
+
+    def _moved(self) -> Iterator[tuple[MaskedParameter, float]]:
+        for masked, before in zip(self._parameters, self._before, strict=True):
+            yield masked, (self._sample(masked.parameter) != before).double().mean().item()
+        for layer in self._adapter_layers:
+            for masked in layer.masked_parameters():
+                if any(masked.masks is masks for masks in self.masks):
+                    yield masked, torch.count_nonzero(masked.parameter).item() / masked.parameter.numel()
+
+    @staticmethod
+    def _sample(parameter: torch.Tensor) -> torch.Tensor:
+        flat = parameter.detach().flatten()
+        return flat[:: -(-flat.numel() // _SAMPLE)].clone()
+
+
+def _plain(name: str) -> str:
+    """A parameter's name without what data parallelism and compilation put in front."""
+    return name.removeprefix("module.").replace("_orig_mod.", "")
+
+
+def _is_masked(name: str, config: GradDropConfig) -> bool:
+    """Whether a parameter is inside a targeted module and not inside an excluded one."""
+    parts = name.split(".")
+    inside = [".".join(parts[:length]) for length in range(1, len(parts))]
+    found = [check_target_module_exists(config, module) for module in inside]
+    return any(found) and not any(isinstance(match, _ExcludedModule) for match in found)

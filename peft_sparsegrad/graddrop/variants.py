@@ -1,0 +1,40 @@
+"""The paper's variants and baselines as settings of `GradDropConfig` (arXiv 2307.10098, sections III and IV)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "GradDrop": {"granularity": "element", "interval": "step", "p": 0.2},
+    "Layer-GradDrop": {"granularity": "layer", "interval": "step", "p": 0.2},
+    "Anneal-GradDrop": {"granularity": "element", "interval": "step", "p": 0.9, "schedule": "linear"},
+    "Anneal-Layer-GradDrop": {"granularity": "layer", "interval": "step", "p": 0.9, "schedule": "linear"},
+    "GradDrop-Epoch": {"granularity": "element", "interval": "epoch", "selection": "without-replacement"},
+    "GradDrop-Epoch-Toggle": {
+        "granularity": "element",
+        "interval": "epoch",
+        "selection": "without-replacement",
+        "toggle": True,
+    },
+    "GradDrop-Epoch-Reset": {"granularity": "element", "interval": "epoch", "p": 0.2},
+    "GradFreeze-TopDown": {"granularity": "layer", "interval": "epoch", "selection": "top-down"},
+    "GradFreeze-BottomUp": {"granularity": "layer", "interval": "epoch", "selection": "bottom-up"},
+    "GradFreeze-Toggle-TopDown": {
+        "granularity": "layer",
+        "interval": "epoch",
+        "selection": "top-down",
+        "toggle": True,
+    },
+}
+"""Names as in the paper's tables, but for GradDrop-Epoch-Reset, which section III.B describes without a name."""
+
+
+def variant_settings(name: str) -> dict[str, Any]:
+    """The settings of a variant.
+
+    Raises:
+        ValueError: With all names, if there is none of that name.
+    """
+    if name not in VARIANTS:
+        raise ValueError(f"there is no GradDrop variant {name!r}; there are {', '.join(VARIANTS)}")
+    return VARIANTS[name]

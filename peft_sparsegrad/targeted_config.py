@@ -1,0 +1,51 @@
+"""The settings that both methods have: which modules are adapted, and what else is trained and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from peft.config import PeftConfig
+
+
+@dataclass
+class TargetedConfig(PeftConfig):
+    """Settings with the meaning that they have in PEFT's own methods."""
+
+    target_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Modules to adapt: names, a regular expression, or None for the default."}
+    )
+    exclude_modules: list[str] | str | None = field(
+        default=None, metadata={"help": "Modules to leave alone: names or a regular expression."}
+    )
+    layers_to_transform: list[int] | int | None = field(
+        default=None, metadata={"help": "Indices of the transformer blocks to adapt. None: all."}
+    )
+    layers_pattern: list[str] | str | None = field(
+        default=None, metadata={"help": "Name of the list of blocks that `layers_to_transform` counts in."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Other modules to train and save in full, a task head for instance."}
+    )
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "Rows of the embedding to train, as in LoRA."}
+    )
+    init_weights: bool = field(default=True, metadata={"help": "False: noise in place of zeros. For tests."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)  # pyright: ignore[reportAttributeAccessIssue]
+        for name in ("layers_to_transform", "layers_pattern"):
+            if isinstance(self.target_modules, str) and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` cannot be used when `target_modules` is a str; give a list of names")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ValueError("`layers_pattern` needs `layers_to_transform`: it says where those are counted")
+
+    def check_choices(self, choices: Mapping[str, tuple[str, ...]]) -> None:
+        """Raise a ValueError for the first field whose value is not among those given."""
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")

@@ -1,4 +1,4 @@
-"""One table of methods for the examples, the benchmarks and the generic tests: same modules, same budget."""
+"""One table of methods for the examples, the benchmarks and the generic tests."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import TrainerCallback
 
+from .callback import SparseGradCallback
+from .graddrop import VARIANTS, GradDropConfig
+from .graddrop_callback import GradDropCallback
 from .lora_conversion import lora_settings
 from .optimizer import create_sparsegrad_optimizer
 from .sparsegrad.config import SparseGradConfig
@@ -20,12 +23,14 @@ from .targeting import in_out_features, targeted_modules
 
 @dataclass(frozen=True)
 class Method:
-    """A way of fine-tuning the same linear layers.
+    """A way of fine-tuning a model.
 
     Attributes:
         name: Key in the table.
         description: One line.
-        attach: Called with (model, target_modules, density, **overrides); returns the model to train.
+        attach: Called with (model, target_modules, density, **overrides); returns the model to train. Without
+            `target_modules` the MLP layers train, with GradDrop everything in the transformer blocks. GradDrop and
+            full fine-tuning have no use for the density.
         make_optimizer: Called with (model, lr); None means AdamW over what requires a gradient.
         make_callbacks: Makes the callbacks that a Trainer needs for the method; None means none.
     """
@@ -62,6 +67,14 @@ def _full(model: nn.Module, target_modules: Any, density: float, **overrides: An
     return model
 
 
+def _graddrop(**settings: Any) -> Callable[..., nn.Module]:
+    def attach(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> PeftModel:
+        config = GradDropConfig(target_modules=target_modules, **{**settings, **overrides})
+        return get_peft_model(model, config)  # pyright: ignore
+
+    return attach
+
+
 def lora_rank(in_features: int, out_features: int, density: float) -> int:
     """Rank at which LoRA has about as many values as `density` of the weight, at least 1."""
     return max(1, round(density * in_features * out_features / (in_features + out_features)))
@@ -78,24 +91,44 @@ def targeted(model: nn.Module, target_modules: Any) -> list[tuple[str, nn.Module
     return found
 
 
+def _observed() -> list[TrainerCallback]:
+    return [SparseGradCallback(log_energy=False)]
+
+
+def _announced() -> list[TrainerCallback]:
+    return [GradDropCallback()]
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("sparsegrad", "SparseGrad, support chosen once", _sparsegrad()),
+        Method("sparsegrad", "SparseGrad, support chosen once", _sparsegrad(), make_callbacks=_observed),
         Method(
             "sparsegrad-dynamic",
             "SparseGrad, the largest gradients of each step (the paper's)",
             _sparsegrad(support="dynamic"),
             create_sparsegrad_optimizer,
+            _observed,
         ),
-        Method("meprop", "MeProp: the weight's own basis, support chosen once", _sparsegrad(basis="identity")),
+        Method(
+            "meprop",
+            "MeProp: the weight's own basis, support chosen once",
+            _sparsegrad(basis="identity"),
+            make_callbacks=_observed,
+        ),
         Method(
             "meprop-dynamic",
             "MeProp: the weight's own basis, the largest gradients of each step (the paper's)",
             _sparsegrad(basis="identity", support="dynamic"),
             create_sparsegrad_optimizer,
+            _observed,
         ),
         Method("lora", "LoRA with as many trained values", _lora),
         Method("full", "the target weights themselves", _full),
+        Method("graddrop-off", "GradDrop with p = 0: plain fine-tuning", _graddrop(p=0.0), make_callbacks=_announced),
+        *(
+            Method(name.lower(), f"the paper's {name}", _graddrop(**settings), make_callbacks=_announced)
+            for name, settings in VARIANTS.items()
+        ),
     )
 }

@@ -8,10 +8,13 @@ from peft import PeftModel
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
+from peft_sparsegrad import GradDrop
 from peft_sparsegrad.methods import METHODS, lora_rank, targeted
 
 DENSITY = 0.05
 EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+BLOCK = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+         "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")  # fmt: skip
 MLP = {f"bert.encoder.layer.{i}.{side}.dense" for i in (0, 1) for side in ("intermediate", "output")}
 
 
@@ -36,6 +39,8 @@ def optimizer_for(method, model, lr: float):
 
 def train(method, model, steps: int, lr: float = 5e-3) -> list[float]:
     """Losses on one batch, before each step and after the last."""
+    if is_graddrop(method):
+        GradDrop(model, num_epochs=2).set_epoch(1)
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(0, 30, (8, 6), generator=generator)
     batch = {"input_ids": ids, "labels": torch.arange(8) % 2}
@@ -58,7 +63,7 @@ def num_trainable(model) -> int:
 
 def base_weights(model) -> dict[str, torch.Tensor]:
     """The weights that the model had before the method came, under their own names."""
-    marks = ("sparsegrad_", "lora_", "modules_to_save")
+    marks = ("sparsegrad_", "graddrop_", "lora_", "modules_to_save")
     return {
         name.removeprefix("base_model.model.").replace(".base_layer", ""): tensor.clone()
         for name, tensor in model.state_dict().items()
@@ -68,7 +73,7 @@ def base_weights(model) -> dict[str, torch.Tensor]:
 
 @EVERY
 def test_steps_lower_the_loss(method):
-    losses = train(method, attach(method), steps=15, lr=0.05)
+    losses = train(method, attach(method), steps=15, lr=2e-3 if is_graddrop(method) else 0.05)
     assert losses[1] < losses[0]
     assert losses[-1] < 0.98 * losses[0]
 
@@ -80,6 +85,8 @@ def test_one_step_changes_what_trains(method):
     train(method, model, steps=1)
     moved = {name for name, parameter in trainable(model).items() if not torch.equal(parameter, before[name])}
     expected = {name for name in before if "lora_A" not in name}  # LoRA's B is zero: A has no gradient yet
+    if method.name == "gradfreeze-toggle-topdown":  # in the second of two epochs
+        expected = {name for name in before if "layer.0." in name}
     assert moved == expected
     assert moved
 
@@ -98,10 +105,16 @@ def is_full(method) -> bool:
     return method.name == "full"
 
 
+def is_graddrop(method) -> bool:
+    return "grad" in method.name and "sparsegrad" not in method.name
+
+
 @EVERY
-def test_only_the_mlp_layers_are_adapted(method):
+def test_the_default_modules_are_adapted(method):
+    blocks = {f"bert.encoder.layer.{i}.{module}" for i in (0, 1) for module in BLOCK}
+    expected = blocks if is_graddrop(method) else MLP
     names = {name.removeprefix("base_model.model.") for name in trainable(attach(method))}
-    assert {next(module for module in MLP if name.startswith(f"{module}.")) for name in names} == MLP
+    assert {next(module for module in expected if name.startswith(f"{module}.")) for name in names} == expected
 
 
 def test_sparsegrad_and_lora_train_as_many_values():

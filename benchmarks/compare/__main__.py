@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,6 @@ def print_tables(arguments: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 2, with one line on stderr, where the input cannot be used."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     parsed = parse_arguments(arguments)
     try:
         parsed.command(parsed)
@@ -118,4 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     sys.exit(main())

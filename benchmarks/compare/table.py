@@ -33,8 +33,8 @@ def caption(results: Results) -> str:
     run = next(iter(results))
     metrics = "; ".join(f"{name}: {TASKS[name].metric}" for name in sorted({run.task for run in results}))
     return (
-        f"{run.model}, {run.train_rows} training rows, {run.epochs} epochs, batch size {run.batch_size}, "
-        f"density {run.density:g}; mean ± sample standard deviation over seeds, on the dev file ({metrics})."
+        f"{run.model}: training rows {run.train_rows}, epochs {run.epochs}, batch size {run.batch_size}, density "
+        f"{run.density:g}. Mean ± sample standard deviation over seeds, on the dev file ({metrics})."
     )
 
 

@@ -49,13 +49,16 @@ class Task:
     def load(self, data: Path, split: Literal["train", "dev"]) -> list[Example]:
         """All examples of one file under `data`. Raises InputError if it cannot be read, or a row of it."""
         path = data / self.file.format(split)
+        examples: list[Example] = []
         try:
             with path.open(encoding="utf-8", newline="") as file:
-                examples = [self.parse(row) for row in csv.reader(file, **self.dialect)]
+                for row in csv.reader(file, **self.dialect):
+                    examples.append(self.parse(row))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}; --data is the folder above it") from error
-        except (ValueError, csv.Error) as error:
-            raise InputError(f"{path} is not in the format of {self.name}: {error}") from error
+        except (ValueError, KeyError, csv.Error) as error:
+            where = f"{path}, row {len(examples) + 1}"
+            raise InputError(f"{where} is not in the format of {self.name}: {error}") from error
         if not examples:
             raise InputError(f"{path} is empty")
         return examples
@@ -102,7 +105,7 @@ def mean_ranks(x: np.ndarray) -> np.ndarray:
 
 def _parse_cola(row: list[str]) -> Example:
     _source, label, _star, sentence = row
-    return Example((sentence,), ("0", "1").index(label))
+    return Example((sentence,), {"0": 0, "1": 1}[label])
 
 
 def _parse_stsb(row: list[str]) -> Example:

@@ -6,7 +6,6 @@ import math
 import statistics
 import tempfile
 import time
-import zlib
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -19,11 +18,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    EvalPrediction,
-    PreTrainedTokenizerBase,
     PrinterCallback,
-    Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -31,67 +26,13 @@ from transformers import (
 from benchmarks.environment import describe_environment
 from peft_sparsegrad.methods import METHODS
 
+from .recording import RecordingTrainer, StepTimer
 from .runs import Record, Run
-from .tasks import TASKS, Example, Task
+from .tasks import TASKS, Example
 
 HEAD = "classifier"
 MAX_LENGTH = 128  # tokens
 LAST_STEPS = 20
-
-
-class StepTimer(TrainerCallback):
-    """Writes the seconds of each optimisation step, from its forward pass to its last callback, into `seconds`.
-
-    The Trainer calls its callbacks in order. With the timer first and its `stop` last, what the callbacks between
-    them do at either end of a step counts.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.stop = _Stop(self)
-        self.started = 0.0
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
-
-
-class _Stop(TrainerCallback):
-    def __init__(self, timer: StepTimer) -> None:
-        self.timer = timer
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.timer.seconds.append(time.perf_counter() - self.timer.started)
-
-
-class RecordingTrainer(Trainer):
-    """A Trainer that remembers what it saw.
-
-    Attributes:
-        losses: Loss of each training batch.
-        order: Checksum of the training batches in the order in which they came; not those of a method's warm-up.
-        scores: What the task's `score` gave, one entry per evaluation.
-    """
-
-    def __init__(self, task: Task, *args: Any, **kwargs: Any) -> None:
-        self.task = task
-        self.losses: list[float] = []
-        self.order = 0
-        self.scores: list[dict[str, float]] = []
-        super().__init__(*args, compute_metrics=self._score, **kwargs)
-
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
-        for name in ("input_ids", "labels"):
-            self.order = zlib.crc32(inputs[name].cpu().numpy().tobytes(), self.order)
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        self.losses.append(loss.item())
-        return loss
-
-    def _score(self, prediction: EvalPrediction) -> dict[str, float]:
-        # The Trainer's own loss counts the rows of a smaller last batch as if it were full; the task's does not.
-        self.scores.append(self.task.score(prediction.predictions, prediction.label_ids))  # pyright: ignore
-        return self.scores[-1]
 
 
 def execute(run: Run, data: Path) -> Record:
@@ -141,12 +82,15 @@ def make_trainer(run: Run, model: Any, timer: StepTimer, data: Path, folder: Pat
     """The Trainer with the method's optimizer and callbacks. `folder` is where the Trainer may write."""
     task, method = TASKS[run.task], METHODS[run.method]
     tokenizer = AutoTokenizer.from_pretrained(run.model)
+    training = tokenize(tokenizer, task.sample(data, run.train_rows, run.seed))
+    dev = tokenize(tokenizer, task.load(data, "dev"))
+    dev.sort(key=lambda row: len(row["input_ids"]))  # less padding; the scores do not depend on the order
     trainer = RecordingTrainer(
         task,
         model,
         training_arguments(run, folder),
-        train_dataset=tokenize(tokenizer, task.sample(data, run.train_rows, run.seed)),
-        eval_dataset=tokenize(tokenizer, task.load(data, "dev")),
+        train_dataset=training,
+        eval_dataset=dev,
         data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[timer, *(method.make_callbacks() if method.make_callbacks else []), timer.stop],
         optimizers=(method.make_optimizer(model, run.lr) if method.make_optimizer else None, None),
@@ -179,13 +123,12 @@ def training_arguments(run: Run, folder: Path) -> TrainingArguments:
     )
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> Any:
-    """One dictionary per example, of lists without padding and the label."""
-    columns = tokenizer(
-        *map(list, zip(*(e.texts for e in examples), strict=True)), truncation=True, max_length=MAX_LENGTH
-    )
-    rows = zip(*columns.values(), strict=True)
-    return [{**dict(zip(columns, row, strict=True)), "labels": e.label} for row, e in zip(rows, examples, strict=True)]
+def tokenize(tokenizer: Any, examples: Sequence[Example]) -> list[dict[str, Any]]:
+    """One dictionary per example: lists without padding, and the label."""
+    sides = zip(*(example.texts for example in examples), strict=True)
+    columns = tokenizer(*map(list, sides), truncation=True, max_length=MAX_LENGTH)
+    columns["labels"] = [example.label for example in examples]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def count_trained(model: nn.Module) -> dict[str, int]:
@@ -199,6 +142,6 @@ def count_trained(model: nn.Module) -> dict[str, int]:
 def bytes_to_keep(model: nn.Module, folder: Path) -> int:
     """Bytes of the adapter's weights on disk, head included; without an adapter, of the tensors that train."""
     if isinstance(model, PeftModel):
-        model.save_pretrained(folder)
+        model.save_pretrained(str(folder))
         return (folder / "adapter_model.safetensors").stat().st_size
     return sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)

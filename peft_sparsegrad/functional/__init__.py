@@ -3,7 +3,7 @@
 from .core import core_shape, num_trained_values
 from .delta import delta_product, delta_weight, observe_gradient
 from .hosvd import ExactHosvd, Hosvd, SketchedHosvd, gradient_energy, hosvd_accumulator, hosvd_of_weight
-from .masked_layer import Conv2dOperation, Delta, LinearOperation, Operation, masked_layer, masked_sum
+from .masked_layer import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .masks import (
     GradientMask,
     bernoulli_layer_mask,
@@ -25,8 +25,6 @@ __all__ = [
     "ExactHosvd",
     "GradientMask",
     "Hosvd",
-    "LinearOperation",
-    "Operation",
     "SketchedHosvd",
     "bernoulli_layer_mask",
     "bernoulli_mask",
@@ -41,6 +39,7 @@ __all__ = [
     "hosvd_of_weight",
     "layer_sets",
     "masked_layer",
+    "masked_linear",
     "masked_sum",
     "num_trained_values",
     "observe_gradient",

@@ -117,6 +117,24 @@ def masked_layer(
     return _MaskedLayer.apply(operation, x, weight, bias, deltas, *values)  # pyright: ignore[reportReturnType]
 
 
+def masked_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    weight_deltas: Sequence[Delta],
+    bias_deltas: Sequence[Delta] = (),
+    transposed: bool = False,
+) -> torch.Tensor:
+    """`masked_layer` of a linear layer; x (..., in), result (..., out).
+
+    The leading dimensions are folded outside of the custom backward pass: a view made inside of it could not be
+    modified in place, which some models do to what a linear layer returns.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    y = masked_layer(LinearOperation(transposed), flat, weight, bias, weight_deltas, bias_deltas)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
 def masked_sum(parameter: torch.Tensor, deltas: Sequence[Delta]) -> torch.Tensor:
     """`parameter + Σ Δ`, for modules that keep little of it, such as normalisation layers and embeddings.
 

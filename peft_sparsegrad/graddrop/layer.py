@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ..delta_layer import DeltaLayer, restore_float32
-from ..functional import Conv2dOperation, Delta, LinearOperation, Operation, masked_layer, masked_sum
+from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from ..targeting import in_out_features
 from .gradient_masks import GradientMasks
 from .optimizer_steps import MaskedParameter, watch
@@ -134,8 +134,15 @@ class GradDropLayer(DeltaLayer, nn.Module):
 class _GradDropProduct(GradDropLayer):
     """A layer that multiplies its input by the weight: the sum of weight and delta is not kept for the backward."""
 
-    def operation(self, x: torch.Tensor) -> tuple[Operation, torch.Tensor]:
-        """What the base layer computes, and the input to compute it on."""
+    def product(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        bias: torch.Tensor | None,
+        weight_deltas: list[Delta],
+        bias_deltas: list[Delta],
+    ) -> torch.Tensor:
+        """What the base layer computes, with the deltas added; without a weight, what the deltas add."""
         raise NotImplementedError
 
     @property
@@ -150,12 +157,11 @@ class _GradDropProduct(GradDropLayer):
         base: Any = self.base_layer
         if self.keeps_base_apart:
             result = base(x, *args, **kwargs)
-            operation, x = self.operation(x.to(result.dtype))
-            return result + masked_layer(operation, x, None, None, weight_deltas, bias_deltas)
-        autocast = torch.is_autocast_enabled(x.device.type)
-        operation, x = self.operation(x.to(torch.get_autocast_dtype(x.device.type)) if autocast else x)
+            return result + self.product(x.to(result.dtype), None, None, weight_deltas, bias_deltas)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         base = self.get_base_layer()
-        return masked_layer(operation, x, base.weight, base.bias, weight_deltas, bias_deltas)
+        return self.product(x, base.weight, base.bias, weight_deltas, bias_deltas)
 
 
 class GradDropLinear(_GradDropProduct):
@@ -171,8 +177,8 @@ class GradDropLinear(_GradDropProduct):
         shape = (self.out_features, self.in_features)
         return torch.Size(shape[::-1] if self.fan_in_fan_out else shape)
 
-    def operation(self, x: torch.Tensor) -> tuple[Operation, torch.Tensor]:
-        return LinearOperation(self.fan_in_fan_out), x
+    def product(self, x, weight, bias, weight_deltas, bias_deltas):
+        return masked_linear(x, weight, bias, weight_deltas, bias_deltas, self.fan_in_fan_out)
 
     def train(self, mode: bool = True) -> GradDropLinear:
         """As usual; on a quantised base the deltas become float32 again, if bf16 took their place."""
@@ -184,14 +190,14 @@ class GradDropLinear(_GradDropProduct):
 class GradDropConv2d(_GradDropProduct):
     """GradDrop on a `torch.nn.Conv2d`."""
 
-    def operation(self, x: torch.Tensor) -> tuple[Operation, torch.Tensor]:
+    def product(self, x, weight, bias, weight_deltas, bias_deltas):
         base = cast(nn.Conv2d, self.get_base_layer())
         padding: Any = base.padding
         if base.padding_mode != "zeros" or isinstance(padding, str):
             mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
             x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=mode), (0, 0)
         settings: Any = (base.stride, padding, base.dilation, base.groups)
-        return Conv2dOperation(*settings), x
+        return masked_layer(Conv2dOperation(*settings), x, weight, bias, weight_deltas, bias_deltas)
 
 
 class GradDropParameters(GradDropLayer):

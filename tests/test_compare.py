@@ -1,0 +1,253 @@
+"""The comparison of methods on a real model, `python -m benchmarks.compare`, on a tiny one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from tiny import bert, tokenizer
+from transformers import TrainerCallback
+
+from benchmarks.compare.__main__ import main, parse_arguments, runs_of
+from benchmarks.compare.runs import Run, append, done, read
+from benchmarks.compare.tasks import TASKS, score_classes, score_numbers
+from benchmarks.compare.train import build_model, execute
+from peft_sparsegrad.methods import METHODS
+
+ROOT = Path(__file__).parents[1]
+MLP = 2 * (32 * 64 + 64 + 64 * 32 + 32)
+HEAD = {"cola": 2 * 32 + 2, "stsb": 32 + 1}
+MEASURED = {
+    *("run", "epochs", "last_training_loss", "trained_parameters", "trained_head_parameters", "adapter_bytes"),
+    *("steps", "seconds_per_step", "seconds", "data_order", "environment"),
+}
+
+
+def write_data(folder: Path) -> None:
+    """CoLA's tab-separated columns, where a quotation mark means nothing, and STS-B's quoted, comma-separated ones."""
+    rng = random.Random(0)
+    for split, count in {"train": 30, "dev": 11}.items():
+        texts = [" ".join(f"t{rng.randrange(3, 64)}" for _ in range(rng.randrange(2, 9))) for _ in range(count)]
+        for task, suffix in {"cola": "tsv", "stsb": "csv"}.items():
+            (folder / task).mkdir(parents=True, exist_ok=True)
+            with (folder / task / f"{task}_{split}.{suffix}").open("w", encoding="utf-8", newline="") as file:
+                if task == "cola":
+                    file.writelines(f'gj04\t{i % 2}\t{"*" * (1 - i % 2)}\t"{text}\n' for i, text in enumerate(texts))
+                else:
+                    csv.writer(file).writerows((f"{text}, {text}", text, i % 11 / 2) for i, text in enumerate(texts))
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory) -> SimpleNamespace:
+    """Eight runs that a user's command has done: its arguments, what it printed, the file."""
+    folder = tmp_path_factory.mktemp("compare")
+    bert().bert.save_pretrained(folder / "model")  # without a head, as checkpoints come
+    tokenizer().save_pretrained(folder / "model")
+    write_data(folder / "data")
+    where = ["run", "--model", str(folder / "model"), "--data", str(folder / "data")]
+    what = ["--methods", "full", "lora", "--seeds", "0", "1", "--lrs", "1e-3"]
+    sizes = ["--epochs", "2", "--train-rows", "14", "--batch-size", "4"]
+    arguments, out = [*where, *what, *sizes], folder / "results.jsonl"
+    done = command([*arguments, "--out", str(out)])
+    assert done.returncode == 0, done.stderr
+    return SimpleNamespace(arguments=arguments, out=out, printed=done.stdout, data=folder / "data")
+
+
+def command(arguments: list[str]) -> subprocess.CompletedProcess:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "benchmarks.compare", *arguments]
+    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+
+
+def test_every_run_is_a_line_with_all_that_was_measured(compared):
+    records = [json.loads(line) for line in compared.out.read_text().splitlines()]
+    assert len({Run(**record["run"]) for record in records}) == len(records) == 2 * 2 * 2
+    assert compared.printed.count(" s per step") == 8
+    for record in records:
+        method, head = record["run"]["method"], HEAD[record["run"]["task"]]
+        assert set(record) == MEASURED
+        assert [scores["epoch"] for scores in record["epochs"]] == [1, 2]
+        assert all(np.isfinite([scores["metric"], scores["loss"]]).all() for scores in record["epochs"])
+        assert record["steps"] == 2 * 4  # 14 rows are 4 batches
+        assert record["trained_head_parameters"] == head
+        assert record["seconds"] > record["steps"] * record["seconds_per_step"] / 2 > 0
+        if method == "full":
+            assert record["trained_parameters"] == MLP
+            assert record["adapter_bytes"] == 4 * (MLP + head)
+        else:
+            values = record["trained_parameters"] + head
+            assert 0 < record["trained_parameters"] < MLP / 10
+            assert 4 * values < record["adapter_bytes"] < 4 * values + 10_000
+
+
+def test_a_second_call_does_nothing(compared, capsys):
+    before = compared.out.read_bytes()
+    assert main([*compared.arguments, "--out", str(compared.out)]) == 0
+    assert "0 of 8 runs to do" in capsys.readouterr().out
+    assert compared.out.read_bytes() == before
+
+
+@pytest.mark.parametrize("lost", [1, 40], ids=["the newline", "more"])
+def test_a_half_written_line_is_cut_off_and_its_run_done_again(compared, tmp_path, capsys, lost):
+    out = tmp_path / "results.jsonl"
+    out.write_bytes(compared.out.read_bytes()[:-lost])
+    assert main([*compared.arguments, "--out", str(out)]) == 0
+    assert "1 of 8 runs to do" in capsys.readouterr().out
+    before, after = (path.read_text().splitlines() for path in (compared.out, out))
+    assert after[:-1] == before[:-1]
+    first, again = json.loads(before[-1]), json.loads(after[-1])
+    assert again["run"] == first["run"]
+    for old, new in zip(first["epochs"], again["epochs"], strict=True):
+        assert new == pytest.approx(old, abs=1e-5)
+
+
+def test_a_seed_means_the_same_data_for_every_method(compared):
+    orders: dict[tuple, set[str]] = {}
+    for run, record in read(compared.out).items():
+        orders.setdefault((run.task, run.seed), set()).add(record["data_order"])
+    assert len(orders) == 4
+    assert all(len(order) == 1 for order in orders.values())  # of full and lora
+    assert len(set.union(*orders.values())) == 4
+
+
+def test_a_seed_means_the_same_head_for_every_method(compared):
+    run = next(run for run in done(compared.out) if run.method == "lora" and run.seed == 0)
+    head = head_of(run)
+    for method in ("full", "sparsegrad"):
+        assert torch.equal(head_of(replace(run, method=method)), head)
+    assert not torch.equal(head_of(replace(run, seed=1)), head)
+
+
+def head_of(run: Run) -> torch.Tensor:
+    return next(p for name, p in build_model(run).named_parameters() if "classifier" in name and p.requires_grad)
+
+
+class Troublemaker(TrainerCallback):
+    """Disturbs the random numbers, and takes its time at the end of a step."""
+
+    def on_init_end(self, *args, **kwargs):
+        torch.manual_seed(99)
+
+    def on_step_end(self, *args, **kwargs):
+        torch.rand(7)
+        time.sleep(0.05)
+
+
+def test_callbacks_of_a_method_count_in_its_time_and_leave_the_data_alone(compared, monkeypatch):
+    run, record = next((run, record) for run, record in read(compared.out).items() if run.method == "full")
+    monkeypatch.setitem(METHODS, "slow", replace(METHODS["full"], make_callbacks=lambda: [Troublemaker()]))
+    slow = execute(replace(run, method="slow"), compared.data)
+    assert slow["data_order"] == record["data_order"]
+    assert slow["seconds_per_step"] > 0.05
+
+
+def test_shards_share_the_runs_and_keep_them(compared):
+    shards = [runs_of(parse_arguments([*compared.arguments, "--shard", text])) for text in ("0/3", "1/3", "2/3")]
+    everything = runs_of(parse_arguments(compared.arguments))
+    assert [len(shard) for shard in shards] == [3, 3, 2]
+    assert set().union(*shards) == set(everything) == done(compared.out)
+
+
+def test_table_has_means_and_sample_deviations(compared, tmp_path, capsys):
+    run, record = next(iter(read(compared.out).items()))
+    numbers = np.array([[0.1, 0.52], [0.3, 0.41], [0.25, 0.47]])  # seeds, epochs
+    for seed, row in enumerate(numbers):
+        epochs = [{"epoch": i, "metric": value, "loss": 2 * value} for i, value in enumerate(row, start=1)]
+        measured = {key: value for key, value in record.items() if key != "run"}
+        out = tmp_path / f"{seed % 2}.jsonl"
+        append(out, replace(run, seed=seed), {**measured, "epochs": epochs, "seconds_per_step": seed + 1.0})
+    assert main(["table", *map(str, (tmp_path / "0.jsonl", tmp_path / "1.jsonl", tmp_path / "1.jsonl"))]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| cola")]
+    means, deviations = numbers.mean(axis=0), numbers.std(axis=0, ddof=1)
+    cells = [f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in zip(means, deviations, strict=True)]
+    loss = f"{2 * means[1]:.4f} ± {2 * deviations[1]:.4f}"
+    assert rows[0][1:6] == ["full", "0.001", "3", cells[1], loss]
+    assert rows[0][6:] == [f"{MLP:,}", f"{HEAD['cola']}", f"{4 * (MLP + HEAD['cola']):,}", "2.000 |"]
+    assert rows[1][3:] == ["3", cells[0], f"{cells[1]} |"]
+    assert len(rows) == 2
+
+
+def test_table_keeps_settings_apart(compared, tmp_path, capsys):
+    run, record = next(iter(read(compared.out).items()))
+    for rows in (14, 1400):
+        append(tmp_path / "results.jsonl", replace(run, train_rows=rows), {k: record[k] for k in MEASURED - {"run"}})
+    assert main(["table", str(tmp_path / "results.jsonl")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("Metric after each epoch") == 2
+    assert printed.index("training rows 14,") < printed.index("training rows 1400,")
+    assert " ± 0" not in printed  # one seed each
+
+
+def test_missing_data_is_one_sentence(compared, tmp_path):
+    write_data(tmp_path)
+    (tmp_path / "stsb/stsb_dev.csv").unlink()
+    out = tmp_path / "results.jsonl"
+    done = command([*compared.arguments, "--data", str(tmp_path), "--out", str(out)])
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    reason = f"error: cannot read {tmp_path}/stsb/stsb_dev.csv: No such file or directory; --data is the folder above"
+    assert done.stderr.splitlines()[-1].startswith(reason)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("cola/cola_dev.tsv", "gj04\t1\t\tt3 t4\ngj04\tx\t\tt3\n", "cola_dev.tsv, row 2 is not in the format of cola"),
+        ("cola/cola_dev.tsv", "", "cola_dev.tsv is empty"),
+        ("stsb/stsb_dev.csv", "t3,t4\n", "stsb_dev.csv, row 1 is not in the format of stsb"),
+        ("stsb/stsb_train.csv", "t3,t4,2.5\n", "stsb has 1 training rows, and --train-rows asks for 14"),
+        ("results.jsonl", '{"run": 1}\n', "results.jsonl, line 1 is no result of this benchmark"),
+    ],
+)
+def test_wrong_input_is_one_sentence(compared, tmp_path, capsys, name, text, message):
+    write_data(tmp_path)
+    (tmp_path / name).write_text(text)
+    assert main([*compared.arguments, "--data", str(tmp_path), "--out", str(tmp_path / "results.jsonl")]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.count("\n") == 1
+
+
+def test_a_quotation_mark_belongs_to_the_sentence_in_cola_and_a_comma_in_stsb(compared):
+    sentence, label = TASKS["cola"].load(compared.data, "dev")[1]
+    (first, second), score = TASKS["stsb"].load(compared.data, "dev")[1]
+    assert (sentence, label) == ((f'"{second}',), 1)
+    assert (first, score) == (f"{second}, {second}", 0.5)
+
+
+def test_scores_of_classes_equal_the_definitions():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(50, 2, generator=generator), torch.randint(0, 2, (50,), generator=generator)
+    scores, predicted = score_classes(logits.numpy(), labels.numpy()), logits.argmax(1)
+    tp, tn, fp, fn = (int(((predicted == p) & (labels == t)).sum()) for p, t in ((1, 1), (0, 0), (1, 0), (0, 1)))
+    matthews = (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
+    assert scores["metric"] == pytest.approx(matthews, rel=1e-9)
+    assert scores["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert score_classes(np.tile([0.0, 1.0], (50, 1)), labels.numpy())["metric"] == 0
+
+
+def test_scores_of_numbers_equal_scipys():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 6, 40) / 2  # with ties
+    predictions = (labels + rng.normal(size=40)).round(1)[:, None]
+    scores = score_numbers(predictions, labels)
+    pearson = scipy.stats.pearsonr(predictions[:, 0], labels).statistic
+    spearman = scipy.stats.spearmanr(predictions[:, 0], labels).statistic
+    assert (scores["pearson"], scores["spearman"]) == pytest.approx((pearson, spearman), rel=1e-9)
+    assert scores["metric"] == pytest.approx((pearson + spearman) / 2, rel=1e-9)
+    assert scores["loss"] == pytest.approx(np.mean((predictions[:, 0] - labels) ** 2), rel=1e-9)
+    assert score_numbers(np.full((40, 1), 0.1), labels)["metric"] == 0
+    assert np.isnan(score_numbers(np.full((40, 1), np.nan), labels)["metric"])

@@ -12,6 +12,7 @@ import torch
 
 from .contenders import CONTENDERS, SWEEP
 from .environment import describe_environment
+from .graddrop import benchmark_graddrop
 from .memory import keep_freed_memory
 from .models import SHAPES, dtype_on
 from .step import benchmark_step
@@ -20,11 +21,11 @@ from .warmup import benchmark_warmup
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of SparseGrad.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of SparseGrad and GradDrop.")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: larger models, in bfloat16")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads; one is the least noisy (default: 1)")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each method (default: 5)")
-    parser.add_argument("--only", choices=("step", "warmup"), help="run one part; default: both")
+    parser.add_argument("--only", choices=("step", "warmup", "graddrop"), help="run one part; default: all")
     parser.add_argument("--shapes", choices=("bert", "llama"), help="run one model; default: both")
     parser.add_argument("--density", type=float, default=0.01, help="trained share of each weight (default: 0.01)")
     parser.add_argument("--sweep-rank", action="store_true", help="step of SparseGrad alone, for several core sizes")
@@ -47,27 +48,33 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "shapes": {name: dataclasses.asdict(shape) for name, shape in shapes.items()},
         },
     }
-    if arguments.only != "warmup":
+    if arguments.only in (None, "step"):
         names = SWEEP if arguments.sweep_rank else CONTENDERS
         result["step"] = {
             name: benchmark_step(shape, device, arguments.rounds, arguments.density, names)
             for name, shape in shapes.items()
         }
-    if arguments.only != "step" and not arguments.sweep_rank:
+    if arguments.only in (None, "warmup") and not arguments.sweep_rank:
         result["warmup"] = benchmark_warmup(device, arguments.density)
+    if arguments.only in (None, "graddrop") and not arguments.sweep_rank:
+        result["graddrop"] = {
+            name: benchmark_graddrop(shape, device, 2 * arguments.rounds) for name, shape in shapes.items()
+        }
     return result
 
 
 def print_tables(result: dict[str, Any]) -> None:
     from rich.console import Console  # the JSON does not need it
 
-    from .report import print_step, print_targets, print_warmup
+    from .report import print_graddrop, print_step, print_targets, print_warmup
 
     console = Console()
     for family, batches in result.get("step", {}).items():
         print_step(console, family, batches)
     if "warmup" in result:
         print_warmup(console, result["warmup"])
+    for family, measured in result.get("graddrop", {}).items():
+        print_graddrop(console, family, measured)
     print_targets(console, targets_of(result))
 
 

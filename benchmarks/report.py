@@ -58,6 +58,26 @@ def _warmup_row(name: str, one: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def print_graddrop(console: Console, family: str, measured: dict[str, dict[str, Any]]) -> None:
+    """One table for each model."""
+    columns = ("", "step", "/ full's", "in proportion", "skipped", "/ p = 0's", "kept", "peak", "adapter")
+    rows = [
+        (
+            name,
+            f"{one['seconds'] * 1e3:.0f} ms",
+            f"{one['to_full']:.3f}",
+            f"{one['in_proportion']:.3f}" if one["skipped"] else "",
+            f"{one['skipped']:.0%}" if one["skipped"] else "",
+            f"{one['to_off']:.3f}",
+            megabytes(one["kept_bytes"]),
+            megabytes(one["peak_bytes"]),
+            "" if one["adapter_bytes"] is None else megabytes(one["adapter_bytes"]),
+        )
+        for name, one in measured.items()
+    ]
+    console.print(_table(f"Training everything in the blocks, {family}", columns, rows))
+
+
 def print_targets(console: Console, targets: Iterable[Target]) -> None:
     """Every target, met or missed."""
     rows = [

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import contenders as c
+from . import graddrop
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def targets_of(result: dict[str, Any]) -> list[Target]:
             found += _step_targets(family, batches["full batch"])
     if "warmup" in result:
         found += _warmup_targets(result["warmup"]["methods"])
+    for family, measured in result.get("graddrop", {}).items():
+        found += _graddrop_targets(family, measured)
     return found
 
 
@@ -66,3 +69,16 @@ def _warmup_targets(methods: dict[str, dict[str, Any]]) -> list[Target]:
             Target(f"{name}: memory after all gradients / after few", all_of_them / few, 1.0),
         ]
     return found
+
+
+def _graddrop_targets(family: str, measured: dict[str, dict[str, Any]]) -> list[Target]:
+    masks = [
+        Target(f"{family}: step time of {name} / full fine-tuning's", measured[name]["to_full"], 1.05)
+        for name in graddrop.ELEMENTS
+    ]
+    layers = [
+        Target(f"{family}: step time of {name} / in proportion", one["to_full"] / one["in_proportion"], 1.05)
+        for name, one in measured.items()
+        if name in graddrop.LAYERS
+    ]
+    return masks + layers

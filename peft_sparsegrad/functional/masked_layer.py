@@ -157,7 +157,8 @@ class _MaskedLayer(torch.autograd.Function):
         ctx.save_for_backward(kept, weight, *weight_values)
         total_weight = _total(weight, weight_values, x.dtype)
         assert total_weight is not None
-        return operation.forward(x, total_weight, _total(bias, bias_values, x.dtype))
+        with torch.autocast(x.device.type, enabled=False):
+            return operation.forward(x, total_weight, _total(bias, bias_values, x.dtype))
 
     @staticmethod
     @once_differentiable

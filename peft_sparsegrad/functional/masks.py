@@ -7,7 +7,7 @@ GradDrop (arXiv 2307.10098, section III): `θ ← θ − α · g ⊙ m`. A mask 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 
@@ -57,22 +57,37 @@ class GradientMask:
         """The entries that are kept: bool, of the given shape."""
         kept = torch.full(shape, not self.keeps_nothing, dtype=torch.bool, device=device)
         if self.chooses:
-            self._in_chunks(kept, lambda part, drawn: part.copy_(self._is_kept(drawn)))
+            for part, drawn in self._in_parts(kept):
+                part.copy_(self._is_kept(drawn))
         return kept
 
     def apply_(self, gradient: torch.Tensor) -> torch.Tensor:
         """Mask a contiguous gradient of any shape in place, and return it."""
-        if self.key is None:
-            return gradient if self.factor == 1 else gradient.mul_(self.factor)
-        multiplier = self._noise if self.noise else self._scaled_keep
-        self._in_chunks(gradient, lambda part, drawn: part.mul_(multiplier(drawn, part.dtype)))
+        if self.noise:
+            for part, drawn in self._in_parts(gradient):
+                part *= self._noise_of(drawn)
+        elif self.chooses:
+            for part, drawn in self._in_parts(gradient):
+                part *= self._is_kept(drawn).to(part.dtype)  # no `masked_fill_`: a gradient scaler looks for NaN, Inf
+                if self.factor != 1:
+                    part *= self.factor
+        elif self.factor != 1:
+            gradient *= self.factor
         return gradient
 
-    def _in_chunks(self, tensor: torch.Tensor, work: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
+    def restore_(self, parameter: torch.Tensor, before: torch.Tensor) -> None:
+        """Give every entry that is not kept the value that it has in `before`; both contiguous, of one shape."""
+        if self.keeps_nothing:
+            parameter.copy_(before)
+        elif self.chooses:
+            for (part, drawn), (old, _) in zip(self._in_parts(parameter), _parts(before), strict=True):
+                part.copy_(torch.where(self._is_kept(drawn), part, old))
+
+    def _in_parts(self, tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The tensor part by part, flat, each with its draws."""
         assert self.key is not None
-        flat = tensor.view(-1)
-        for start, stop in chunks(flat.numel(), flat.device):
-            work(flat[start:stop], draws(self.key, start, stop, flat.device))
+        for part, (start, stop) in _parts(tensor):
+            yield part, draws(self.key, start, stop, tensor.device)
 
     def _is_kept(self, drawn: torch.Tensor) -> torch.Tensor:
         low, high = self.low - DRAWS // 2, self.high - DRAWS // 2
@@ -80,14 +95,15 @@ class GradientMask:
             return drawn >= low
         return drawn < high if self.low <= 0 else (drawn >= low) & (drawn < high)
 
-    def _scaled_keep(self, drawn: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        kept = self._is_kept(drawn).to(dtype)
-        return kept if self.factor == 1 else kept.mul_(self.factor)
+    def _noise_of(self, drawn: torch.Tensor) -> torch.Tensor:
+        noise = normal_table(drawn.device)[drawn.to(torch.int32) + DRAWS // 2]
+        return noise.mul_(self.noise).add_(1.0).mul_(self.factor)
 
-    def _noise(self, drawn: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        table = normal_table(drawn.device)
-        noise = table[drawn.to(torch.int32) + DRAWS // 2]
-        return noise.mul_(self.noise).add_(1.0).mul_(self.factor).to(dtype)
+
+def _parts(tensor: torch.Tensor) -> Iterator[tuple[torch.Tensor, tuple[int, int]]]:
+    flat = tensor.view(-1)
+    for start, stop in chunks(flat.numel(), flat.device):
+        yield flat[start:stop], (start, stop)
 
 
 def bernoulli_mask(key: Key, rate: float, scale: bool) -> GradientMask:
@@ -155,5 +171,5 @@ def normal_table(device: torch.device) -> torch.Tensor:
 
     Made on the CPU in float64, so that every device multiplies by the same numbers.
     """
-    quantiles = torch.special.ndtri((torch.arange(DRAWS, dtype=torch.float64) + 0.5) / DRAWS)
+    quantiles = torch.special.ndtri((torch.arange(DRAWS, dtype=torch.float64, device="cpu") + 0.5) / DRAWS)
     return (quantiles / quantiles.square().mean().sqrt()).float().to(device)

@@ -15,9 +15,9 @@ import torch
 DRAWS = 1 << 16
 """Number of values that a draw can take."""
 
-# Of a 32-bit integer hash with little bias (Wellons, "lowbias32"), as signed numbers: torch has no unsigned products.
-_FIRST_FACTOR = 0x7FEB352D
-_SECOND_FACTOR = 0x846CA68B - (1 << 32)
+# Shifts and factors of Wellons' integer hash "triple32", as signed numbers: torch has no unsigned products. Its
+# relative with two rounds left correlations of 0.004 between the rows of a matrix of width 768.
+_ROUNDS = ((17, 0xED5AD4BB - (1 << 32)), (11, 0xAC4C1B51 - (1 << 32)), (15, 0x31848BAB), (14, 1))
 
 _CHUNK = 1 << 17  # draws that stay in a CPU core's cache between the operations on them
 
@@ -31,7 +31,8 @@ class Key(NamedTuple):
 
 def stream_key(*parts: int | str) -> Key:
     """The key that belongs to `parts`, for example a seed, a step and the name of a parameter."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
+    digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return Key(*(int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:])))
 
 
@@ -49,10 +50,10 @@ def draws(key: Key, start: int, stop: int, device: torch.device | None = None) -
     words = torch.arange(start // 2, (stop + 1) // 2, dtype=torch.int32, device=device)
     words += key.first
     scratch = torch.empty_like(words)
-    _mix(words, scratch, 16, _FIRST_FACTOR)
-    words += key.second
-    _mix(words, scratch, 15, _SECOND_FACTOR)
-    _mix(words, scratch, 16, 1)
+    for number, (shift, factor) in enumerate(_ROUNDS):
+        _mix(words, scratch, shift, factor)
+        if number == 0:
+            words += key.second
     return words.view(torch.int16)[: stop - start]
 
 

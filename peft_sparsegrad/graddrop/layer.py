@@ -197,7 +197,9 @@ class GradDropConv2d(_GradDropProduct):
             mode = "constant" if base.padding_mode == "zeros" else base.padding_mode
             x, padding = F.pad(x, base._reversed_padding_repeated_twice, mode=mode), (0, 0)
         settings: Any = (base.stride, padding, base.dilation, base.groups)
-        return masked_layer(Conv2dOperation(*settings), x, weight, bias, weight_deltas, bias_deltas)
+        batched = x if x.ndim == 4 else x.unsqueeze(0)
+        y = masked_layer(Conv2dOperation(*settings), batched, weight, bias, weight_deltas, bias_deltas)
+        return y if x.ndim == 4 else y.squeeze(0)
 
 
 class GradDropParameters(GradDropLayer):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from ..functional import GradientMask
 from .gradient_masks import GradientMasks
 
 
@@ -34,7 +35,7 @@ class Holder(Protocol):
 
 class _Held(NamedTuple):
     parameter: torch.nn.Parameter
-    keep: torch.Tensor
+    mask: GradientMask
     before: torch.Tensor
 
 
@@ -69,15 +70,14 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
         if mask.keeps_nothing:
             parameter.grad = None  # optimizers pass over it
         elif mask.chooses:
-            keep = mask.keep(parameter.shape, parameter.device)
-            held.append(_Held(parameter, keep, parameter.detach().clone()))
+            held.append(_Held(parameter, mask, parameter.detach().clone()))
     _HELD[optimizer] = held
 
 
 @torch.no_grad()
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-    for parameter, keep, before in _HELD.pop(optimizer, []):
-        parameter.copy_(torch.where(keep, parameter, before))
+    for parameter, mask, before in _HELD.pop(optimizer, []):
+        mask.restore_(parameter, before)
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[MaskedParameter]:

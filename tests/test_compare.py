@@ -28,7 +28,8 @@ from peft_sparsegrad.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 MLP = 2 * (32 * 64 + 64 + 64 * 32 + 32)
-HEAD = {"cola": 2 * 32 + 2, "stsb": 32 + 1}
+POOLER = 32 * 32 + 32
+HEAD = {"cola": POOLER + 2 * 32 + 2, "stsb": POOLER + 32 + 1}
 MEASURED = {
     *("run", "epochs", "last_training_loss", "trained_parameters", "trained_head_parameters", "adapter_bytes"),
     *("steps", "seconds_per_step", "seconds", "data_order", "environment"),
@@ -174,7 +175,7 @@ def test_table_has_means_and_sample_deviations(compared, tmp_path, capsys):
     cells = [f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in zip(means, deviations, strict=True)]
     loss = f"{2 * means[1]:.4f} ± {2 * deviations[1]:.4f}"
     assert rows[0][1:6] == ["full", "0.001", "3", cells[1], loss]
-    assert rows[0][6:] == [f"{MLP:,}", f"{HEAD['cola']}", f"{4 * (MLP + HEAD['cola']):,}", "2.000 |"]
+    assert rows[0][6:] == [f"{MLP:,}", f"{HEAD['cola']:,}", f"{4 * (MLP + HEAD['cola']):,}", "2.000 |"]
     assert rows[1][3:] == ["3", cells[0], f"{cells[1]} |"]
     assert len(rows) == 2
 

@@ -30,7 +30,7 @@ from .recording import RecordingTrainer, StepTimer
 from .runs import Record, Run
 from .tasks import TASKS, Example
 
-HEAD = "classifier"
+HEADS = ("pooler", "classifier")  # of little use before training: MiniLM comes with a pooler that nobody trained
 MAX_LENGTH = 128  # tokens
 LAST_STEPS = 20
 
@@ -75,7 +75,8 @@ def build_model(run: Run) -> Any:
         attention_probs_dropout_prob=0.0,
         dtype="float32",
     )
-    return METHODS[run.method].attach(model, None, run.density, modules_to_save=[HEAD])
+    heads = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS]
+    return METHODS[run.method].attach(model, None, run.density, modules_to_save=heads)
 
 
 def make_trainer(run: Run, model: Any, timer: StepTimer, data: Path, folder: Path) -> RecordingTrainer:
@@ -135,7 +136,7 @@ def count_trained(model: nn.Module) -> dict[str, int]:
     """How many values train in the task head and elsewhere."""
     counts = {True: 0, False: 0}
     for name, parameter in model.named_parameters():
-        counts[HEAD in name.split(".")] += parameter.numel() * parameter.requires_grad
+        counts[not set(HEADS).isdisjoint(name.split("."))] += parameter.numel() * parameter.requires_grad
     return {"trained_parameters": counts[False], "trained_head_parameters": counts[True]}
 
 

@@ -1,4 +1,4 @@
-"""Fine-tune a sentence classifier on the Trainer with SparseGrad, LoRA or another method.
+"""Fine-tune a sentence classifier on the Trainer with SparseGrad, GradDrop, LoRA or another method.
 
     python examples/classify.py --model PATH_OR_ID --train train.tsv --dev dev.tsv --method sparsegrad
 
@@ -40,11 +40,13 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 
-from peft_sparsegrad import SparseGradCallback, SparseGradModel
+from peft_sparsegrad import GradDropCallback, GradDropConfig, SparseGradCallback, SparseGradModel
+from peft_sparsegrad.graddrop import VARIANTS
 from peft_sparsegrad.methods import METHODS
 
 Row = dict[str, Any]
@@ -141,9 +143,13 @@ def attach(model: Any, args: argparse.Namespace) -> Any:
 
 
 def run_trainer(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[Row], args: argparse.Namespace) -> None:
-    make_optimizer = METHODS[args.method].make_optimizer
-    uses_sparsegrad = isinstance(getattr(model, "base_model", None), SparseGradModel)
-    callback = SparseGradCallback(args.warmup_steps, args.head_steps)
+    method = METHODS[args.method]
+    callbacks: list[TrainerCallback] = method.make_callbacks() if method.make_callbacks else []
+    warmup = SparseGradCallback(args.warmup_steps, args.head_steps)
+    if isinstance(getattr(model, "base_model", None), SparseGradModel):
+        callbacks = [warmup]
+    if args.graddrop is not None:
+        callbacks.append(GradDropCallback(GradDropConfig.from_variant(args.graddrop)))
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -162,12 +168,12 @@ def run_trainer(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[Row],
         ),
         train_dataset=rows,  # pyright: ignore[reportArgumentType]
         data_collator=DataCollatorWithPadding(tokenizer),
-        callbacks=[callback] if uses_sparsegrad else [],
-        optimizers=(make_optimizer(model, args.lr) if make_optimizer else None, None),
+        callbacks=callbacks,
+        optimizers=(method.make_optimizer(model, args.lr) if method.make_optimizer else None, None),
     )
     result = trainer.train()
-    if callback.report is not None:
-        show_lines(f"warm-up: {callback.report}")
+    if warmup.report is not None:
+        show_lines(f"warm-up: {warmup.report}")
     show("training loss", f"{result.training_loss:.4f}")
     show("seconds", f"{result.metrics['train_runtime']:.1f} for {result.global_step} steps")
 
@@ -221,9 +227,19 @@ def parse_args() -> argparse.Namespace:
     add("--train", type=Path, help="labelled sentences to train on")
     add("--dev", type=Path, required=True, help="labelled sentences to score; with --predict, sentences to label")
     add("--method", choices=list(METHODS), default="sparsegrad", help="way of fine-tuning (%(default)s)")
-    add("--lr", type=positive_float, default=2e-3, help="learning rate; less for full (%(default)s)")
+    add("--graddrop", choices=list(VARIANTS), help="mask the gradients of what --method trains, by this variant")
+    add(
+        "--lr",
+        type=positive_float,
+        default=2e-3,
+        help="learning rate; less for full and GradDrop (%(default)s)",
+    )
     add("--density", type=share, default=0.01, help="share of each adapted weight that trains (%(default)s)")
-    add("--target-modules", nargs="+", help="names of the linear layers to adapt (default: the MLP's)")
+    add(
+        "--target-modules",
+        nargs="+",
+        help="layers to adapt (default: the MLP's; GradDrop: the blocks')",
+    )
     add("--epochs", type=positive_float, default=3.0, help="passes over the training file (%(default)s)")
     add("--steps", type=positive_int, help="training steps, in place of --epochs")
     add("--batch-size", type=positive_int, default=32, help="sentences in a batch (%(default)s)")
@@ -241,6 +257,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--model and --train are needed, unless --predict is given")
     if args.quantize != "none" and args.method == "full":
         parser.error("--method full cannot train quantised weights")
+    if args.graddrop is not None and "GradDrop" in METHODS[args.method].description:
+        parser.error(f"--graddrop is for methods that do not mask by themselves, and {args.method} does")
     return args
 
 

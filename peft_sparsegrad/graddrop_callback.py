@@ -30,10 +30,14 @@ class GradDropCallback(TrainerCallback):
     ) -> None:
         num_epochs = max(1, math.ceil(state.num_train_epochs or args.num_train_epochs))
         self.graddrop = GradDrop(kwargs["model"], self.config, num_epochs)
+        self._announce(state)  # another callback's warm-up may come before the first step
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._announce(state)
+
+    def _announce(self, state: TrainerState) -> None:
         assert self.graddrop is not None
         self.graddrop.set_step(state.global_step)
         self.graddrop.set_epoch(int(state.epoch or 0))

@@ -127,7 +127,7 @@ METHODS: dict[str, Method] = {
         Method("full", "the target weights themselves", _full),
         Method("graddrop-off", "GradDrop with p = 0: plain fine-tuning", _graddrop(p=0.0), make_callbacks=_announced),
         *(
-            Method(name.lower(), f"the paper's {name}", _graddrop(**settings), make_callbacks=_announced)
+            Method(name.lower(), f"GradDrop: {name}", _graddrop(**settings), make_callbacks=_announced)
             for name, settings in VARIANTS.items()
         ),
     )

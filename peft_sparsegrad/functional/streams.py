@@ -7,7 +7,9 @@ what the others draw, and a resumed run draws what the uninterrupted one would h
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -19,7 +21,7 @@ DRAWS = 1 << 16
 # relative with two rounds left correlations of 0.004 between the rows of a matrix of width 768.
 _ROUNDS = ((17, 0xED5AD4BB - (1 << 32)), (11, 0xAC4C1B51 - (1 << 32)), (15, 0x31848BAB), (14, 1))
 
-_CHUNK = 1 << 17  # draws that stay in a CPU core's cache between the operations on them
+_CHUNK = 1 << 17  # words that stay in a CPU core's cache between the operations on them
 
 
 class Key(NamedTuple):
@@ -41,32 +43,72 @@ def single_draw(key: Key) -> int:
     return key.first % DRAWS
 
 
-def draws(key: Key, start: int, stop: int, device: torch.device | None = None) -> torch.Tensor:
-    """Draws number `start` to `stop` of a stream; `start` must be even.
-
-    Returns:
-        int16, shape (stop - start,), uniform on [-32768, 32767]: the draw less 32768, as torch compares int16 fastest.
-    """
-    words = torch.arange(start // 2, (stop + 1) // 2, dtype=torch.int32, device=device)
-    words += key.first
-    scratch = torch.empty_like(words)
+def words(key: Key, start: int, stop: int, device: torch.device) -> torch.Tensor:
+    """Words number `start` to `stop` of a stream: int32, shape (stop - start,), uniform on all 32 bits."""
+    mixed = _positions(stop - start, device) + _signed(start + key.first)
+    scratch = torch.empty_like(mixed)
     for number, (shift, factor) in enumerate(_ROUNDS):
-        _mix(words, scratch, shift, factor)
+        torch.bitwise_right_shift(mixed, shift, out=scratch)
+        scratch &= (1 << (32 - shift)) - 1  # the shift copies the sign bit
+        mixed ^= scratch
+        if factor != 1:
+            mixed *= factor
         if number == 0:
-            words += key.second
-    return words.view(torch.int16)[: stop - start]
+            mixed += key.second
+    return mixed
 
 
-def _mix(words: torch.Tensor, scratch: torch.Tensor, shift: int, factor: int) -> None:
-    """In place, `words = (words ^ (words >>> shift)) * factor`, all modulo 2³²."""
-    torch.bitwise_right_shift(words, shift, out=scratch)
-    scratch &= (1 << (32 - shift)) - 1  # the shift copies the sign bit
-    words ^= scratch
-    if factor != 1:
-        words *= factor
-
-
-def chunks(count: int, device: torch.device) -> list[tuple[int, int]]:
-    """Stretches (start, stop) of `count` draws to work on at a time: cache-sized on a CPU, all at once elsewhere."""
+def stretches(count: int, device: torch.device) -> list[tuple[int, int]]:
+    """Stretches (start, stop) of `count` words to work on at a time: cache-sized on a CPU, all at once elsewhere."""
     size = _CHUNK if device.type == "cpu" else max(count, 1)
     return [(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def draw_in_parts(key: Key, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """A draw for each entry of a tensor.
+
+    Every word serves two entries: its lower half one in the first half of the tensor, its upper half one in the
+    second. In this order nothing has to be interleaved.
+
+    Args:
+        key: The stream.
+        tensors: Contiguous, all of one shape.
+
+    Yields:
+        Flat views of the same part of each tensor, and last the draws of its entries: int32, uniform, to be looked at
+        from the top: the upper 16 bits are the draw, as a signed number.
+    """
+    flat = [tensor.view(-1) for tensor in tensors]
+    count, device = flat[0].numel(), flat[0].device
+    half = (count + 1) // 2
+    for start, stop in stretches(half, device):
+        drawn = words(key, start, stop, device)
+        yield *(one[start:stop] for one in flat), drawn << 16
+        last = min(half + stop, count)
+        yield *(one[half + start : last] for one in flat), drawn[: last - half - start]
+
+
+def draws(key: Key, count: int, device: torch.device | None = None) -> torch.Tensor:
+    """The draws of a tensor with `count` entries: int32, shape (count,), uniform on [-32768, 32767]."""
+    drawn = torch.empty(count, dtype=torch.int32, device=device)
+    for part, of_part in draw_in_parts(key, drawn):
+        part.copy_(of_part >> 16)
+    return drawn
+
+
+def _positions(count: int, device: torch.device) -> torch.Tensor:
+    return _chunk_of_positions(device)[:count] if count <= _CHUNK else _arange(count, device)
+
+
+@functools.lru_cache(maxsize=8)
+def _chunk_of_positions(device: torch.device) -> torch.Tensor:
+    return _arange(_CHUNK, device)
+
+
+def _arange(count: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.int32, device=device)
+
+
+def _signed(number: int) -> int:
+    """The signed 32-bit number that is congruent to `number`."""
+    return (number + (1 << 31)) % (1 << 32) - (1 << 31)

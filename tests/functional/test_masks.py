@@ -30,7 +30,7 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.
 
 
 def literal_draws(key: Key, count: int) -> list[int]:
-    return [draw + DRAWS // 2 for draw in draws(key, 0, count).tolist()]
+    return [draw + DRAWS // 2 for draw in draws(key, count).tolist()]
 
 
 def kept_entries(mask: GradientMask, count: int) -> list[bool]:
@@ -77,7 +77,7 @@ def test_bernoulli_drops_the_smallest_draws(rate, scale):
 )
 def test_an_entry_is_kept_if_its_draw_is_within_the_limits(low, high):
     every_value = Key(0, 0)
-    drawn = draws(every_value, 0, MANY).int() + DRAWS // 2
+    drawn = draws(every_value, MANY) + DRAWS // 2
     assert drawn.unique().numel() == DRAWS, "the limits themselves must be drawn"
     kept = GradientMask(1.0, every_value, low, high).keep(torch.Size([MANY]), CPU)
     assert torch.equal(kept, (low <= drawn) & (drawn < high))
@@ -277,7 +277,7 @@ def test_the_chunk_size_does_not_matter(monkeypatch, mask, size):
 
 def test_tensors_of_several_chunks():
     count = 2 * streams._CHUNK + 3
-    expected = draws(KEY, 0, count).int() + DRAWS // 2 >= 6554
+    expected = draws(KEY, count) + DRAWS // 2 >= 6554
     assert torch.equal(bernoulli_mask(KEY, 0.1, True).keep(torch.Size([count]), CPU), expected)
     assert torch.equal(bernoulli_mask(KEY, 0.1, False).apply_(torch.ones(count)), expected.float())
 
@@ -292,13 +292,13 @@ def test_a_mask_that_chooses_works_on_a_part_of_memory_only():
 @DROPPING
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @DTYPES
-def test_a_gradient_that_is_not_finite_stays_so_where_it_is_dropped(mask, dtype, bad):
+def test_what_is_dropped_is_zero_even_if_it_was_not_finite(mask, dtype, bad):
     gradient = torch.ones(100, dtype=dtype)
     dropped = int((~mask.keep(gradient.shape, CPU)).nonzero()[0])
     gradient[dropped] = bad
     masked = mask.apply_(gradient)
-    assert not masked[dropped].isfinite(), "a gradient scaler must see it"
-    assert masked.isfinite().sum() == 99
+    assert masked[dropped] == 0
+    assert masked.isfinite().all()
 
 
 def odd_values(dtype: torch.dtype) -> torch.Tensor:

@@ -77,9 +77,11 @@ class GradientMask:
         return gradient
 
     def restore_(self, parameter: torch.Tensor, before: torch.Tensor) -> None:
-        """Give every entry that is not kept the value that it has in `before`; both contiguous, of one shape."""
+        """Give every entry that is not kept the value that it has in `before`, of the same shape."""
         if self.keeps_nothing:
             parameter.copy_(before)
+        elif not parameter.is_contiguous():
+            parameter.copy_(torch.where(self.keep(parameter.shape, parameter.device), parameter, before))
         elif self.chooses:
             for part, old, drawn in self._in_parts(parameter, before):
                 _restore(part, old, self._kept_bits(drawn))

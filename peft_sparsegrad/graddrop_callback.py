@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -14,7 +15,8 @@ class GradDropCallback(TrainerCallback):
     """Tells GradDrop the step and the epoch, so that a resumed run draws the masks of the uninterrupted one.
 
     Without `config` it serves the model's GradDrop adapter. With one it masks whatever else trains: LoRA matrices, a
-    SparseGrad adapter, or all weights; see [`GradDrop`] for which. At every logging step it adds to the log
+    SparseGrad adapter, or all weights; see [`GradDrop`] for which. A dataset that is a stream has no epochs: there
+    `num_epochs` of the configuration share the steps. At every logging step it adds to the log
     `graddrop_rate`, `graddrop_active` and `graddrop_moved`, the shares that `GradDrop.report` returns.
 
     Args:
@@ -24,23 +26,45 @@ class GradDropCallback(TrainerCallback):
     def __init__(self, config: GradDropConfig | None = None) -> None:
         self.config = config
         self.graddrop: GradDrop | None = None
+        self._is_stream = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        num_epochs = max(1, math.ceil(state.num_train_epochs or args.num_train_epochs))
-        self.graddrop = GradDrop(kwargs["model"], self.config, num_epochs)
-        self._announce(state)  # another callback's warm-up may come before the first step
+        if self.graddrop is not None:  # of a run that was interrupted
+            self.graddrop.remove()
+        self.graddrop = GradDrop(kwargs["model"], self.config)
+        self._announce_length(args, state)
+        if kwargs.get("optimizer") is not None:
+            self.graddrop.serve(_innermost(kwargs["optimizer"]))
+        self._announce(args, state)  # another callback's warm-up may come before the first step
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._announce(state)
+        self._announce(args, state)
 
-    def _announce(self, state: TrainerState) -> None:
+    def _announce_length(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Say how many epochs there will be. Of a stream nobody knows: those of the configuration share the steps."""
         assert self.graddrop is not None
-        self.graddrop.set_step(state.global_step)
-        self.graddrop.set_epoch(int(state.epoch or 0))
+        self._is_stream = state.num_train_epochs == sys.maxsize
+        for masks in self.graddrop.masks:
+            if not self._is_stream:
+                masks.set_num_epochs(max(1, math.ceil(state.num_train_epochs or args.num_train_epochs)))
+            elif masks.num_epochs is None and masks.config.needs_epoch:
+                raise ValueError(
+                    "a dataset that is a stream has no epochs: set `num_epochs` in the GradDrop configuration, and "
+                    "each is an equal part of `max_steps`"
+                )
+
+    def _announce(self, args: TrainingArguments, state: TrainerState) -> None:
+        assert self.graddrop is not None
+        for masks in self.graddrop.masks:
+            masks.set_step(state.global_step)
+            epoch = int(state.epoch or 0)
+            if self._is_stream:
+                epoch = state.global_step * (masks.num_epochs or 1) // state.max_steps
+            masks.set_epoch(epoch)
 
     def on_log(
         self,
@@ -61,3 +85,9 @@ class GradDropCallback(TrainerCallback):
     ) -> None:
         if self.graddrop is not None:
             self.graddrop.remove()
+            self.graddrop = None
+
+
+def _innermost(optimizer: Any) -> Any:
+    """The torch optimizer inside of accelerate's wrapper, if there is one."""
+    return _innermost(optimizer.optimizer) if hasattr(optimizer, "optimizer") else optimizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 import torch
@@ -38,13 +39,23 @@ class GradientMasks:
 
     def __init__(self, config: GradDropConfig, layers: Sequence[str]) -> None:
         self.config, self.layers = config, list(layers)
+        self._sets: dict[str, int] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was announced, as at the beginning."""
         self.step = 0
         self.epoch: int | None = None
         self.num_epochs: int | None = None
         self._counts_steps, self._step_taken = True, False
-        self._sets: dict[str, int] = {}
-        if config.num_epochs is not None:
-            self.set_num_epochs(config.num_epochs)
+        self._nothing_trains: tuple[tuple[int, int | None] | None, bool] = (None, False)
+        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
+        if self.config.num_epochs is not None:
+            self.set_num_epochs(self.config.num_epochs)
+
+    def serve(self, optimizer: torch.optim.Optimizer) -> None:
+        """What is announced from now on is meant for this optimizer's run, and for no other."""
+        self._optimizer = weakref.ref(optimizer)
 
     def set_num_epochs(self, num_epochs: int) -> None:
         """Say how many epochs there will be.
@@ -92,8 +103,17 @@ class GradientMasks:
             self.step += 1
         self._step_taken = False
 
-    def step_taken(self) -> None:
-        """The optimizer has stepped: micro-batches from here on belong to another step."""
+    def step_taken(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer takes a step: micro-batches from here on belong to another.
+
+        Raises:
+            RuntimeError: If the masks are those of another run, which was interrupted and did not take them back.
+        """
+        if self._optimizer is not None and self._optimizer() is not optimizer:
+            raise RuntimeError(
+                "the gradients of this step were masked for another run, with another optimizer, which was "
+                "interrupted: call `remove()` of its `callback.graddrop`, or give this Trainer a `GradDropCallback`"
+            )
         self._step_taken = True
 
     @property
@@ -133,6 +153,16 @@ class GradientMasks:
     def trains(self, name: str, layer: str) -> bool:
         """Whether anything of the parameter trains in this step, as far as is known."""
         return not self.is_announced or not self.mask(name, layer).keeps_nothing
+
+    @property
+    def nothing_trains(self) -> bool:
+        """Whether every layer is dropped in this step."""
+        if self.config.granularity == "element" or not self.is_announced:
+            return False
+        now = (self.step, self.epoch)
+        if self._nothing_trains[0] != now:
+            self._nothing_trains = (now, all(self.mask("", layer).keeps_nothing for layer in self.layers))
+        return self._nothing_trains[1]
 
     def _set_mask(self, name: str, layer: str) -> GradientMask:
         first, last, num_epochs = self._active_sets()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ..delta_layer import DeltaLayer, restore_float32
+from ..distributed import world_size
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from ..targeting import in_out_features
 from .gradient_masks import GradientMasks
@@ -42,6 +43,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
         self.quantization_backend = resolve_quantization_backend(
             self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
         )
+        self.in_quantized_model = bool(kwargs.get("in_quantized_model")) or self.quantization_backend is not None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         watch(self)
@@ -75,6 +77,12 @@ class GradDropLayer(DeltaLayer, nn.Module):
         dtype = dtype if dtype is not None and dtype.is_floating_point else torch.float32
         return nn.Parameter(torch.zeros(shape, dtype=dtype) if init_weights else 0.1 * torch.randn(shape).to(dtype))
 
+    def train(self, mode: bool = True) -> GradDropLayer:
+        """As usual; in a quantised model the deltas become float32 again, if bf16 took their place."""
+        if mode and self.in_quantized_model:
+            restore_float32([*self.graddrop_weight.values(), *self.graddrop_bias.values()])
+        return super().train(mode)
+
     def masked_parameters(self) -> Iterator[MaskedParameter]:
         """Every delta of this layer with what its mask depends on."""
         for kind, deltas in (("weight", self.graddrop_weight), ("bias", self.graddrop_bias)):
@@ -107,7 +115,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
             value,
             mask=lambda gradient: masks.mask_gradient_(gradient, name, self.graddrop_block),
             trains=masks.trains(name, self.graddrop_block),
-            zeros=masks.config.frozen == "gradient",
+            zeros=masks.config.frozen == "gradient" or _needs_some_gradient(masks),
         )
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -129,6 +137,14 @@ class GradDropLayer(DeltaLayer, nn.Module):
 
     def __repr__(self) -> str:
         return "graddrop." + super().__repr__()
+
+
+def _needs_some_gradient(masks: GradientMasks) -> bool:
+    """Whether a parameter that does not train must have a gradient all the same, which is zero.
+
+    Data parallelism wants one from every parameter, and a gradient scaler from at least one.
+    """
+    return world_size() > 1 or masks.nothing_trains
 
 
 class _GradDropProduct(GradDropLayer):
@@ -179,12 +195,6 @@ class GradDropLinear(_GradDropProduct):
 
     def product(self, x, weight, bias, weight_deltas, bias_deltas):
         return masked_linear(x, weight, bias, weight_deltas, bias_deltas, self.fan_in_fan_out)
-
-    def train(self, mode: bool = True) -> GradDropLinear:
-        """As usual; on a quantised base the deltas become float32 again, if bf16 took their place."""
-        if mode and self.quantization_backend is not None:
-            restore_float32([*self.graddrop_weight.values(), *self.graddrop_bias.values()])
-        return super().train(mode)
 
 
 class GradDropConv2d(_GradDropProduct):

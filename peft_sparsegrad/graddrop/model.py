@@ -80,7 +80,8 @@ class GradDropModel(BaseTuner):
             kwargs = get_quantization_kwargs(self.model)
             base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
             kind = layer_class(current_key, base, self.model, **kwargs)
-            layer = kind(target, current_key, self._block_of(current_key), **kwargs)
+            quantized = getattr(self.model, "is_quantized", False)
+            layer = kind(target, current_key, self._block_of(current_key), in_quantized_model=quantized, **kwargs)
             layer._active_adapter = adapter_name
             self._replace_module(parent, target_name, cast(nn.Module, layer), target)
         layer.update_layer(adapter_name, self._masks, peft_config.init_weights, peft_config.inference_mode)

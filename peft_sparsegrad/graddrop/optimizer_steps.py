@@ -54,6 +54,11 @@ def forget(holder: Holder) -> None:
     _HOLDERS.discard(holder)
 
 
+def holders() -> list[Any]:
+    """Everything that is watched."""
+    return list(_HOLDERS)
+
+
 @functools.cache
 def _register_hooks() -> None:
     register_optimizer_step_pre_hook(_before_step)
@@ -63,7 +68,7 @@ def _register_hooks() -> None:
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     held = []
     for parameter, masks, name, layer in _parameters_of(optimizer):
-        masks.step_taken()
+        masks.step_taken(optimizer)
         if masks.config.frozen != "hold" or parameter.grad is None:
             continue
         mask = masks.mask(name, layer)
@@ -84,7 +89,7 @@ def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[MaskedParameter
     if not _HOLDERS:
         return
     ours = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for holder in list(_HOLDERS):
+    for holder in holders():
         for masked in holder.masked_parameters():
             if id(masked.parameter) in ours:
                 yield masked

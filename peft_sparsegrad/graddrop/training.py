@@ -15,7 +15,7 @@ from .blocks import block_of, find_blocks, selected_blocks
 from .config import GradDropConfig
 from .gradient_masks import GradientMasks
 from .layer import GradDropLayer
-from .optimizer_steps import MaskedParameter, forget, watch
+from .optimizer_steps import MaskedParameter, forget, holders, watch
 
 _SAMPLE = 4096  # entries of a tensor that are compared with what they were
 
@@ -38,6 +38,8 @@ class GradDrop:
             blocks. Masked gradients are computed and then dropped: only a GradDrop adapter saves their computation.
         num_epochs: Epochs of the run; None for the configuration's.
 
+    Masks that an earlier `GradDrop` has put on the same parameters are taken off.
+
     Raises:
         ValueError: If there is nothing to mask, or the adapter and `config` both have settings.
     """
@@ -53,6 +55,7 @@ class GradDrop:
         if num_epochs is not None:
             for masks in self.masks:
                 masks.set_num_epochs(num_epochs)
+        _remove_masks_from({id(masked.parameter) for masked in self._parameters})
         self._before = [self._sample(masked.parameter) for masked in self._parameters]
         for masked in self._parameters:
             self._hooks.append(masked.parameter.register_hook(partial(self._masked_gradient, masked)))
@@ -73,11 +76,18 @@ class GradDrop:
         for masks in self.masks:
             masks.set_step(step)
 
+    def serve(self, optimizer: torch.optim.Optimizer) -> None:
+        """From now on raise if another optimizer than this one steps: a sign that its run was interrupted."""
+        for masks in self.masks:
+            masks.serve(optimizer)
+
     def remove(self) -> None:
-        """Take the masks off parameters that are not a GradDrop adapter's; an adapter keeps its own."""
+        """Take the masks off again; a GradDrop adapter keeps its own, and forgets what was announced."""
         for hook in self._hooks:
             hook.remove()
-        self._hooks, self._parameters = [], []
+        for masks in self.masks:
+            masks.reset()
+        self._hooks, self._parameters, self._before, self.masks = [], [], [], []
         forget(self)
 
     def masked_parameters(self) -> list[MaskedParameter]:
@@ -91,7 +101,12 @@ class GradDrop:
             `rate`: share dropped now, as the schedule says. `active`: share of the masked entries that train in this
             step; of element-wise masks the expected share. `moved`: share that is not where it was: of a GradDrop
             adapter every entry is looked at, of other parameters a sample, since this object was made.
+
+        Raises:
+            ValueError: After `remove`.
         """
+        if not self.masks:
+            raise ValueError("there is nothing to report: `remove` was called")
         total = active = moved = 0.0
         for masked, now_moved in self._moved():
             count = masked.parameter.numel()
@@ -118,13 +133,13 @@ class GradDrop:
             raise ValueError(
                 "this model has a GradDrop adapter with settings of its own: leave `config` out to use those"
             )
-        blocks, targets = find_blocks(model), config
+        blocks, targets = [_plain(block) for block in find_blocks(model)], config
         if config.target_modules is None:
             targets = dataclasses.replace(config, target_modules=selected_blocks(blocks, config))
         chosen = {
-            name: parameter
+            _plain(name): parameter
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and _is_masked(name, targets)
+            if parameter.requires_grad and _is_masked(_plain(name), targets)
         }
         if not chosen:
             raise ValueError(
@@ -134,7 +149,7 @@ class GradDrop:
         layer_of = {name: block_of(name, blocks) or name.rpartition(".")[0] for name in chosen}
         masks = GradientMasks(config, list(dict.fromkeys(layer_of.values())))
         self._parameters = [
-            MaskedParameter(parameter, masks, _plain(name), layer_of[name]) for name, parameter in chosen.items()
+            MaskedParameter(parameter, masks, name, layer_of[name]) for name, parameter in chosen.items()
         ]
         return masks
 
@@ -155,6 +170,13 @@ class GradDrop:
     def _sample(parameter: torch.Tensor) -> torch.Tensor:
         flat = parameter.detach().flatten()
         return flat[:: -(-flat.numel() // _SAMPLE)].clone()
+
+
+def _remove_masks_from(parameters: set[int]) -> None:
+    """Take off what an earlier [`GradDrop`] has put on any of these: two masks would multiply."""
+    for holder in holders():
+        if isinstance(holder, GradDrop) and any(id(each.parameter) in parameters for each in holder._parameters):
+            holder.remove()
 
 
 def _plain(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 _USUAL_NAMES = ("layers", "layer", "h", "block", "blocks")
@@ -47,7 +48,7 @@ def _index(block: str) -> int | None:
 
 def _is_list_of_blocks(name: str, module: nn.Module) -> bool:
     children = list(module.children())
-    if not children or any(next(child.children(), None) is None for child in children):
+    if not children or any(isinstance(c, BaseTunerLayer) or next(c.children(), None) is None for c in children):
         return False
     if name.rpartition(".")[2] in _USUAL_NAMES and isinstance(module, (nn.ModuleList, nn.Sequential)):
         return True

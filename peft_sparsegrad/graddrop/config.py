@@ -11,6 +11,16 @@ from ..targeted_config import TargetedConfig
 from .model_card import note_saved_energy
 from .variants import variant_settings
 
+_NONE = type(None)
+_TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("toggle", (bool,), "True or False"),
+    ("p", (int, float), "a number"),
+    ("num_epochs", (int, _NONE), "a whole number or None"),
+    ("seed", (int,), "a whole number"),
+    ("scale", (bool, _NONE), "True, False or None"),
+    ("save_density", (int, float, _NONE), "a number or None"),
+)
+
 
 @dataclass
 class GradDropConfig(TargetedConfig):
@@ -85,6 +95,7 @@ class GradDropConfig(TargetedConfig):
         super().__post_init__()
         self.peft_type = add_peft_type("GRADDROP")
         self.saved_energy = 1.0  # not a setting: learned when an adapter is saved, for its model card
+        self._check_types()
         self._check_ranges()
         self.check_choices(
             {
@@ -114,8 +125,7 @@ class GradDropConfig(TargetedConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As PEFT does; with `save_density` the model card says what was left out."""
         super().save_pretrained(save_directory, **kwargs)
-        if self.save_density is not None:
-            note_saved_energy(save_directory, self.save_density, self.saved_energy)
+        note_saved_energy(save_directory, self.save_density, self.saved_energy)
 
     @property
     def uses_sets(self) -> bool:
@@ -139,6 +149,12 @@ class GradDropConfig(TargetedConfig):
                 f"`schedule={self.schedule!r}` falls from epoch to epoch and needs at least 2 of them, "
                 f"`num_epochs` is {num_epochs}: train longer, or use schedule='constant'"
             )
+
+    def _check_types(self) -> None:
+        for name, kinds, wanted in _TYPES:
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                raise ValueError(f"`{name}` must be {wanted}, not {value!r}")
 
     def _check_ranges(self) -> None:
         if not 0 <= self.p < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -52,6 +53,9 @@ class GradientMasks:
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         if self.config.num_epochs is not None:
             self.set_num_epochs(self.config.num_epochs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_optimizer": None}  # a copy serves no run
 
     def serve(self, optimizer: torch.optim.Optimizer) -> None:
         """What is announced from now on is meant for this optimizer's run, and for no other."""
@@ -103,18 +107,17 @@ class GradientMasks:
             self.step += 1
         self._step_taken = False
 
-    def step_taken(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer takes a step: micro-batches from here on belong to another.
+    def step_taken(self) -> None:
+        """An optimizer has taken a step: micro-batches from here on belong to another."""
+        self._step_taken = True
 
-        Raises:
-            RuntimeError: If the masks are those of another run, which was interrupted and did not take them back.
-        """
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Raise a RuntimeError if the masks are those of another run, which was interrupted and left them behind."""
         if self._optimizer is not None and self._optimizer() is not optimizer:
             raise RuntimeError(
                 "the gradients of this step were masked for another run, with another optimizer, which was "
                 "interrupted: call `remove()` of its `callback.graddrop`, or give this Trainer a `GradDropCallback`"
             )
-        self._step_taken = True
 
     @property
     def is_announced(self) -> bool:

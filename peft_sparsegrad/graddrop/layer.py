@@ -18,6 +18,8 @@ from ..targeting import in_out_features
 from .gradient_masks import GradientMasks
 from .optimizer_steps import MaskedParameter, watch
 
+_META = torch.device("meta")
+
 
 class GradDropLayer(DeltaLayer, nn.Module):
     """State of the adapters of one module.
@@ -76,6 +78,13 @@ class GradDropLayer(DeltaLayer, nn.Module):
         _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
         dtype = dtype if dtype is not None and dtype.is_floating_point else torch.float32
         return nn.Parameter(torch.zeros(shape, dtype=dtype) if init_weights else 0.1 * torch.randn(shape).to(dtype))
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        """Move to the base layer's device, and not to its dtype: a float32 delta would be rounded to bf16."""
+        device = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
+        for deltas in (self.graddrop_weight, self.graddrop_bias):
+            if adapter_name in deltas and not deltas[adapter_name].is_meta and device not in (None, _META):
+                deltas[adapter_name] = deltas[adapter_name].to(device)
 
     def train(self, mode: bool = True) -> GradDropLayer:
         """As usual; in a quantised model the deltas become float32 again, if bf16 took their place."""
@@ -163,20 +172,20 @@ class _GradDropProduct(GradDropLayer):
 
     @property
     def keeps_base_apart(self) -> bool:
-        """Whether the delta is applied by itself, because the base weight is quantised or not at hand."""
-        return self.quantization_backend is not None or self.get_base_layer().weight.is_meta  # pyright: ignore
+        """Whether the delta is applied by itself: the base is quantised, offloaded or has another method's adapter."""
+        base: Any = self.get_base_layer()
+        return self.quantization_backend is not None or base is not self.base_layer or base.weight.is_meta
 
     @torch.compiler.disable
     def _forward_with(
         self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        base: Any = self.base_layer
         if self.keeps_base_apart:
-            result = base(x, *args, **kwargs)
+            result = cast(Callable[..., torch.Tensor], self.base_layer)(x, *args, **kwargs)
             return result + self.product(x.to(result.dtype), None, None, weight_deltas, bias_deltas)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        base = self.get_base_layer()
+        base: Any = self.get_base_layer()
         return self.product(x, base.weight, base.bias, weight_deltas, bias_deltas)
 
 
@@ -220,7 +229,8 @@ class GradDropParameters(GradDropLayer):
         self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         base: Any = self.get_base_layer()
-        parameters = {"weight": masked_sum(base.weight, weight_deltas)}
+        names = {id(parameter): name for name, parameter in self.base_layer.named_parameters()}
+        parameters = {names[id(base.weight)]: masked_sum(base.weight, weight_deltas)}
         if bias_deltas:
-            parameters["bias"] = masked_sum(base.bias, bias_deltas)
-        return torch.func.functional_call(base, parameters, (x, *args), kwargs)
+            parameters[names[id(base.bias)]] = masked_sum(base.bias, bias_deltas)
+        return torch.func.functional_call(self.base_layer, parameters, (x, *args), kwargs)

@@ -53,6 +53,7 @@ class GradDropModel(BaseTuner):
         if peft_config.target_modules is None:
             targets: Any = default_targets(model, selected_blocks(self._blocks, peft_config), **kwargs)
             peft_config.target_modules = targets
+            peft_config.layers_to_transform = peft_config.layers_pattern = None  # they have had their effect
         _maybe_include_all_linear_layers(peft_config, model)  # PEFT does so too, but only after this
         targeted = list(targeted_modules(model, peft_config, self._check_target_module_exists))
         for name, module in targeted:

@@ -8,20 +8,24 @@ from pathlib import Path
 _HEADING = "## What was left out of this file"
 
 
-def note_saved_energy(directory: str, save_density: float, saved_energy: float) -> None:
-    """Write, or rewrite, the section of the model card on what was not saved.
+def note_saved_energy(directory: str, save_density: float | None, saved_energy: float) -> None:
+    """Write, rewrite or take out the section of the model card on what was not saved.
 
     Args:
         directory: Where the adapter is; its `README.md` is made if there is none.
-        save_density: Share of each tensor's entries that was saved.
+        save_density: Share of each tensor's entries that was saved; None if all that changed were.
         saved_energy: Share of the squared norm of all changes that those hold.
     """
     card = Path(directory, "README.md")
     text = card.read_text("utf-8") if card.exists() else ""
-    text = re.sub(rf"\n*{re.escape(_HEADING)}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL).rstrip()
+    without = re.sub(rf"\n*{re.escape(_HEADING)}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL).rstrip()
+    if save_density is None:
+        if _HEADING in text:
+            card.write_text(f"{without}\n", "utf-8")
+        return
     section = (
         f"{_HEADING}\n\n`save_density={save_density:g}`: of each tensor's changes only the largest "
         f"{save_density:.2%} were saved. They hold {saved_energy:.2%} of the squared norm of all changes; the rest is "
         "lost, and the loaded adapter differs from the trained one by it.\n"
     )
-    card.write_text(f"{text}\n\n{section}" if text else section, "utf-8")
+    card.write_text(f"{without}\n\n{section}" if without else section, "utf-8")

@@ -66,15 +66,18 @@ def _register_hooks() -> None:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)  # args begin with the optimizer
     held = []
     for parameter, masks, name, layer in _parameters_of(optimizer):
-        masks.step_taken(optimizer)
-        if masks.config.frozen != "hold" or parameter.grad is None:
+        masks.check_optimizer(optimizer)
+        if closure is not None:
+            masks.begin_pass()  # its passes are yet to come
+        if masks.config.frozen != "hold" or (parameter.grad is None and closure is None):
             continue
         mask = masks.mask(name, layer)
-        if mask.keeps_nothing:
+        if mask.keeps_nothing and closure is None:
             parameter.grad = None  # optimizers pass over it
-        elif mask.chooses:
+        elif mask.keeps_nothing or mask.chooses:
             held.append(_Held(parameter, mask, parameter.detach().clone()))
     _HELD[optimizer] = held
 
@@ -83,6 +86,8 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     for parameter, mask, before in _HELD.pop(optimizer, []):
         mask.restore_(parameter, before)
+    for masked in _parameters_of(optimizer):
+        masked.masks.step_taken()
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[MaskedParameter]:

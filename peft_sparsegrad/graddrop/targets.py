@@ -21,9 +21,10 @@ def layer_class(name: str, module: nn.Module, model: nn.Module, **backend_kwargs
     if kind is None:
         raise TypeError(
             f"the target module {name!r} is a {type(module).__name__}: GradDrop trains Linear, Conv1D, Conv2d, "
-            "quantised linear, normalisation and embedding layers. Change `target_modules` or set `exclude_modules`."
+            "quantised linear, embedding and (Layer, RMS, group) normalisation layers. Change `target_modules` or set "
+            "`exclude_modules`."
         )
-    if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention):
+    if _is_read_without_a_call(name, model):
         raise TypeError(
             f"the target module {name!r} is part of a MultiheadAttention, which reads its weight without calling it, "
             "so that an adapter on it would do nothing. Set `exclude_modules`."
@@ -43,6 +44,7 @@ def default_targets(model: nn.Module, blocks: list[str], **backend_kwargs: Any) 
         if block_of(name, blocks) is not None
         and not isinstance(module, nn.Embedding)
         and _layer_class(module, **backend_kwargs) is not None
+        and not _is_read_without_a_call(name, model)
     }
     if not names:
         raise ValueError(
@@ -50,6 +52,10 @@ def default_targets(model: nn.Module, blocks: list[str], **backend_kwargs: Any) 
             "whose layers it could train by default"
         )
     return names
+
+
+def _is_read_without_a_call(name: str, model: nn.Module) -> bool:
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
 
 
 def _layer_class(module: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer] | None:

@@ -8,7 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import _ExcludedModule, check_target_module_exists
+from peft import PeftConfig, PeftModel
+from peft.tuners.tuners_utils import (
+    _ExcludedModule,
+    _maybe_include_all_linear_layers,
+    check_target_module_exists,
+)
+from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 
 from .blocks import block_of, find_blocks, selected_blocks
@@ -136,6 +142,9 @@ class GradDrop:
         blocks, targets = [_plain(block) for block in find_blocks(model)], config
         if config.target_modules is None:
             targets = dataclasses.replace(config, target_modules=selected_blocks(blocks, config))
+        elif config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
+            base = model.get_base_model() if isinstance(model, PeftModel) else model
+            targets = _maybe_include_all_linear_layers(dataclasses.replace(config), base)
         chosen = {
             _plain(name): parameter
             for name, parameter in model.named_parameters()
@@ -181,10 +190,10 @@ def _remove_masks_from(parameters: set[int]) -> None:
 
 def _plain(name: str) -> str:
     """A parameter's name without what data parallelism and compilation put in front."""
-    return name.removeprefix("module.").replace("_orig_mod.", "")
+    return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
-def _is_masked(name: str, config: GradDropConfig) -> bool:
+def _is_masked(name: str, config: PeftConfig) -> bool:
     """Whether a parameter is inside a targeted module and not inside an excluded one."""
     parts = name.split(".")
     inside = [".".join(parts[:length]) for length in range(1, len(parts))]

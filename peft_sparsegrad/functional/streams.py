@@ -22,6 +22,7 @@ DRAWS = 1 << 16
 _ROUNDS = ((17, 0xED5AD4BB - (1 << 32)), (11, 0xAC4C1B51 - (1 << 32)), (15, 0x31848BAB), (14, 1))
 
 _CHUNK = 1 << 17  # words that stay in a CPU core's cache between the operations on them
+_CHUNK_ELSEWHERE = 1 << 24  # few enough to need little memory, many enough to keep a GPU busy
 
 
 class Key(NamedTuple):
@@ -59,8 +60,8 @@ def words(key: Key, start: int, stop: int, device: torch.device) -> torch.Tensor
 
 
 def stretches(count: int, device: torch.device) -> list[tuple[int, int]]:
-    """Stretches (start, stop) of `count` words to work on at a time: cache-sized on a CPU, all at once elsewhere."""
-    size = _CHUNK if device.type == "cpu" else max(count, 1)
+    """Stretches (start, stop) of `count` words to work on at a time: cache-sized on a CPU, larger elsewhere."""
+    size = _CHUNK if device.type == "cpu" else _CHUNK_ELSEWHERE
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 

@@ -180,6 +180,21 @@ def test_table_has_means_and_sample_deviations(compared, tmp_path, capsys):
     assert len(rows) == 2
 
 
+def test_differences_are_taken_seed_by_seed(compared, tmp_path, capsys):
+    run, record = next(iter(read(compared.out).items()))
+    scores = {"full": (0.5, 0.7, 0.1), "lora": (0.4, 0.9)}
+    for method, values in scores.items():
+        for seed, value in enumerate(values):
+            measured = {key: each for key, each in record.items() if key != "run"}
+            epochs = [{"epoch": 1, "metric": value, "loss": -value}]
+            append(tmp_path / "out.jsonl", replace(run, seed=seed, method=method), {**measured, "epochs": epochs})
+    assert main(["table", "--against", "full", str(tmp_path / "out.jsonl")]) == 0
+    lines = capsys.readouterr().out.split("Difference to full")[1].splitlines()
+    rows = [line for line in lines if line.startswith("| cola")]
+    assert len(rows) == 1
+    assert "| lora | 0.001 | 2 | 2 | 0.0500 ± 0.2121 | -0.0500 ± 0.2121 |" in rows[0]
+
+
 def test_table_keeps_settings_apart(compared, tmp_path, capsys):
     run, record = next(iter(read(compared.out).items()))
     for rows in (14, 1400):

@@ -28,6 +28,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_run_options(run.add_argument)
     table = commands.add_parser("table", help="print Markdown tables of results")
     table.set_defaults(command=print_tables)
+    table.add_argument("--against", choices=METHODS, metavar="METHOD", help="add the differences to this method")
     table.add_argument("results", type=Path, nargs="+", help="files that `run` wrote")
     return parser.parse_args(arguments)
 
@@ -102,7 +103,7 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
 
 
 def print_tables(arguments: argparse.Namespace) -> None:
-    print(tables(arguments.results))
+    print(tables(arguments.results, arguments.against))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,10 +13,14 @@ from .tasks import TASKS
 Results = dict[Run, Record]
 
 
-def tables(paths: Sequence[Path]) -> str:
+def tables(paths: Sequence[Path], against: str | None = None) -> str:
     """For each setting in the files, the final figures and the metric after each epoch.
 
     A run that is in several files counts once. Raises InputError if a file cannot be read.
+
+    Args:
+        paths: What `run` wrote.
+        against: A method. If given, there is a table of the differences to it, seed by seed.
     """
     results: Results = {}
     for path in paths:
@@ -24,6 +28,7 @@ def tables(paths: Sequence[Path]) -> str:
     groups = group_by(results, lambda run: (run.model, run.density, run.epochs, run.train_rows, run.batch_size))
     return "\n\n".join(
         f"{caption(group)}\n\n{final_table(group)}\n\nMetric after each epoch:\n\n{epoch_table(group)}"
+        + (f"\n\nDifference to {against}, seed by seed:\n\n{difference_table(group, against)}" if against else "")
         for group in groups
     )
 
@@ -48,6 +53,28 @@ def epoch_table(results: Results) -> str:
     """One row for each task, method and learning rate: the dev metric after each epoch."""
     epochs = next(iter(results)).epochs
     return _table([f"epoch {epoch}" for epoch in range(1, epochs + 1)], results, _epoch_cells)
+
+
+def difference_table(results: Results, against: str) -> str:
+    """One row for each task, method and learning rate: what the last epoch's scores are above those of `against`.
+
+    Only seeds that both have count. Metrics are better where the difference is above 0, losses where it is below.
+    """
+
+    def cells(records: list[Record]) -> list[str]:
+        pairs = [(own, other) for own in records if (other := counterpart(own)) is not None]
+        return [str(len(pairs)), *(_paired(pairs, score) for score in ("metric", "loss"))]
+
+    def counterpart(record: Record) -> Record | None:
+        return results.get(Run(**{**record["run"], "method": against}))
+
+    others = {run: record for run, record in results.items() if run.method != against}
+    return _table(["in both", "metric", "dev loss"], others, cells)
+
+
+def _paired(pairs: list[tuple[Record, Record]], score: str) -> str:
+    differences = [own["epochs"][-1][score] - other["epochs"][-1][score] for own, other in pairs]
+    return mean_and_deviation(differences) if differences else ""
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:

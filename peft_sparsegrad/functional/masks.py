@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .streams import DRAWS, Key, draw_in_parts, single_draw, stream_key
+from .streams import DRAWS, Key, draw_in_parts, single_draw, stream_key, stretches
 
 
 class GradientMask:
@@ -26,11 +26,17 @@ class GradientMask:
         low: Smallest draw that is kept, in [0, DRAWS].
         high: One above the largest draw that is kept.
         noise: Standard deviation of the Gaussian noise; 0 for none.
+
+    Attributes:
+        is_remembered: Whether the entries that are kept are remembered once they were drawn, in a byte each: for masks
+            that are used again and again.
     """
 
     def __init__(
         self, factor: float = 1.0, key: Key | None = None, low: int = 0, high: int = DRAWS, noise: float = 0.0
     ) -> None:
+        self.is_remembered = False
+        self._remembered: torch.Tensor | None = None
         whole = not noise and low <= 0 and high >= DRAWS
         self.factor = 0.0 if low >= high else factor
         self.key = None if whole or not self.factor else key
@@ -57,8 +63,8 @@ class GradientMask:
         """The entries that are kept: bool, of the given shape."""
         kept = torch.full(shape, not self.keeps_nothing, dtype=torch.bool, device=device)
         if self.chooses:
-            for part, drawn in self._in_parts(kept):
-                part.copy_(self._kept_bits(drawn))
+            for part, bits in self._kept_parts(kept):
+                part.copy_(bits)
         return kept
 
     def apply_(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -66,12 +72,13 @@ class GradientMask:
         if self.keeps_nothing:
             return gradient.zero_()
         if self.noise:
-            for part, drawn in self._in_parts(gradient):
+            assert self.key is not None
+            for part, drawn in draw_in_parts(self.key, gradient):
                 part *= self._noise_of(drawn)
             return gradient
         if self.chooses:
-            for part, drawn in self._in_parts(gradient):
-                _clear(part, self._kept_bits(drawn))
+            for part, bits in self._kept_parts(gradient):
+                _clear(part, bits)
         if self.factor != 1:
             gradient *= self.factor
         return gradient
@@ -83,15 +90,26 @@ class GradientMask:
         elif not parameter.is_contiguous():
             parameter.copy_(torch.where(self.keep(parameter.shape, parameter.device), parameter, before))
         elif self.chooses:
-            for part, old, drawn in self._in_parts(parameter, before):
-                _restore(part, old, self._kept_bits(drawn))
+            for part, old, bits in self._kept_parts(parameter, before):
+                _restore(part, old, bits)
 
-    def _in_parts(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    def _kept_parts(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Flat views of one part of each tensor, and int32 with all bits set where an entry is kept, else none."""
         assert self.key is not None
-        return draw_in_parts(self.key, *tensors)
+        if self._remembered is not None and self._remembered.device == tensors[0].device:
+            for start, stop in stretches(tensors[0].numel(), tensors[0].device):
+                yield *(one.view(-1)[start:stop] for one in tensors), self._remembered[start:stop].int()
+        elif self.is_remembered:
+            remembered = torch.empty(tensors[0].numel(), dtype=torch.int8, device=tensors[0].device)
+            for *parts, memory, drawn in draw_in_parts(self.key, *tensors, remembered):
+                yield *parts, memory.copy_(self._kept_bits(drawn)).int()
+            self._remembered = remembered
+        else:
+            for *parts, drawn in draw_in_parts(self.key, *tensors):
+                yield *parts, self._kept_bits(drawn)
 
     def _kept_bits(self, drawn: torch.Tensor) -> torch.Tensor:
-        """All bits set where the entry is kept, none where it is not: int32. Comparisons are slower than these."""
+        """What `_kept_parts` yields last, from the draws. Comparisons take longer than these."""
         halved = drawn >> 1  # so that differences fit
         low, high = (self.low - DRAWS // 2) << 15, (self.high - DRAWS // 2) << 15
         from_low = (low - 1 - halved) >> 31

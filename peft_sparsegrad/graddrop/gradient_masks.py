@@ -50,12 +50,13 @@ class GradientMasks:
         self.num_epochs: int | None = None
         self._counts_steps, self._step_taken = True, False
         self._nothing_trains: tuple[tuple[int, int | None] | None, bool] = (None, False)
+        self._masks_of_epoch: tuple[int | None, dict[str, GradientMask]] = (None, {})
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         if self.config.num_epochs is not None:
             self.set_num_epochs(self.config.num_epochs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_optimizer": None}  # a copy serves no run
+        return {**vars(self), "_optimizer": None, "_masks_of_epoch": (None, {})}  # a copy serves no run
 
     def serve(self, optimizer: torch.optim.Optimizer) -> None:
         """What is announced from now on is meant for this optimizer's run, and for no other."""
@@ -79,7 +80,7 @@ class GradientMasks:
                 f"`toggle` with {num_epochs} epochs and {len(self.layers)} layers would train no layer at all in some "
                 "epochs: use at most as many epochs as layers"
             )
-        self.num_epochs = num_epochs
+        self.num_epochs, self._masks_of_epoch = num_epochs, (None, {})
         if config.uses_sets and config.granularity == "layer":
             sets = layer_sets(len(self.layers), num_epochs, config.selection, config.seed)
             self._sets = dict(zip(self.layers, sets, strict=True))
@@ -149,6 +150,15 @@ class GradientMasks:
                 "the epoch, and no epoch was announced: give the Trainer `callbacks=[GradDropCallback()]`, or call "
                 "`GradDrop(model).set_epoch(epoch)` in a training loop of your own"
             )
+        if self.config.interval == "step" or self.config.granularity == "layer":
+            return self._new_mask(name, layer)
+        if self._masks_of_epoch[0] != self.epoch:
+            self._masks_of_epoch = (self.epoch, {})
+        mask = self._masks_of_epoch[1].setdefault(name, self._new_mask(name, layer))
+        mask.is_remembered = True
+        return mask
+
+    def _new_mask(self, name: str, layer: str) -> GradientMask:
         if self.config.uses_sets:
             return self._set_mask(name, layer)
         return self._random_mask(name if self.config.granularity == "element" else layer)

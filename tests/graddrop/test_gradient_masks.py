@@ -12,6 +12,7 @@ from torch import nn
 
 from peft_sparsegrad import GradDrop, GradDropConfig
 from peft_sparsegrad.functional.streams import draws, stream_key
+from peft_sparsegrad.graddrop.gradient_masks import GradientMasks
 from peft_sparsegrad.graddrop.variants import VARIANTS
 
 RATES = {
@@ -589,3 +590,16 @@ def test_annealing_over_one_epoch(schedule):
 def test_loss_of_a_copy_is_not_advanced_by_masks():
     model = dropped(tower(), p=0.5)
     assert torch.equal(loss_of(copy.deepcopy(model)), loss_of(model))
+
+
+@pytest.mark.parametrize("variant", ["GradDrop-Epoch", "GradDrop-Epoch-Toggle", "GradDrop-Epoch-Reset"])
+def test_masks_of_an_epoch_are_remembered_for_that_epoch_only(variant):
+    masks = GradientMasks(GradDropConfig.from_variant(variant, num_epochs=3), ["block"])
+    shape, kept = torch.Size([1000]), []
+    for epoch in (0, 0, 1, 0):
+        masks.set_epoch(epoch)
+        kept.append(masks.mask("w", "block").keep(shape, torch.device("cpu")))
+        assert masks.mask("w", "block") is masks.mask("w", "block")
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[3])
+    assert not torch.equal(kept[0], kept[2])

@@ -60,15 +60,16 @@ def _warmup_row(name: str, one: dict[str, Any]) -> tuple[str, ...]:
 
 def print_graddrop(console: Console, family: str, measured: dict[str, dict[str, Any]]) -> None:
     """One table for each model."""
-    columns = ("", "step", "/ full's", "in proportion", "skipped", "/ p = 0's", "kept", "peak", "adapter")
+    columns = ("", "step", "/ full's", "(min - max)", "/ p = 0's", "skipped", "/ share", "kept", "peak", "adapter")
     rows = [
         (
             name,
-            f"{one['seconds'] * 1e3:.0f} ms",
-            f"{one['to_full']:.3f}",
-            f"{one['in_proportion']:.3f}" if one["skipped"] else "",
-            f"{one['skipped']:.0%}" if one["skipped"] else "",
-            f"{one['to_off']:.3f}",
+            f"{one['median_seconds'] * 1e3:.0f} ms",
+            f"{one['to_full']['median']:.3f}",
+            f"{one['to_full']['min']:.2f} - {one['to_full']['max']:.2f}",
+            f"{one['to_off']['median']:.3f}",
+            f"{one['skipped']:.0%}",
+            f"{one['to_proportion']['median']:.3f}",
             megabytes(one["kept_bytes"]),
             megabytes(one["peak_bytes"]),
             "" if one["adapter_bytes"] is None else megabytes(one["adapter_bytes"]),

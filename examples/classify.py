@@ -128,7 +128,9 @@ def quantization(kind: str) -> BitsAndBytesConfig:
 def attach(model: Any, args: argparse.Namespace) -> Any:
     """Give the model the method's trainable parameters, and train its head in full."""
     heads = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS]
-    overrides = {} if args.method == "full" else {"task_type": "SEQ_CLS"}
+    overrides: dict[str, Any] = {} if args.method == "full" else {"task_type": "SEQ_CLS"}
+    if METHODS[args.method].draws_masks:
+        overrides["seed"] = args.seed
     try:
         model = METHODS[args.method].attach(
             model, args.target_modules, args.density, modules_to_save=heads, **overrides
@@ -144,12 +146,13 @@ def attach(model: Any, args: argparse.Namespace) -> Any:
 
 def run_trainer(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[Row], args: argparse.Namespace) -> None:
     method = METHODS[args.method]
-    callbacks: list[TrainerCallback] = method.make_callbacks() if method.make_callbacks else []
     warmup = SparseGradCallback(args.warmup_steps, args.head_steps)
-    if isinstance(getattr(model, "base_model", None), SparseGradModel):
-        callbacks = [warmup]
+    uses_sparsegrad = isinstance(getattr(model, "base_model", None), SparseGradModel)
+    callbacks: list[TrainerCallback] = [warmup] if uses_sparsegrad else []
+    if method.draws_masks:
+        callbacks.append(GradDropCallback())
     if args.graddrop is not None:
-        callbacks.append(GradDropCallback(GradDropConfig.from_variant(args.graddrop)))
+        callbacks.append(GradDropCallback(GradDropConfig.from_variant(args.graddrop, seed=args.seed)))
     trainer = Trainer(
         model,
         TrainingArguments(
@@ -257,7 +260,7 @@ def parse_args() -> argparse.Namespace:
         parser.error("--model and --train are needed, unless --predict is given")
     if args.quantize != "none" and args.method == "full":
         parser.error("--method full cannot train quantised weights")
-    if args.graddrop is not None and "GradDrop" in METHODS[args.method].description:
+    if args.graddrop is not None and METHODS[args.method].draws_masks:
         parser.error(f"--graddrop is for methods that do not mask by themselves, and {args.method} does")
     return args
 

@@ -33,6 +33,7 @@ class Method:
             full fine-tuning have no use for the density.
         make_optimizer: Called with (model, lr); None means AdamW over what requires a gradient.
         make_callbacks: Makes the callbacks that a Trainer needs for the method; None means none.
+        draws_masks: Whether it masks gradients at random: then `attach` takes a `seed`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Method:
     attach: Callable[..., nn.Module]
     make_optimizer: Callable[[nn.Module, float], Any] | None = None
     make_callbacks: Callable[[], list[TrainerCallback]] | None = None
+    draws_masks: bool = False
 
 
 def _sparsegrad(**settings: Any) -> Callable[..., nn.Module]:
@@ -125,10 +127,9 @@ METHODS: dict[str, Method] = {
         ),
         Method("lora", "LoRA with as many trained values", _lora),
         Method("full", "the target weights themselves", _full),
-        Method("graddrop-off", "GradDrop with p = 0: plain fine-tuning", _graddrop(p=0.0), make_callbacks=_announced),
         *(
-            Method(name.lower(), f"GradDrop: {name}", _graddrop(**settings), make_callbacks=_announced)
-            for name, settings in VARIANTS.items()
+            Method(name.lower(), f"GradDrop: {name}", _graddrop(**settings), None, _announced, draws_masks=True)
+            for name, settings in {"GradDrop-Off": {"p": 0.0}, **VARIANTS}.items()
         ),
     )
 }

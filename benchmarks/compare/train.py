@@ -76,7 +76,9 @@ def build_model(run: Run) -> Any:
         dtype="float32",
     )
     heads = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS]
-    return METHODS[run.method].attach(model, None, run.density, modules_to_save=heads)
+    method = METHODS[run.method]
+    overrides = {"seed": run.seed} if method.draws_masks else {}
+    return method.attach(model, None, run.density, modules_to_save=heads, **overrides)
 
 
 def make_trainer(run: Run, model: Any, timer: StepTimer, data: Path, folder: Path) -> RecordingTrainer:

@@ -15,9 +15,12 @@ class GradDropCallback(TrainerCallback):
     """Tells GradDrop the step and the epoch, so that a resumed run draws the masks of the uninterrupted one.
 
     Without `config` it serves the model's GradDrop adapter. With one it masks whatever else trains: LoRA matrices, a
-    SparseGrad adapter, or all weights; see [`GradDrop`] for which. A dataset that is a stream has no epochs: there
-    `num_epochs` of the configuration share the steps. At every logging step it adds to the log
-    `graddrop_rate`, `graddrop_active` and `graddrop_moved`, the shares that `GradDrop.report` returns.
+    SparseGrad adapter, or all weights; see [`GradDrop`] for which. A streamed dataset has no epochs; there the
+    configuration's `num_epochs` divides `max_steps` into equal parts.
+
+    At every logging step it adds `graddrop_rate`, `graddrop_active` and `graddrop_moved`, the shares that
+    `GradDrop.report` returns, to the log that is printed and kept in `trainer.state.log_history`. The Trainer calls
+    trackers such as TensorBoard before any callback of yours, so they do not see them.
 
     Args:
         config: Settings for a model that has no GradDrop adapter.
@@ -33,10 +36,8 @@ class GradDropCallback(TrainerCallback):
     ) -> None:
         if self.graddrop is not None:  # of a run that was interrupted
             self.graddrop.remove()
-        self.graddrop = GradDrop(kwargs["model"], self.config)
+        self.graddrop = GradDrop(kwargs["model"], self.config, optimizer=_innermost(kwargs.get("optimizer")))
         self._announce_length(args, state)
-        if kwargs.get("optimizer") is not None:
-            self.graddrop.serve(_innermost(kwargs["optimizer"]))
         self._announce(args, state)  # another callback's warm-up may come before the first step
 
     def on_step_begin(
@@ -61,10 +62,10 @@ class GradDropCallback(TrainerCallback):
         assert self.graddrop is not None
         for masks in self.graddrop.masks:
             masks.set_step(state.global_step)
-            epoch = int(state.epoch or 0)
+            epoch, num_epochs = int(state.epoch or 0), masks.num_epochs or 1
             if self._is_stream:
-                epoch = state.global_step * (masks.num_epochs or 1) // state.max_steps
-            masks.set_epoch(epoch)
+                epoch = state.global_step * num_epochs // state.max_steps
+            masks.set_epoch(min(epoch, num_epochs - 1))  # a finished run that is resumed is past its last epoch
 
     def on_log(
         self,
@@ -89,5 +90,5 @@ class GradDropCallback(TrainerCallback):
 
 
 def _innermost(optimizer: Any) -> Any:
-    """The torch optimizer inside of accelerate's wrapper, if there is one."""
+    """The torch optimizer inside of accelerate's wrapper, where there is one."""
     return _innermost(optimizer.optimizer) if hasattr(optimizer, "optimizer") else optimizer

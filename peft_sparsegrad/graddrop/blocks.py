@@ -30,15 +30,25 @@ def block_of(name: str, blocks: Iterable[str]) -> str | None:
 
 
 def selected_blocks(blocks: Iterable[str], config: Any) -> list[str]:
-    """The blocks that `layers_to_transform` and `layers_pattern` of a configuration leave."""
-    indices, patterns = config.layers_to_transform, config.layers_pattern
+    """The blocks that `layers_to_transform` and `layers_pattern` of a configuration leave.
+
+    Raises:
+        ValueError: If there are blocks, and they leave none.
+    """
+    blocks, indices, patterns = list(blocks), config.layers_to_transform, config.layers_pattern
     indices = [indices] if isinstance(indices, int) else indices
     patterns = [patterns] if isinstance(patterns, str) else patterns
-    return [
+    selected = [
         block
         for block in blocks
         if not indices or (_index(block) in indices and (not patterns or block.split(".")[-2] in patterns))
     ]
+    if blocks and not selected:
+        raise ValueError(
+            f"`layers_to_transform={indices}` with `layers_pattern={patterns}` leaves none of the model's "
+            f"{len(blocks)} blocks, which are {blocks[0]!r} to {blocks[-1]!r}"
+        )
+    return selected
 
 
 def _index(block: str) -> int | None:

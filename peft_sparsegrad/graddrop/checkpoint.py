@@ -24,7 +24,8 @@ def compress(tensors: dict[str, torch.Tensor], adapter_name: str, config: GradDr
     Args:
         tensors: Name in the model, ending in the adapter's, to delta.
         adapter_name: The adapter.
-        config: Its settings; learns what share of the deltas' squared norm is kept, for the model card.
+        config: Its settings. Where entries are left out, it learns what share of the deltas' squared norm is kept, for
+            the model card.
 
     Returns:
         The same names and, where only some entries are stored, a name with `_support` for their positions.
@@ -42,7 +43,7 @@ def compress(tensors: dict[str, torch.Tensor], adapter_name: str, config: GradDr
             stored[name] = kept.flatten()[support]
             owner = name.removesuffix(f".{adapter_name}")
             stored[f"{owner}{_SUPPORT}.{adapter_name}"] = pack_support(support, delta.numel())
-    config.saved_energy = kept_energy / energy if energy else 1.0
+    config.saved_energy = kept_energy / energy if kept_energy < energy else None
     return stored
 
 

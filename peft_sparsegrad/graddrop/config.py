@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any, Literal
 
 from ..functional import SCHEDULES
@@ -16,7 +17,7 @@ _TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("toggle", (bool,), "True or False"),
     ("p", (int, float), "a number"),
     ("num_epochs", (int, _NONE), "a whole number or None"),
-    ("seed", (int,), "a whole number"),
+    ("seed", (Integral,), "a whole number"),
     ("scale", (bool, _NONE), "True, False or None"),
     ("save_density", (int, float, _NONE), "a number or None"),
 )
@@ -36,7 +37,8 @@ class GradDropConfig(TargetedConfig):
 
     Args:
         target_modules: Names or a regular expression of the modules to train, `"all-linear"`, or None for every
-            linear, convolution and normalisation layer inside the transformer blocks. Embeddings only by name.
+            linear, convolution and normalisation layer inside the transformer blocks. Embeddings and the task head
+            only by name.
         exclude_modules: Names or a regular expression of modules to leave alone.
         layers_to_transform: Indices of the transformer blocks to train.
         layers_pattern: Name of the list of blocks, where `layers_to_transform` cannot find it.
@@ -51,12 +53,13 @@ class GradDropConfig(TargetedConfig):
         toggle: With sets, an epoch trains its own set only, and the earlier ones freeze again.
         schedule: How `p` changes over the epochs: `"constant"`, `"linear"` (to 0 in the last epoch), `"linear-paper"`
             (the paper's step of 1/`num_epochs`), `"exponential"` (to a hundredth).
-        p: Probability to drop, in [0, 1); where it is annealed, in the first epoch. 0 is plain fine-tuning. Has no
-            meaning with sets.
+        p: Probability to drop, in [0, 1); where it is annealed, in the first epoch. 0 is plain fine-tuning. Not used
+            with sets.
         num_epochs: Length of the run, for sets and schedules; None: as the Trainer says.
-        seed: Of the masks.
+        seed: Of the masks, and of nothing else; the Trainer's seed does not change them.
         noise: `"bernoulli"`, or `"gaussian"`: multiply by noise with mean 1 and the variance p / (1 − p) instead.
-        scale: Multiply what is kept by 1 / (1 − p). None: for element-wise Bernoulli masks only, as in the paper.
+        scale: Multiply what is kept by 1 / (1 − p). None: for element-wise Bernoulli masks only, as in the paper. Not
+            used with Gaussian noise, whose mean is 1.
         frozen: `"hold"`: what is masked stays exactly where it is, momentum and weight decay included.
             `"gradient"`: its gradient is zero, and the optimizer does as it likes. None: hold for layers and epochs.
         save_density: Save only this share of each tensor's entries, the largest changes. None: all that changed.
@@ -77,7 +80,7 @@ class GradDropConfig(TargetedConfig):
     schedule: Literal["constant", "linear", "linear-paper", "exponential"] = field(
         default="constant", metadata={"help": "How `p` changes over the epochs."}
     )
-    p: float = field(default=0.2, metadata={"help": "Probability to drop, in [0, 1); 0 is plain fine-tuning."})
+    p: float = field(default=0.2, metadata={"help": "Probability to drop, in [0, 1). Not used with sets."})
     num_epochs: int | None = field(default=None, metadata={"help": "Epochs of the run; None: as the Trainer says."})
     seed: int = field(default=0, metadata={"help": "Seed of the masks."})
     noise: Literal["bernoulli", "gaussian"] = field(
@@ -94,8 +97,9 @@ class GradDropConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = add_peft_type("GRADDROP")
-        self.saved_energy = 1.0  # not a setting: learned when an adapter is saved, for its model card
+        self.saved_energy: float | None = None  # not a setting: learned when entries are left out of a file
         self._check_types()
+        self.seed = int(self.seed)  # of NumPy, for instance: a configuration is saved as JSON
         self._check_ranges()
         self.check_choices(
             {
@@ -143,11 +147,12 @@ class GradDropConfig(TargetedConfig):
         return self.uses_sets or self.schedule != "constant"
 
     def check_num_epochs(self, num_epochs: int) -> None:
-        """Raise a ValueError if a run of so many epochs is none that these settings can mean."""
-        if self.schedule != "constant" and num_epochs < 2:
+        """Raise a ValueError if a run of that length has too few epochs for these settings."""
+        if self.needs_num_epochs and num_epochs < 2:
+            name = "schedule" if self.schedule != "constant" else "selection"
             raise ValueError(
-                f"`schedule={self.schedule!r}` falls from epoch to epoch and needs at least 2 of them, "
-                f"`num_epochs` is {num_epochs}: train longer, or use schedule='constant'"
+                f"`{name}={getattr(self, name)!r}` changes what trains from epoch to epoch and needs at least 2 of "
+                f"them, `num_epochs` is {num_epochs}: train longer, or use schedule='constant', selection='bernoulli'"
             )
 
     def _check_types(self) -> None:

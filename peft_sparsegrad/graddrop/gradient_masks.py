@@ -25,8 +25,8 @@ from .config import GradDropConfig
 class GradientMasks:
     """The masks of everything that one configuration governs.
 
-    A mask is a function of the seed, the step or epoch, and the parameter's name; nothing of it is stored. Steps are
-    counted from what optimizers do until `set_step` is called once.
+    A mask is a function of the seed, the step or epoch, and the parameter's name, so no checkpoint holds any of it.
+    Steps are counted from what optimizers do until `set_step` is called once.
 
     Args:
         config: The settings.
@@ -49,7 +49,7 @@ class GradientMasks:
         self.epoch: int | None = None
         self.num_epochs: int | None = None
         self._counts_steps, self._step_taken = True, False
-        self._nothing_trains: tuple[tuple[int, int | None] | None, bool] = (None, False)
+        self._nothing_trains: dict[tuple[int, int | None], bool] = {}
         self._masks_of_epoch: tuple[int | None, dict[str, GradientMask]] = (None, {})
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         if self.config.num_epochs is not None:
@@ -58,9 +58,13 @@ class GradientMasks:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_optimizer": None, "_masks_of_epoch": (None, {})}  # a copy serves no run
 
-    def serve(self, optimizer: torch.optim.Optimizer) -> None:
+    def bind(self, optimizer: torch.optim.Optimizer) -> None:
         """What is announced from now on is meant for this optimizer's run, and for no other."""
         self._optimizer = weakref.ref(optimizer)
+
+    def is_bound_to(self, optimizer: torch.optim.Optimizer | None) -> bool:
+        """Whether this optimizer's run, and no other, is the one that the masks are meant for."""
+        return self._optimizer is not None and self._optimizer() is optimizer
 
     def set_num_epochs(self, num_epochs: int) -> None:
         """Say how many epochs there will be.
@@ -71,8 +75,8 @@ class GradientMasks:
         config = self.config
         if config.num_epochs not in (None, num_epochs):
             raise ValueError(
-                f"`num_epochs` is {config.num_epochs} in the GradDrop configuration, but the run has {num_epochs} "
-                "epochs: make them the same, or leave it None"
+                f"`num_epochs` is {config.num_epochs} in the GradDrop configuration, but the number of epochs of the "
+                f"run is {num_epochs}: make them the same, or leave `num_epochs` None"
             )
         config.check_num_epochs(num_epochs)
         if config.toggle and config.granularity == "layer" and num_epochs > len(self.layers):
@@ -93,7 +97,9 @@ class GradientMasks:
         """
         if self.config.needs_num_epochs:
             if self.num_epochs is None:
-                raise ValueError("`num_epochs` is not known: set it in the GradDrop configuration")
+                raise ValueError(
+                    "`num_epochs` is not known: set it in the configuration, or call `GradDrop(model, num_epochs=3)`"
+                )
             if not 0 <= epoch < self.num_epochs:
                 raise ValueError(f"`epoch` must be in [0, {self.num_epochs}), as `num_epochs` says, not {epoch}")
         self.epoch = epoch
@@ -114,7 +120,7 @@ class GradientMasks:
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise a RuntimeError if the masks are those of another run, which was interrupted and left them behind."""
-        if self._optimizer is not None and self._optimizer() is not optimizer:
+        if self._optimizer is not None and not self.is_bound_to(optimizer):
             raise RuntimeError(
                 "the gradients of this step were masked for another run, with another optimizer, which was "
                 "interrupted: call `remove()` of its `callback.graddrop`, or give this Trainer a `GradDropCallback`"
@@ -147,8 +153,8 @@ class GradientMasks:
         if not self.is_announced:
             raise RuntimeError(
                 f"GradDrop with interval={self.config.interval!r} and schedule={self.config.schedule!r} depends on "
-                "the epoch, and no epoch was announced: give the Trainer `callbacks=[GradDropCallback()]`, or call "
-                "`GradDrop(model).set_epoch(epoch)` in a training loop of your own"
+                "the epoch, and no epoch was announced: give the Trainer a `GradDropCallback`, or, in a training loop "
+                "of your own, call `set_epoch(epoch)` of the `GradDrop` object (of an adapter: `GradDrop(model)`)"
             )
         if self.config.interval == "step" or self.config.granularity == "layer":
             return self._new_mask(name, layer)
@@ -173,9 +179,9 @@ class GradientMasks:
         if self.config.granularity == "element" or not self.is_announced:
             return False
         now = (self.step, self.epoch)
-        if self._nothing_trains[0] != now:
-            self._nothing_trains = (now, all(self.mask("", layer).keeps_nothing for layer in self.layers))
-        return self._nothing_trains[1]
+        if now not in self._nothing_trains:
+            self._nothing_trains = {now: all(self.mask("", layer).keeps_nothing for layer in self.layers)}
+        return self._nothing_trains[now]
 
     def _set_mask(self, name: str, layer: str) -> GradientMask:
         first, last, num_epochs = self._active_sets()

@@ -120,11 +120,13 @@ class GradDropLayer(DeltaLayer, nn.Module):
     def _delta(self, name: str, value: torch.Tensor, masks: GradientMasks) -> Delta:
         if torch.is_grad_enabled() and value.requires_grad:
             masks.begin_pass()
+        trains = masks.trains(name, self.graddrop_block)
+        zeros = not trains and (masks.config.frozen == "gradient" or _needs_some_gradient(masks))
         return Delta(
-            value,
+            value if trains or zeros else value.detach(),  # detached, autograd need not come down to this layer
             mask=lambda gradient: masks.mask_gradient_(gradient, name, self.graddrop_block),
-            trains=masks.trains(name, self.graddrop_block),
-            zeros=masks.config.frozen == "gradient" or _needs_some_gradient(masks),
+            trains=trains,
+            zeros=zeros,
         )
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -134,7 +136,15 @@ class GradDropLayer(DeltaLayer, nn.Module):
         weight_deltas = [] if self.disable_adapters or self.merged else self._active_deltas("weight")
         if not weight_deltas:
             return cast(Callable[..., torch.Tensor], self.base_layer)(x, *args, **kwargs)
+        self._check_is_here(weight_deltas[0].value, x)
         return self._forward_with(weight_deltas, self._active_deltas("bias"), x, *args, **kwargs)
+
+    def _check_is_here(self, tensor: torch.Tensor, x: torch.Tensor) -> None:
+        if tensor.is_meta and not x.is_meta:
+            raise RuntimeError(
+                f"what GradDrop needs of {self.graddrop_name!r} is offloaded: linear layers must be offloaded before "
+                "the adapter is added, and other modules not at all (name them in `exclude_modules`)"
+            )
 
     def _forward_with(
         self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
@@ -229,6 +239,7 @@ class GradDropParameters(GradDropLayer):
         self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         base: Any = self.get_base_layer()
+        self._check_is_here(base.weight, x)
         names = {id(parameter): name for name, parameter in self.base_layer.named_parameters()}
         parameters = {names[id(base.weight)]: masked_sum(base.weight, weight_deltas)}
         if bias_deltas:

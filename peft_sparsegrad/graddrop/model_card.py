@@ -8,14 +8,17 @@ from pathlib import Path
 _HEADING = "## What was left out of this file"
 
 
-def note_saved_energy(directory: str, save_density: float | None, saved_energy: float) -> None:
+def note_saved_energy(directory: str, save_density: float | None, saved_energy: float | None) -> None:
     """Write, rewrite or take out the section of the model card on what was not saved.
 
     Args:
         directory: Where the adapter is; its `README.md` is made if there is none.
         save_density: Share of each tensor's entries that was saved; None if all that changed were.
-        saved_energy: Share of the squared norm of all changes that those hold.
+        saved_energy: Share of the squared norm of all changes that those hold; None if nothing was left out now, which
+            leaves the card as it is: the adapter may have been loaded from a file with a section of its own.
     """
+    if save_density is not None and saved_energy is None:
+        return
     card = Path(directory, "README.md")
     text = card.read_text("utf-8") if card.exists() else ""
     without = re.sub(rf"\n*{re.escape(_HEADING)}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL).rstrip()

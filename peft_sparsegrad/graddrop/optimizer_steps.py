@@ -27,8 +27,8 @@ class MaskedParameter(NamedTuple):
     layer: str
 
 
-class Holder(Protocol):
-    """Whatever holds masked parameters: an adapted layer, or a [`GradDrop`]."""
+class Owner(Protocol):
+    """Whatever has masked parameters: an adapted layer, or a [`GradDrop`]."""
 
     def masked_parameters(self) -> Iterable[MaskedParameter]: ...
 
@@ -39,24 +39,24 @@ class _Held(NamedTuple):
     before: torch.Tensor
 
 
-_HOLDERS: weakref.WeakSet[Any] = weakref.WeakSet()
+_OWNERS: weakref.WeakSet[Any] = weakref.WeakSet()
 _HELD: weakref.WeakKeyDictionary[torch.optim.Optimizer, list[_Held]] = weakref.WeakKeyDictionary()
 
 
-def watch(holder: Holder) -> None:
-    """From now on look after the parameters of `holder` in every optimizer's steps, for as long as it lives."""
+def watch(owner: Owner) -> None:
+    """From now on look after the parameters of `owner` in every optimizer's steps, for as long as it lives."""
     _register_hooks()
-    _HOLDERS.add(holder)
+    _OWNERS.add(owner)
 
 
-def forget(holder: Holder) -> None:
+def forget(owner: Owner) -> None:
     """Undo `watch`."""
-    _HOLDERS.discard(holder)
+    _OWNERS.discard(owner)
 
 
-def holders() -> list[Any]:
+def owners() -> list[Any]:
     """Everything that is watched."""
-    return list(_HOLDERS)
+    return list(_OWNERS)
 
 
 @functools.cache
@@ -91,10 +91,10 @@ def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
 
 
 def _parameters_of(optimizer: torch.optim.Optimizer) -> Iterator[MaskedParameter]:
-    if not _HOLDERS:
+    if not _OWNERS:
         return
     ours = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    for holder in holders():
-        for masked in holder.masked_parameters():
+    for owner in owners():
+        for masked in owner.masked_parameters():
             if id(masked.parameter) in ours:
                 yield masked

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -51,7 +52,25 @@ def default_targets(model: nn.Module, blocks: list[str], **backend_kwargs: Any) 
             "Please specify `target_modules` in `peft_config`: GradDrop found no transformer blocks in this model "
             "whose layers it could train by default"
         )
+    _warn_of_what_is_left_out(model, blocks, names)
     return names
+
+
+def _warn_of_what_is_left_out(model: nn.Module, blocks: list[str], names: set[str]) -> None:
+    """Say which parameters inside the blocks stay frozen, other than embeddings: fused experts, for instance."""
+    inside = {name: parameter for name, parameter in model.named_parameters() if block_of(name, blocks) is not None}
+    left_out = {
+        name: parameter.numel()
+        for name, parameter in inside.items()
+        if block_of(name, names) is None and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+    }
+    if left_out:
+        share = sum(left_out.values()) / sum(parameter.numel() for parameter in inside.values())
+        warnings.warn(
+            f"{share:.1%} of the parameters inside the blocks are in modules that GradDrop cannot train, such as "
+            f"{next(iter(left_out))!r}; they stay frozen.",
+            stacklevel=2,
+        )
 
 
 def _is_read_without_a_call(name: str, model: nn.Module) -> bool:

@@ -14,14 +14,13 @@ from peft.tuners.tuners_utils import (
     _maybe_include_all_linear_layers,
     check_target_module_exists,
 )
-from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND
 from torch import nn
 
 from .blocks import block_of, find_blocks, selected_blocks
 from .config import GradDropConfig
 from .gradient_masks import GradientMasks
 from .layer import GradDropLayer
-from .optimizer_steps import MaskedParameter, forget, holders, watch
+from .optimizer_steps import MaskedParameter, forget, owners, watch
 
 _SAMPLE = 4096  # entries of a tensor that are compared with what they were
 
@@ -34,7 +33,7 @@ class GradDrop:
         graddrop = GradDrop(model, GradDropConfig.from_variant("GradDrop-Epoch", num_epochs=3))
         graddrop.set_epoch(epoch)
 
-    Optimizer steps are counted by themselves; `set_step` is for a run that is resumed.
+    Optimizer steps are counted automatically; `set_step` is for a run that is resumed.
 
     Args:
         model: A model with a GradDrop adapter, or any other, such as one with a LoRA or SparseGrad adapter or one
@@ -43,14 +42,22 @@ class GradDrop:
             transformer block; with `target_modules`, on those inside the modules named. Layers are the model's
             blocks. Masked gradients are computed and then dropped: only a GradDrop adapter saves their computation.
         num_epochs: Epochs of the run; None for the configuration's.
+        optimizer: The run's. If given, a step by another one is an error: a sign that the run was interrupted.
 
     Masks that an earlier `GradDrop` has put on the same parameters are taken off.
 
     Raises:
-        ValueError: If there is nothing to mask, or the adapter and `config` both have settings.
+        ValueError: If there is nothing to mask, the adapter and `config` both have settings, or another `GradDrop`
+            masks the same parameters for the same optimizer.
     """
 
-    def __init__(self, model: nn.Module, config: GradDropConfig | None = None, num_epochs: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: GradDropConfig | None = None,
+        num_epochs: int | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> None:
         self._parameters: list[MaskedParameter] = []
         self._hooks: list[Any] = []
         self._adapter_layers = [layer for layer in model.modules() if isinstance(layer, GradDropLayer)]
@@ -61,7 +68,10 @@ class GradDrop:
         if num_epochs is not None:
             for masks in self.masks:
                 masks.set_num_epochs(num_epochs)
-        _remove_masks_from({id(masked.parameter) for masked in self._parameters})
+        _remove_masks_from({id(masked.parameter) for masked in self._parameters}, optimizer)
+        if optimizer is not None:
+            for masks in self.masks:
+                masks.bind(optimizer)
         self._before = [self._sample(masked.parameter) for masked in self._parameters]
         for masked in self._parameters:
             self._hooks.append(masked.parameter.register_hook(partial(self._masked_gradient, masked)))
@@ -81,11 +91,6 @@ class GradDrop:
         """Announce an optimizer step, counted from 0; then each one has to be announced."""
         for masks in self.masks:
             masks.set_step(step)
-
-    def serve(self, optimizer: torch.optim.Optimizer) -> None:
-        """From now on raise if another optimizer than this one steps: a sign that its run was interrupted."""
-        for masks in self.masks:
-            masks.serve(optimizer)
 
     def remove(self) -> None:
         """Take the masks off again; a GradDrop adapter keeps its own, and forgets what was announced."""
@@ -139,12 +144,8 @@ class GradDrop:
             raise ValueError(
                 "this model has a GradDrop adapter with settings of its own: leave `config` out to use those"
             )
-        blocks, targets = [_plain(block) for block in find_blocks(model)], config
-        if config.target_modules is None:
-            targets = dataclasses.replace(config, target_modules=selected_blocks(blocks, config))
-        elif config.target_modules == INCLUDE_LINEAR_LAYERS_SHORTHAND:
-            base = model.get_base_model() if isinstance(model, PeftModel) else model
-            targets = _maybe_include_all_linear_layers(dataclasses.replace(config), base)
+        blocks = [_plain(block) for block in find_blocks(model)]
+        targets = _explicit_targets(model, blocks, config)
         chosen = {
             _plain(name): parameter
             for name, parameter in model.named_parameters()
@@ -169,7 +170,8 @@ class GradDrop:
 
     def _moved(self) -> Iterator[tuple[MaskedParameter, float]]:
         for masked, before in zip(self._parameters, self._before, strict=True):
-            yield masked, (self._sample(masked.parameter) != before).double().mean().item()
+            now = self._sample(masked.parameter)
+            yield masked, (now != before.to(now.device)).double().mean().item()
         for layer in self._adapter_layers:
             for masked in layer.masked_parameters():
                 if any(masked.masks is masks for masks in self.masks):
@@ -181,11 +183,21 @@ class GradDrop:
         return flat[:: -(-flat.numel() // _SAMPLE)].clone()
 
 
-def _remove_masks_from(parameters: set[int]) -> None:
+def _remove_masks_from(parameters: set[int], optimizer: torch.optim.Optimizer | None) -> None:
     """Take off what an earlier [`GradDrop`] has put on any of these: two masks would multiply."""
-    for holder in holders():
-        if isinstance(holder, GradDrop) and any(id(each.parameter) in parameters for each in holder._parameters):
-            holder.remove()
+    for owner in owners():
+        if isinstance(owner, GradDrop) and any(id(each.parameter) in parameters for each in owner._parameters):
+            if optimizer is not None and owner.masks[0].is_bound_to(optimizer):
+                raise ValueError("two `GradDropCallback`s mask the same parameters in one run: use one of them")
+            owner.remove()
+
+
+def _explicit_targets(model: nn.Module, blocks: list[str], config: GradDropConfig) -> PeftConfig:
+    """The configuration with names in place of None, which means the blocks, and of `"all-linear"`."""
+    if config.target_modules is None:
+        return dataclasses.replace(config, target_modules=selected_blocks(blocks, config))
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return _maybe_include_all_linear_layers(dataclasses.replace(config), base)
 
 
 def _plain(name: str) -> str:

@@ -1,5 +1,6 @@
 """Blocks and default targets of models of many kinds."""
 
+import accelerate
 import pytest
 import torch
 from graddrop_tools import deltas, dropped, graddrop_layers, masks_of
@@ -316,7 +317,7 @@ def test_model_without_blocks_is_told_what_to_do():
 
 
 def test_index_that_no_block_has_is_refused():
-    with pytest.raises(ValueError, match="target_modules"):
+    with pytest.raises(ValueError, match=r"`layers_to_transform=\[7\]` .* none of the model's 3 blocks"):
         dropped(layers_to_transform=[7])
 
 
@@ -377,3 +378,51 @@ def test_vit_trains():
     model = dropped(vit(), p=0.0)
     model(pixel_values=torch.randn(2, 3, 16, 16)).logits.square().sum().backward()
     assert all(delta.grad is not None for delta in deltas(model).values())
+
+
+def test_what_cannot_be_trained_inside_the_blocks_is_said():
+    """Experts that are fused into one parameter, for instance."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4, bias=False)
+            self.experts = nn.Parameter(torch.zeros(3, 4, 4))
+
+    model = nn.Module()
+    model.layers = nn.ModuleList([Block(), Block()])
+    with pytest.warns(UserWarning, match=r"75\.0% of the parameters inside the blocks .* 'layers\.0\.experts'"):
+        get_peft_model(model, GradDropConfig())
+
+
+def test_all_of_an_ordinary_model_can_be_trained(recwarn):
+    for model in (llama(), bert()):
+        get_peft_model(model, GradDropConfig())
+    assert not [warning for warning in recwarn if "inside the blocks" in str(warning.message)]
+
+
+def test_offloaded_normalisation_layer_is_refused_in_one_sentence():
+    model = llama()
+    accelerate.cpu_offload(model)
+    get_peft_model(model, GradDropConfig())
+    with pytest.raises(RuntimeError, match=r"'model\.layers\.0\.input_layernorm' is offloaded.*`exclude_modules`"):
+        model(**batch())
+
+
+def test_offloaded_delta_is_refused_in_one_sentence():
+    model = get_peft_model(llama(), GradDropConfig(exclude_modules=r".*norm"))
+    accelerate.cpu_offload(model.get_base_model())
+    with pytest.raises(RuntimeError, match=r"'model\.layers\.0\.self_attn\.q_proj' is offloaded"):
+        model(**batch())
+
+
+def test_offloaded_linear_layers_give_the_same_output():
+    outputs = []
+    for offload in (False, True):
+        model = llama()
+        if offload:
+            accelerate.cpu_offload(model)
+        torch.manual_seed(1)
+        outputs.append(get_peft_model(model, GradDropConfig(exclude_modules=r".*norm", init_weights=False))(**batch()))
+    assert torch.allclose(outputs[0].logits, outputs[1].logits, atol=1e-5)
+    assert not torch.allclose(outputs[0].logits, llama()(**batch()).logits, atol=1e-2)

@@ -268,7 +268,19 @@ def test_section_is_taken_out_when_everything_is_saved(tmp_path):
 
 def test_untrained_adapter_loses_nothing(tmp_path):
     dropped(tower(dtype=torch.float32), save_density=0.25).save_pretrained(tmp_path)
-    assert "They hold 100.00% of" in (tmp_path / "README.md").read_text("utf-8")
+    assert "left out" not in (tmp_path / "README.md").read_text("utf-8")
+
+
+def test_configuration_saved_by_itself_states_nothing(tmp_path):
+    GradDropConfig(save_density=0.25).save_pretrained(tmp_path)
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_adapter_that_is_loaded_and_saved_again_keeps_what_its_card_says(tmp_path):
+    dropped(tower(dtype=torch.float32), save_density=0.25, init_weights=False).save_pretrained(tmp_path)
+    section = (tmp_path / "README.md").read_text("utf-8").split("## What was left out")[1].strip()
+    PeftModel.from_pretrained(tower(dtype=torch.float32), tmp_path).save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text("utf-8").split("## What was left out")[1].strip() == section
 
 
 def test_save_density_is_read_again(tmp_path):

@@ -24,8 +24,8 @@ ORDERED = {"interval": "epoch", "granularity": "layer", "selection": "top-down"}
         *[
             (
                 {"schedule": schedule, "num_epochs": 1},
-                f"`schedule='{schedule}'` falls from epoch to epoch and needs at least 2 of them, `num_epochs` is 1: "
-                "train longer, or use schedule='constant'",
+                f"`schedule='{schedule}'` changes what trains from epoch to epoch and needs at least 2 of them, "
+                "`num_epochs` is 1: train longer, or use schedule='constant'",
             )
             for schedule in ("linear", "linear-paper", "exponential")
         ],
@@ -55,6 +55,10 @@ ORDERED = {"interval": "epoch", "granularity": "layer", "selection": "top-down"}
             )
             for s in ("top-down", "bottom-up")
         ],
+        ({**SETS, "num_epochs": 1}, "`selection='without-replacement'` changes what trains from epoch to epoch"),
+        ({"seed": 1.5}, "`seed` must be a whole number, not 1.5"),
+        ({"p": "0.2"}, "`p` must be a number, not '0.2'"),
+        ({"num_epochs": True}, "`num_epochs` must be a whole number or None, not True"),
         ({"toggle": True}, "`toggle` freezes earlier sets again: it needs a `selection` that has sets"),
         ({"toggle": True, "interval": "epoch"}, "`toggle` freezes earlier sets again: it needs a `selection`"),
         *[
@@ -100,7 +104,7 @@ def test_bad_setting_is_named_with_its_value_and_the_way_out(settings, message):
         {"frozen": "hold"},
         {"frozen": "gradient", "granularity": "layer"},
         {**SETS, "granularity": "layer", "toggle": True},
-        {**SETS, "scale": False, "num_epochs": 1},
+        {**SETS, "scale": False, "num_epochs": 2},
         {**ORDERED, "toggle": True},
         {**ORDERED, "selection": "bottom-up", "frozen": "gradient"},
         {"target_modules": "all-linear"},

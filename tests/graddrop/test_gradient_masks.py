@@ -137,7 +137,7 @@ def test_whole_blocks_are_dropped_independently_of_each_other():
     assert len(seen) == 4
 
 
-@pytest.mark.parametrize("num_epochs", [1, 2, 3, 7])
+@pytest.mark.parametrize("num_epochs", [2, 3, 7])
 @pytest.mark.parametrize("granularity", ["element", "layer"])
 def test_sets_are_disjoint_and_exhaustive_and_even(num_epochs, granularity):
     settings = {**LAYERWISE_SETS, "granularity": granularity, "toggle": True, "num_epochs": num_epochs}
@@ -508,7 +508,7 @@ EPOCHS = ["GradDrop-Epoch", "GradDrop-Epoch-Reset", "GradFreeze-TopDown", "Annea
 def test_epoch_never_announced_is_an_error_at_the_first_backward_pass(variant):
     model = dropped(tower(), variant, num_epochs=3)
     loss = loss_of(model)
-    with pytest.raises(RuntimeError, match=r"no epoch was announced: give the Trainer `callbacks=\[GradDropCallback"):
+    with pytest.raises(RuntimeError, match="no epoch was announced: give the Trainer a `GradDropCallback`"):
         loss.backward()
 
 
@@ -521,7 +521,7 @@ def test_epoch_never_announced_names_the_settings():
 def test_epoch_never_announced_on_other_parameters_is_an_error_too():
     model = tower()
     GradDrop(model, GradDropConfig.from_variant("GradDrop-Epoch", num_epochs=3))
-    with pytest.raises(RuntimeError, match=r"`GradDrop\(model\)\.set_epoch\(epoch\)`"):
+    with pytest.raises(RuntimeError, match=r"call `set_epoch\(epoch\)` of the `GradDrop` object"):
         loss_of(model).backward()
 
 
@@ -549,7 +549,9 @@ def test_reset_variant_needs_no_number_of_epochs():
 
 def test_number_of_epochs_in_conflict():
     model = dropped(tower(), "GradDrop-Epoch", num_epochs=3)
-    with pytest.raises(ValueError, match=r"`num_epochs` is 3 in the GradDrop configuration, but the run has 4 epochs"):
+    with pytest.raises(
+        ValueError, match=r"`num_epochs` is 3 in the GradDrop configuration, but the number of epochs of the run is 4"
+    ):
         GradDrop(model, num_epochs=4)
     GradDrop(model, num_epochs=3)
 
@@ -583,7 +585,7 @@ def test_toggle_with_too_many_epochs_leaves_the_model_alone():
 @pytest.mark.parametrize("schedule", ["linear", "linear-paper", "exponential"])
 def test_annealing_over_one_epoch(schedule):
     model = dropped(tower(), "Anneal-GradDrop", schedule=schedule)
-    with pytest.raises(ValueError, match="falls from epoch to epoch and needs at least 2"):
+    with pytest.raises(ValueError, match="changes what trains from epoch to epoch and needs at least 2"):
         GradDrop(model, num_epochs=1)
 
 

@@ -407,7 +407,7 @@ def test_remove_takes_everything_off():
             step(which, optimizer, number)
     assert all(torch.equal(p, twin.get_parameter(name)) for name, p in model.named_parameters())
     assert not any(p._backward_hooks for p in model.parameters())
-    assert graddrop not in optimizer_steps._HOLDERS
+    assert graddrop not in optimizer_steps._OWNERS
     assert graddrop.masked_parameters() == []
     graddrop.remove()
 

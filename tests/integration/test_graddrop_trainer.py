@@ -251,7 +251,7 @@ def test_part_of_an_epoch_counts_as_one(tmp_path):
 def test_number_of_epochs_in_conflict_with_the_configuration_is_refused_before_training(tmp_path):
     model = graddrop("GradDrop-Epoch", num_epochs=5)
     before, record = trained(model), Record()
-    with pytest.raises(ValueError, match=r"`num_epochs` is 5 .* the run has 3"):
+    with pytest.raises(ValueError, match=r"`num_epochs` is 5 .* the run is 3"):
         trainer(model, tmp_path, [GradDropCallback(), record]).train()
     assert not record.epochs
     assert equal(before, trained(model))
@@ -275,6 +275,38 @@ def test_epochs_of_a_stream_are_refused_for_their_number_is_unknown(tmp_path, va
     """The Trainer counts a stream's epochs up to sys.maxsize: a share of 1/sys.maxsize would train."""
     with pytest.raises(ValueError, match="num_epochs"):
         trainer(graddrop(variant), tmp_path, [GradDropCallback()], dataset=Stream(), max_steps=6).train()
+
+
+@pytest.mark.parametrize("variant", ["GradDrop-Epoch", "GradFreeze-TopDown", "Anneal-GradDrop"])
+def test_epochs_of_the_configuration_divide_the_steps_of_a_stream(tmp_path, variant):
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            layer = next(m for m in kwargs["model"].modules() if isinstance(m, GradDropLayer))
+            seen.append(layer.graddrop_masks["default"].epoch)
+
+    model = graddrop(variant, num_epochs=3)
+    settings = {"dataset": Stream(), "max_steps": 9, "gradient_accumulation_steps": 1}
+    trainer(model, tmp_path, [GradDropCallback(), Look()], **settings).train()
+    assert seen == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_finished_run_that_is_resumed_does_nothing(tmp_path):
+    model = graddrop("GradDrop-Epoch")
+    run = trainer(model, tmp_path, [GradDropCallback()], save_strategy="epoch")
+    run.train()
+    before, steps = trained(model), run.state.global_step
+    again = trainer(model, tmp_path, [GradDropCallback()])
+    again.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{steps}"))
+    assert again.state.global_step == steps
+    assert equal(before, trained(model))
+
+
+def test_two_callbacks_on_the_same_parameters_are_refused(tmp_path):
+    callbacks = [GradDropCallback(GradDropConfig(seed=seed)) for seed in (0, 1)]
+    with pytest.raises(ValueError, match="two `GradDropCallback`s mask the same parameters"):
+        trainer(other("full"), tmp_path, callbacks).train()
 
 
 BEST = {

@@ -12,7 +12,7 @@ import torch
 
 from .contenders import CONTENDERS, SWEEP
 from .environment import describe_environment
-from .graddrop import benchmark_graddrop
+from .graddrop import adapter_bytes, benchmark_graddrop
 from .memory import keep_freed_memory
 from .models import SHAPES, dtype_on
 from .step import benchmark_step
@@ -60,13 +60,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         result["graddrop"] = {
             name: benchmark_graddrop(shape, device, 2 * arguments.rounds) for name, shape in shapes.items()
         }
+        result["graddrop bytes"] = adapter_bytes(next(iter(shapes.values())), device)
     return result
 
 
 def print_tables(result: dict[str, Any]) -> None:
     from rich.console import Console  # the JSON does not need it
 
-    from .report import print_graddrop, print_step, print_targets, print_warmup
+    from .report import print_bytes, print_graddrop, print_step, print_targets, print_warmup
 
     console = Console()
     for family, batches in result.get("step", {}).items():
@@ -75,6 +76,8 @@ def print_tables(result: dict[str, Any]) -> None:
         print_warmup(console, result["warmup"])
     for family, measured in result.get("graddrop", {}).items():
         print_graddrop(console, family, measured)
+    if "graddrop bytes" in result:
+        print_bytes(console, result["graddrop bytes"])
     print_targets(console, targets_of(result))
 
 

@@ -3,8 +3,11 @@
 Everything inside the transformer blocks trains with AdamW: the weights themselves in `full`, deltas on them in every
 other contender. `graddrop-off` masks nothing, so what it takes more than `full` is the cost of the deltas, and what
 the element-wise variants take more than it is the cost of the masks. Epoch variants are in the first of three epochs,
-annealed ones too, at p = 0.9. AdamW is the fused one, the Trainer's default: the other one's square roots take torch
-eight times as long on a CPU where there are zeros between the second moments, as the epoch variants leave them.
+annealed ones too, at p = 0.9. Only in the frozen model does the embeddings' output require a gradient: there the
+backward pass goes down to the first layer, elsewhere as far as anything trains.
+
+AdamW is the fused one, the Trainer's default: the other one's square roots take torch eight times as long on a CPU
+where there are zeros between the second moments, as the epoch variants leave them.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import torch
 from peft import PeftModel
 
 from peft_sparsegrad import GradDrop
+from peft_sparsegrad.graddrop import VARIANTS
 from peft_sparsegrad.graddrop.blocks import find_blocks
 from peft_sparsegrad.graddrop.targets import default_targets
 from peft_sparsegrad.methods import METHODS
@@ -40,7 +44,7 @@ def benchmark_graddrop(shape: Shape, device: torch.device, rounds: int) -> dict[
         For each contender what `measure_memory` returns; `median_seconds`; `to_full`, `to_off`: ratios, taken round by
         round, to `full` and `graddrop-off`; `skipped`: share of the entries that did not train, on average;
         `to_proportion`: ratio to what the step would take if the skipped share of what training costs were saved
-        exactly; `adapter_bytes`.
+        exactly.
     """
     contenders = [_build(name, shape, device) for name in CONTENDERS]
     batch = make_batch(shape, device, padded=False)
@@ -61,7 +65,6 @@ def benchmark_graddrop(shape: Shape, device: torch.device, rounds: int) -> dict[
             "to_off": ratios(own, seconds[OFF]),
             "skipped": statistics.fmean(skipped),
             "to_proportion": ratios(own, expected),
-            "adapter_bytes": _adapter_bytes(contender),
         }
     return result
 
@@ -70,6 +73,7 @@ def _build(name: str, shape: Shape, device: torch.device) -> Contender:
     model = build_model(shape, device)
     if name == FROZEN:
         return Contender(name, model.requires_grad_(False), None)
+    model.disable_input_require_grads()  # pyright: ignore[reportCallIssue]
     targets = default_targets(model, find_blocks(model)) if name == FULL else None
     model = METHODS[name].attach(model, targets, 1.0)
     if name != FULL:
@@ -91,9 +95,32 @@ def _skipped(contender: Contender, rounds: int) -> list[float]:
     return skipped
 
 
-def _adapter_bytes(contender: Contender) -> int | None:
-    if not isinstance(contender.model, PeftModel):
-        return None
+def adapter_bytes(shape: Shape, device: torch.device) -> dict[str, dict[str, Any]]:
+    """Bytes of the adapter file of every variant after each of `NUM_EPOCHS` epochs of two steps, by name.
+
+    Returns:
+        `after_epoch`: the bytes; `entries`: of the deltas; `largest_1%`: bytes with `save_density=0.01` at the end.
+    """
+    batch = make_batch(shape, device, padded=False)
+    return {name.lower(): _bytes_of(name, shape, device, batch) for name in VARIANTS}
+
+
+def _bytes_of(name: str, shape: Shape, device: torch.device, batch: dict[str, torch.Tensor]) -> dict[str, Any]:
+    contender = _build(name.lower(), shape, device)
+    model, sizes = contender.model, []
+    assert isinstance(model, PeftModel)
+    graddrop = GradDrop(model, num_epochs=NUM_EPOCHS)
+    for epoch in range(NUM_EPOCHS):
+        graddrop.set_epoch(epoch)
+        for _ in range(2):
+            contender.step(batch)
+        sizes.append(_file_bytes(model))
+    config: Any = model.peft_config["default"]
+    config.save_density = 0.01
+    return {"after_epoch": sizes, "entries": contender.trained, "largest_1%": _file_bytes(model)}
+
+
+def _file_bytes(model: PeftModel) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        contender.model.save_pretrained(folder)
+        model.save_pretrained(folder)
         return Path(folder, "adapter_model.safetensors").stat().st_size

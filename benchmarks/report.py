@@ -60,7 +60,7 @@ def _warmup_row(name: str, one: dict[str, Any]) -> tuple[str, ...]:
 
 def print_graddrop(console: Console, family: str, measured: dict[str, dict[str, Any]]) -> None:
     """One table for each model."""
-    columns = ("", "step", "/ full's", "(min - max)", "/ p = 0's", "skipped", "/ share", "kept", "peak", "adapter")
+    columns = ("", "step", "/ full's", "(min - max)", "/ p = 0's", "skipped", "/ share", "kept", "peak")
     rows = [
         (
             name,
@@ -72,11 +72,26 @@ def print_graddrop(console: Console, family: str, measured: dict[str, dict[str, 
             f"{one['to_proportion']['median']:.3f}",
             megabytes(one["kept_bytes"]),
             megabytes(one["peak_bytes"]),
-            "" if one["adapter_bytes"] is None else megabytes(one["adapter_bytes"]),
         )
         for name, one in measured.items()
     ]
     console.print(_table(f"Training everything in the blocks, {family}", columns, rows))
+
+
+def print_bytes(console: Console, measured: dict[str, dict[str, Any]]) -> None:
+    """Adapter files of the GradDrop variants."""
+    columns = ("", "entries", "epoch 1", "epoch 2", "epoch 3", "bytes an entry", "largest 1%")
+    rows = [
+        (
+            name,
+            f"{one['entries']:,}",
+            *map(megabytes, one["after_epoch"]),
+            f"{one['after_epoch'][0] / one['entries']:.2f} - {one['after_epoch'][-1] / one['entries']:.2f}",
+            megabytes(one["largest_1%"]),
+        )
+        for name, one in measured.items()
+    ]
+    console.print(_table("Adapter files of GradDrop", columns, rows))
 
 
 def print_targets(console: Console, targets: Iterable[Target]) -> None:

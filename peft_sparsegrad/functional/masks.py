@@ -1,7 +1,7 @@
 """Gradient masks: which entries of a gradient are kept, and what they are multiplied by.
 
 GradDrop (arXiv 2307.10098, section III): `θ ← θ − α · g ⊙ m`. A mask is drawn from a stream of its own
-([`stream_key`]), so it can be drawn again whenever it is needed and is never stored.
+([`stream_key`]), so it can be drawn again whenever it is needed, and no checkpoint has to hold it.
 """
 
 from __future__ import annotations

@@ -122,8 +122,10 @@ class GradDropLayer(DeltaLayer, nn.Module):
             masks.begin_pass()
         trains = masks.trains(name, self.graddrop_block)
         zeros = not trains and (masks.config.frozen == "gradient" or _needs_some_gradient(masks))
+        # Detached, autograd need not come down to this layer; bitsandbytes would take that for inference.
+        attached = trains or zeros or self.in_quantized_model
         return Delta(
-            value if trains or zeros else value.detach(),  # detached, autograd need not come down to this layer
+            value if attached else value.detach(),
             mask=lambda gradient: masks.mask_gradient_(gradient, name, self.graddrop_block),
             trains=trains,
             zeros=zeros,

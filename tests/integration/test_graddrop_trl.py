@@ -82,7 +82,7 @@ def test_quantized_base_learns(tmp_path):
 def test_quantized_base_keeps_float32_deltas(tmp_path, of):
     """TRL casts all that trains to bf16, which has no room for small updates."""
     pytest.importorskip("bitsandbytes")
-    model = sft(quantized(tmp_path / "base"), tmp_path / "out", max_steps=2).model
+    model = sft(quantized(tmp_path / "base"), tmp_path / "out", "GradDrop", max_steps=2).model
     chosen = {name: delta for name, delta in deltas(model).items() if of in name}
     assert chosen
     assert {delta.dtype for delta in chosen.values()} == {torch.float32}

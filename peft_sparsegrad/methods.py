@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, ShiraConfig, SupertuningConfig, get_peft_model
 from torch import nn
 from transformers import TrainerCallback
 
@@ -33,7 +33,7 @@ class Method:
             full fine-tuning have no use for the density.
         make_optimizer: Called with (model, lr); None means AdamW over what requires a gradient.
         make_callbacks: Makes the callbacks that a Trainer needs for the method; None means none.
-        draws_masks: Whether it masks gradients at random: then `attach` takes a `seed`.
+        draws_masks: Whether it draws masks at random: then `attach` takes a `seed`.
     """
 
     name: str
@@ -59,12 +59,35 @@ def _lora(model: nn.Module, target_modules: Any, density: float, **overrides: An
     return get_peft_model(model, config)  # pyright: ignore
 
 
-def _full(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> nn.Module:
+def _shira(
+    model: nn.Module, target_modules: Any, density: float, seed: int | None = None, **overrides: Any
+) -> PeftModel:
+    """SHiRA with the rank whose r (in + out) values, over all layers, are closest to `density` of the weights.
+
+    PEFT gives all layers one rank, and layers of one shape the same mask.
+    """
+    sizes = {name: in_out_features(m) for name, m in targeted(model, target_modules)}
+    r = max(1, round(density * sum(m * n for m, n in sizes.values()) / sum(m + n for m, n in sizes.values())))
+    targets = lora_settings(model, dict.fromkeys(sizes, r))["target_modules"]
+    config = ShiraConfig(**{"r": r, "random_seed": seed, "target_modules": targets, **overrides})
+    return get_peft_model(model, config)  # pyright: ignore
+
+
+def _supertuning(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> PeftModel:
+    names = [name for name, _ in targeted(model, target_modules)]
+    targets = lora_settings(model, dict.fromkeys(names, 1))["target_modules"]
+    config = SupertuningConfig(**{"sparsity": 1 - density, "target_modules": targets, **overrides})
+    return get_peft_model(model, config)  # pyright: ignore
+
+
+def _full(
+    model: nn.Module, target_modules: Any, density: float, modules_to_save: Iterable[str] | None = None
+) -> nn.Module:
     """The target weights themselves train, and `modules_to_save` with them; the rest is frozen."""
     model.requires_grad_(False)
     for _, module in targeted(model, target_modules):
         module.requires_grad_(True)
-    for name in overrides.get("modules_to_save", ()):
+    for name in modules_to_save or ():
         model.get_submodule(name).requires_grad_(True)
     return model
 
@@ -126,6 +149,8 @@ METHODS: dict[str, Method] = {
             _observed,
         ),
         Method("lora", "LoRA with as many trained values", _lora),
+        Method("shira", "SHiRA: entries of the weights drawn at random, as many as LoRA's", _shira, draws_masks=True),
+        Method("supertuning", "Super-Tuning: the largest entries of the weights", _supertuning),
         Method("full", "the target weights themselves", _full),
         *(
             Method(name.lower(), f"GradDrop: {name}", _graddrop(**settings), None, _announced, draws_masks=True)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import time
@@ -21,8 +22,11 @@ from tiny import bert, tokenizer
 from transformers import TrainerCallback
 
 from benchmarks.compare.__main__ import main, parse_arguments, runs_of
+from benchmarks.compare.batches import LengthWindows
+from benchmarks.compare.head import head_batches
 from benchmarks.compare.runs import Run, append, done, read
-from benchmarks.compare.tasks import TASKS, score_classes, score_numbers
+from benchmarks.compare.scores import score_classes, score_numbers
+from benchmarks.compare.tasks import TASKS
 from benchmarks.compare.train import build_model, execute
 from peft_sparsegrad.methods import METHODS
 
@@ -31,9 +35,15 @@ MLP = 2 * (32 * 64 + 64 + 64 * 32 + 32)
 POOLER = 32 * 32 + 32
 HEAD = {"cola": POOLER + 2 * 32 + 2, "stsb": POOLER + 32 + 1}
 MEASURED = {
-    *("run", "epochs", "last_training_loss", "trained_parameters", "trained_head_parameters", "adapter_bytes"),
-    *("steps", "seconds_per_step", "seconds", "data_order", "environment"),
+    *("run", "evaluations", "last_training_loss", "trained_parameters", "trained_head_parameters", "adapter_bytes"),
+    *("steps", "seconds_per_step", "warmup_seconds", "seconds", "kept_memory", "peak_memory", "data_order"),
+    "environment",
 }
+
+
+OLD = """{"run": {"model": "m", "task": "cola", "method": "full", "seed": 0, "lr": 0.1, "density": 0.01, "epochs": 1, \
+"train_rows": 8, "batch_size": 4}, "epochs": []}
+"""
 
 
 def write_data(folder: Path) -> None:
@@ -59,7 +69,7 @@ def compared(tmp_path_factory) -> SimpleNamespace:
     write_data(folder / "data")
     where = ["run", "--model", str(folder / "model"), "--data", str(folder / "data")]
     what = ["--methods", "full", "lora", "--seeds", "0", "1", "--lrs", "1e-3"]
-    sizes = ["--epochs", "2", "--train-rows", "14", "--batch-size", "4"]
+    sizes = ["--epochs", "2", "--train-rows", "14", "--batch-size", "4", "--head-steps", "2", "--max-eval-rows", "9"]
     arguments, out = [*where, *what, *sizes], folder / "results.jsonl"
     done = command([*arguments, "--out", str(out)])
     assert done.returncode == 0, done.stderr
@@ -79,8 +89,8 @@ def test_every_run_is_a_line_with_all_that_was_measured(compared):
     for record in records:
         method, head = record["run"]["method"], HEAD[record["run"]["task"]]
         assert set(record) == MEASURED
-        assert [scores["epoch"] for scores in record["epochs"]] == [1, 2]
-        assert all(np.isfinite([scores["metric"], scores["loss"]]).all() for scores in record["epochs"])
+        assert [scores["step"] for scores in record["evaluations"]] == [3, 5, 8]
+        assert all(np.isfinite([scores["metric"], scores["loss"]]).all() for scores in record["evaluations"])
         assert record["steps"] == 2 * 4  # 14 rows are 4 batches
         assert record["trained_head_parameters"] == head
         assert record["seconds"] > record["steps"] * record["seconds_per_step"] / 2 > 0
@@ -110,7 +120,7 @@ def test_a_half_written_line_is_cut_off_and_its_run_done_again(compared, tmp_pat
     assert after[:-1] == before[:-1]
     first, again = json.loads(before[-1]), json.loads(after[-1])
     assert again["run"] == first["run"]
-    for old, new in zip(first["epochs"], again["epochs"], strict=True):
+    for old, new in zip(first["evaluations"], again["evaluations"], strict=True):
         assert new == pytest.approx(old, abs=1e-5)
 
 
@@ -123,16 +133,107 @@ def test_a_seed_means_the_same_data_for_every_method(compared):
     assert len(set.union(*orders.values())) == 4
 
 
-def test_a_seed_means_the_same_head_for_every_method(compared):
-    run = next(run for run in done(compared.out) if run.method == "lora" and run.seed == 0)
-    head = head_of(run)
+@pytest.mark.parametrize("head_steps", [0, 2])
+def test_a_seed_means_the_same_head_for_every_method(compared, head_steps):
+    run = replace(some_run(compared, "lora"), head_steps=head_steps)
+    head = head_of(run, compared.data)
     for method in ("full", "sparsegrad"):
-        assert torch.equal(head_of(replace(run, method=method)), head)
-    assert not torch.equal(head_of(replace(run, seed=1)), head)
+        assert torch.equal(head_of(replace(run, method=method), compared.data), head)
+    assert not torch.equal(head_of(replace(run, seed=1), compared.data), head)
 
 
-def head_of(run: Run) -> torch.Tensor:
-    return next(p for name, p in build_model(run).named_parameters() if "classifier" in name and p.requires_grad)
+def some_run(compared, method: str) -> Run:
+    return next(run for run in done(compared.out) if run.method == method and run.seed == 0 and run.task == "cola")
+
+
+def head_of(run: Run, data: Path) -> torch.Tensor:
+    model = build_model(run, data)
+    return next(p for name, p in model.named_parameters() if "classifier" in name and p.requires_grad)
+
+
+def test_only_the_head_is_settled_and_it_learns(compared, tmp_path):
+    run = replace(some_run(compared, "full"), task="stsb", head_steps=40)
+    before, after = (dict(build_model(each, compared.data).named_parameters()) for each in (run_without(run), run))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "classifier" in name or "pooler" in name}
+    losses = [training_loss(model_of, run, compared.data) for model_of in (run_without(run), run)]
+    assert losses[1] < losses[0] - 0.5
+
+
+def run_without(run: Run) -> Run:
+    return replace(run, head_steps=0)
+
+
+def training_loss(model_run: Run, run: Run, data: Path) -> float:
+    """Mean loss on all training rows, which are what the head learns from where there are no others."""
+    rows = TASKS[run.task].rows(data, "train", tokenizer())
+    return build_model(model_run, data)(**TASKS[run.task].collator(tokenizer())(rows)).loss.item()
+
+
+def test_the_head_gets_other_rows_where_there_are_enough():
+    chosen, others = [{"row": i} for i in range(4)], [{"row": i} for i in range(4, 10)]
+    seen = [row["row"] for batch in head_batches(chosen, others, steps=3, batch_size=2, seed=0) for row in batch]
+    assert seen == list(range(4, 10))
+    batches = list(head_batches(chosen, others, steps=4, batch_size=3, seed=0))
+    assert [len(batch) for batch in batches] == [3, 3, 3, 3]
+    assert {row["row"] for batch in batches for row in batch} == set(range(10))
+
+
+def test_batches_are_of_like_lengths_and_shuffled_anew_in_each_epoch():
+    lengths = [random.Random(i).randrange(100) for i in range(403)]
+    sampler = LengthWindows(lengths, batch_size=4, seed=0)
+    first, again = list(sampler), list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert sorted(first) == sorted(second) == list(range(403))
+    assert first == again != second
+    assert first != list(LengthWindows(lengths, batch_size=4, seed=1))
+    batches = [[lengths[row] for row in first[start : start + 4]] for start in range(0, 400, 4)]
+    assert statistics.fmean(max(batch) - min(batch) for batch in batches) < 15  # 60 where nothing is sorted
+    means = [statistics.fmean(batch) for batch in batches]
+    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3  # and the lengths of batches come in no order
+
+
+def test_the_trainer_takes_that_order_and_another_one_in_each_epoch(compared, monkeypatch):
+    seen = []
+    monkeypatch.setattr(LengthWindows, "__iter__", lambda self: seen.append(self.epoch) or iter(range(len(self))))
+    execute(replace(some_run(compared, "full"), head_steps=0), compared.data)
+    assert seen == [0, 1]
+
+
+def test_settings_reach_the_method_and_its_name(compared):
+    run = replace(some_run(compared, "lora"), method="sparsegrad", settings='{"rank": 7, "support_score": "energy"}')
+    config = build_model(run, compared.data).peft_config["default"]
+    assert (config.rank, config.support_score) == (7, "energy")
+    assert run.label == "sparsegrad, rank 7, support_score energy"
+    assert some_run(compared, "lora").label == "lora"
+
+
+def test_settings_are_runs_of_their_own(compared):
+    runs = runs_of(parse_arguments([*compared.arguments, "--settings", '{"b": 1, "a": 2}', '{"a": 2, "b": 1}', "{}"]))
+    assert {run.settings for run in runs} == {'{"a": 2, "b": 1}', "{}"}
+    assert len(runs) == 2 * 8
+
+
+def test_bf16_trains_in_mixed_precision_and_keeps_less(compared):
+    run = some_run(compared, "full")
+    record = execute(replace(run, precision="bf16"), compared.data)
+    full = read(compared.out)[run]
+    assert record["kept_memory"] < full["kept_memory"]
+    losses = [each["evaluations"][-1]["loss"] for each in (record, full)]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    assert losses[0] != losses[1]
+
+
+def test_memory_of_a_step_counts_weights_gradients_and_what_is_kept(compared):
+    run = some_run(compared, "full")
+    parameters = sum(p.numel() for p in build_model(run_without(run), compared.data).parameters())
+    records = read(compared.out)
+    full, lora = records[run], records[some_run(compared, "lora")]
+    trained = full["trained_parameters"] + full["trained_head_parameters"]
+    assert full["peak_memory"] > 4 * (parameters + 3 * trained)  # weights; gradients and AdamW's two averages
+    assert full["peak_memory"] > lora["peak_memory"] > 4 * parameters
+    assert 0 < full["kept_memory"] < full["peak_memory"]
 
 
 class Troublemaker(TrainerCallback):
@@ -140,6 +241,9 @@ class Troublemaker(TrainerCallback):
 
     def on_init_end(self, *args, **kwargs):
         torch.manual_seed(99)
+
+    def on_train_begin(self, *args, **kwargs):
+        time.sleep(0.1)
 
     def on_step_end(self, *args, **kwargs):
         torch.rand(7)
@@ -152,6 +256,7 @@ def test_callbacks_of_a_method_count_in_its_time_and_leave_the_data_alone(compar
     slow = execute(replace(run, method="slow"), compared.data)
     assert slow["data_order"] == record["data_order"]
     assert slow["seconds_per_step"] > 0.05
+    assert slow["warmup_seconds"] > 0.1 > record["warmup_seconds"]
 
 
 def test_shards_share_the_runs_and_keep_them(compared):
@@ -165,10 +270,10 @@ def test_table_has_means_and_sample_deviations(compared, tmp_path, capsys):
     run, record = next(iter(read(compared.out).items()))
     numbers = np.array([[0.1, 0.52], [0.3, 0.41], [0.25, 0.47]])  # seeds, epochs
     for seed, row in enumerate(numbers):
-        epochs = [{"epoch": i, "metric": value, "loss": 2 * value} for i, value in enumerate(row, start=1)]
+        scores = [{"step": i, "metric": value, "loss": 2 * value} for i, value in enumerate(row, start=1)]
         measured = {key: value for key, value in record.items() if key != "run"}
         out = tmp_path / f"{seed % 2}.jsonl"
-        append(out, replace(run, seed=seed), {**measured, "epochs": epochs, "seconds_per_step": seed + 1.0})
+        append(out, replace(run, seed=seed), {**measured, "evaluations": scores, "seconds_per_step": seed + 1.0})
     assert main(["table", *map(str, (tmp_path / "0.jsonl", tmp_path / "1.jsonl", tmp_path / "1.jsonl"))]) == 0
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| cola")]
     means, deviations = numbers.mean(axis=0), numbers.std(axis=0, ddof=1)
@@ -186,8 +291,8 @@ def test_differences_are_taken_seed_by_seed(compared, tmp_path, capsys):
     for method, values in scores.items():
         for seed, value in enumerate(values):
             measured = {key: each for key, each in record.items() if key != "run"}
-            epochs = [{"epoch": 1, "metric": value, "loss": -value}]
-            append(tmp_path / "out.jsonl", replace(run, seed=seed, method=method), {**measured, "epochs": epochs})
+            last = [{"step": 1, "metric": value, "loss": -value}]
+            append(tmp_path / "out.jsonl", replace(run, seed=seed, method=method), {**measured, "evaluations": last})
     assert main(["table", "--against", "full", str(tmp_path / "out.jsonl")]) == 0
     lines = capsys.readouterr().out.split("Difference to full")[1].splitlines()
     rows = [line for line in lines if line.startswith("| cola")]
@@ -201,7 +306,7 @@ def test_table_keeps_settings_apart(compared, tmp_path, capsys):
         append(tmp_path / "results.jsonl", replace(run, train_rows=rows), {k: record[k] for k in MEASURED - {"run"}})
     assert main(["table", str(tmp_path / "results.jsonl")]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("Metric after each epoch") == 2
+    assert printed.count("Metric along training") == 2
     assert printed.index("training rows 14,") < printed.index("training rows 1400,")
     assert " ± 0" not in printed  # one seed each
 
@@ -226,6 +331,7 @@ def test_missing_data_is_one_sentence(compared, tmp_path):
         ("stsb/stsb_dev.csv", "t3,t4\n", "stsb_dev.csv, row 1 is not in the format of stsb"),
         ("stsb/stsb_train.csv", "t3,t4,2.5\n", "stsb has 1 training rows, and --train-rows asks for 14"),
         ("results.jsonl", '{"run": 1}\n', "results.jsonl, line 1 is no result of this benchmark"),
+        ("results.jsonl", OLD, "line 1 is no result of this benchmark: it lacks evals, head_steps, max_eval_rows"),
     ],
 )
 def test_wrong_input_is_one_sentence(compared, tmp_path, capsys, name, text, message):
@@ -235,6 +341,23 @@ def test_wrong_input_is_one_sentence(compared, tmp_path, capsys, name, text, mes
     printed = capsys.readouterr().err
     assert message in printed
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--settings", '{"rank": 7}'], "full cannot be given --settings '{\"rank\": 7}': "),
+        (["--methods", "sparsegrad", "--settings", '{"rank": -7}'], "`rank` must be a positive int"),
+        (["--evals", "9"], "there are 8 steps, and --evals asks for 9 evaluations"),
+        (["--max-eval-rows", "12"], "cola has 11 dev rows, and --max-eval-rows asks for 12"),
+    ],
+)
+def test_options_that_cannot_be_used_are_one_sentence(compared, tmp_path, capsys, options, message):
+    assert main([*compared.arguments, *options, "--out", str(tmp_path / "results.jsonl")]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert printed.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "results.jsonl").exists()
 
 
 def test_a_quotation_mark_belongs_to_the_sentence_in_cola_and_a_comma_in_stsb(compared):

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import time
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import EvalPrediction, Trainer, TrainerCallback
+from torch.utils.data import Dataset, Sampler
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .tasks import Task
+from .batches import LengthWindows
+from .task import Task
 
 
 class StepTimer(TrainerCallback):
-    """Writes the seconds of each optimisation step, from its forward pass to its last callback, into `seconds`.
+    """Times what the method does before training, and each optimisation step up to its last callback.
 
     The Trainer calls its callbacks in order. With the timer first and its `stop` last, what the callbacks between
     them do at either end of a step counts.
+
+    Attributes:
+        warmup_seconds: What the callbacks between them took before the first step.
+        seconds: What each step took, from its forward pass on.
     """
 
     def __init__(self) -> None:
+        self.warmup_seconds = 0.0
         self.seconds: list[float] = []
         self.stop = _Stop(self)
         self.started = 0.0
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.started = time.perf_counter()
 
     def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
         self.started = time.perf_counter()
@@ -33,8 +44,23 @@ class _Stop(TrainerCallback):
     def __init__(self, timer: StepTimer) -> None:
         self.timer = timer
 
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.timer.warmup_seconds = time.perf_counter() - self.timer.started
+
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         self.timer.seconds.append(time.perf_counter() - self.timer.started)
+
+
+class EvaluateAfter(TrainerCallback):
+    """Has the Trainer evaluate after the given steps."""
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        self.steps = set(steps)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_evaluate = state.global_step in self.steps
 
 
 class RecordingTrainer(Trainer):
@@ -43,15 +69,15 @@ class RecordingTrainer(Trainer):
     Attributes:
         losses: Loss of each training batch.
         order: Checksum of the training batches in the order in which they came; not those of a method's warm-up.
-        scores: What the task's `score` gave, one entry per evaluation.
+        evaluations: What the task's `score` gave, one entry per evaluation, with the step after which it was.
     """
 
     def __init__(self, task: Task, *args: Any, **kwargs: Any) -> None:
         self.task = task
         self.losses: list[float] = []
         self.order = 0
-        self.scores: list[dict[str, float]] = []
-        super().__init__(*args, compute_metrics=self._score, **kwargs)
+        self.evaluations: list[dict[str, Any]] = []
+        super().__init__(*args, compute_metrics=self._score, preprocess_logits_for_metrics=task.reduce, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
@@ -62,7 +88,13 @@ class RecordingTrainer(Trainer):
         self.losses.append(loss.item())
         return loss
 
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        rows: Any = train_dataset or self.train_dataset
+        lengths = [len(row["input_ids"]) for row in rows]
+        return LengthWindows(lengths, self.args.train_batch_size, self.args.seed)
+
     def _score(self, prediction: EvalPrediction) -> dict[str, float]:
         # The Trainer's own loss counts the rows of a smaller last batch as if it were full; the task's does not.
-        self.scores.append(self.task.score(prediction.predictions, prediction.label_ids))  # pyright: ignore
-        return self.scores[-1]
+        scores = self.task.score(prediction.predictions, prediction.label_ids)  # pyright: ignore
+        self.evaluations.append({"step": self.state.global_step, **scores})
+        return scores

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ class Run:
         epochs: Passes over the training rows.
         train_rows: Training rows.
         batch_size: Rows in a batch.
+        settings: What the method's `attach` is given besides, as JSON with sorted keys.
+        head_steps: Steps for which the task head alone is trained before the method is attached.
+        evals: Evaluations along training, the last one at its end.
+        precision: "float32", or "bf16" for mixed precision.
+        max_eval_rows: Rows of the dev file that are scored; 0 for all.
     """
 
     model: str
@@ -40,17 +46,58 @@ class Run:
     epochs: int
     train_rows: int
     batch_size: int
+    settings: str = "{}"
+    head_steps: int = 0
+    evals: int = 3
+    precision: str = "float32"
+    max_eval_rows: int = 0
+
+    @property
+    def label(self) -> str:
+        """The method and its settings, for people: `sparsegrad, rank 192`."""
+        return ", ".join([self.method, *(f"{key} {_plain(value)}" for key, value in self.overrides.items())])
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The settings as keyword arguments."""
+        return json.loads(self.settings)
+
+    @property
+    def steps(self) -> int:
+        """Optimisation steps."""
+        return math.ceil(self.train_rows / self.batch_size) * self.epochs
+
+    @property
+    def eval_steps(self) -> list[int]:
+        """The steps after which there is an evaluation."""
+        return [round(self.steps * number / self.evals) for number in range(1, self.evals + 1)]
 
     def __str__(self) -> str:
-        return f"{self.task} {self.method} lr {self.lr:g} seed {self.seed}"
+        return f"{self.task} {self.label} lr {self.lr:g} seed {self.seed}"
+
+
+FIELDS = [field.name for field in fields(Run)]
+VARIED_FIELDS = ("task", "method", "settings", "seed", "lr")
+SHARED_FIELDS = [name for name in FIELDS if name not in VARIED_FIELDS]  # what one comparison has in common
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def product(
-    tasks: Sequence[str], methods: Sequence[str], seeds: Sequence[int], lrs: Sequence[float], **settings: Any
+    tasks: Sequence[str],
+    methods: Sequence[str],
+    settings: Sequence[str],
+    seeds: Sequence[int],
+    lrs: Sequence[float],
+    **common: Any,
 ) -> list[Run]:
     """Every combination once, seed by seed: what an interrupted comparison leaves is paired."""
-    combinations = itertools.product(seeds, tasks, lrs, methods)
-    runs = [Run(task=task, method=method, seed=seed, lr=lr, **settings) for seed, task, lr, method in combinations]
+    runs = [
+        Run(task=task, method=method, settings=each, seed=seed, lr=lr, **common)
+        for seed, task, lr, method, each in itertools.product(seeds, tasks, lrs, methods, settings)
+    ]
     return list(dict.fromkeys(runs))
 
 
@@ -67,10 +114,18 @@ def read(path: Path) -> dict[Run, Record]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-            results[Run(**record["run"])] = record
+            results[_run_of(record)] = record
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path}, line {number} is no result of this benchmark: {error}") from error
     return results
+
+
+def _run_of(record: Record) -> Run:
+    run = Run(**record["run"])
+    lacking = [*sorted(set(FIELDS).difference(record["run"])), *({"evaluations"} - record.keys())]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}, as an older version wrote it")
+    return run
 
 
 def done(path: Path) -> set[Run]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .runs import Record, Run, read
+from .runs import SHARED_FIELDS, Record, Run, read
 from .tasks import TASKS
 
 Results = dict[Run, Record]
@@ -25,9 +25,9 @@ def tables(paths: Sequence[Path], against: str | None = None) -> str:
     results: Results = {}
     for path in paths:
         results.update(read(path))
-    groups = group_by(results, lambda run: (run.model, run.density, run.epochs, run.train_rows, run.batch_size))
+    groups = group_by(results, lambda run: [getattr(run, name) for name in SHARED_FIELDS])
     return "\n\n".join(
-        f"{caption(group)}\n\n{final_table(group)}\n\nMetric after each epoch:\n\n{epoch_table(group)}"
+        f"{caption(group)}\n\n{final_table(group)}\n\nMetric along training:\n\n{epoch_table(group)}"
         + (f"\n\nDifference to {against}, seed by seed:\n\n{difference_table(group, against)}" if against else "")
         for group in groups
     )
@@ -51,8 +51,8 @@ def final_table(results: Results) -> str:
 
 def epoch_table(results: Results) -> str:
     """One row for each task, method and learning rate: the dev metric after each epoch."""
-    epochs = next(iter(results)).epochs
-    return _table([f"epoch {epoch}" for epoch in range(1, epochs + 1)], results, _epoch_cells)
+    steps = next(iter(results)).eval_steps
+    return _table([f"step {step}" for step in steps], results, _epoch_cells)
 
 
 def difference_table(results: Results, against: str) -> str:
@@ -73,7 +73,7 @@ def difference_table(results: Results, against: str) -> str:
 
 
 def _paired(pairs: list[tuple[Record, Record]], score: str) -> str:
-    differences = [own["epochs"][-1][score] - other["epochs"][-1][score] for own, other in pairs]
+    differences = [own["evaluations"][-1][score] - other["evaluations"][-1][score] for own, other in pairs]
     return mean_and_deviation(differences) if differences else ""
 
 
@@ -87,21 +87,21 @@ def group_by(results: Results, key: Callable[[Run], Any]) -> list[Results]:
     """The results whose runs have the same key, by ascending key."""
     groups: dict[Any, Results] = {}
     for run, record in results.items():
-        groups.setdefault(key(run), {})[run] = record
+        groups.setdefault(tuple(key(run)), {})[run] = record
     return [groups[each] for each in sorted(groups)]
 
 
 def _table(header: Sequence[str], results: Results, cells: Callable[[list[Record]], Iterable[str]]) -> str:
     lines = [["task", "method", "learning rate", "seeds", *header]]
     lines.append(["---", "---", *["---:"] * (len(lines[0]) - 2)])
-    for group in group_by(results, lambda run: (run.task, run.method, run.lr)):
+    for group in group_by(results, lambda run: (run.task, run.label, run.lr)):
         run = next(iter(group))
-        lines.append([run.task, run.method, f"{run.lr:g}", str(len(group)), *cells(list(group.values()))])
+        lines.append([run.task, run.label, f"{run.lr:g}", str(len(group)), *cells(list(group.values()))])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _final_cells(records: list[Record]) -> list[str]:
-    last = [record["epochs"][-1] for record in records]
+    last = [record["evaluations"][-1] for record in records]
     counts = [records[0][name] for name in ("trained_parameters", "trained_head_parameters", "adapter_bytes")]
     return [
         mean_and_deviation([scores["metric"] for scores in last]),
@@ -112,5 +112,5 @@ def _final_cells(records: list[Record]) -> list[str]:
 
 
 def _epoch_cells(records: list[Record]) -> list[str]:
-    by_epoch = zip(*(record["epochs"] for record in records), strict=True)
+    by_epoch = zip(*(record["evaluations"] for record in records), strict=True)
     return [mean_and_deviation([scores["metric"] for scores in epoch]) for epoch in by_epoch]

@@ -1,0 +1,59 @@
+"""The task head: which parameters it has, and its training before a method is attached."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from .task import Row
+
+HEADS = ("pooler", "classifier")  # of little use before training: MiniLM comes with a pooler that nobody trained
+LEARNING_RATE = 1e-3
+
+
+def head_modules(model: nn.Module) -> list[str]:
+    """Names of the modules of the task head."""
+    return [name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS]
+
+
+def in_head(parameter_name: str) -> bool:
+    """Whether the parameter belongs to the task head."""
+    return not set(HEADS).isdisjoint(parameter_name.split("."))
+
+
+def head_batches(chosen: list[Row], others: list[Row], steps: int, batch_size: int, seed: int) -> Iterator[list[Row]]:
+    """Rows for the head's training, batch by batch.
+
+    Args:
+        chosen: The rows that the method will be trained on.
+        others: The other rows. They are used where there are enough for all steps, and all rows where there are not.
+    """
+    rows = list(others)
+    if len(others) < steps * batch_size:
+        rows += chosen
+        random.Random(seed).shuffle(rows)
+    endless = itertools.cycle(rows)
+    return (list(itertools.islice(endless, batch_size)) for _ in range(steps))
+
+
+def settle_head(
+    model: nn.Module, batches: Iterator[list[Row]], collate: Callable[[list[Row]], dict[str, torch.Tensor]]
+) -> None:
+    """Train the task head alone with AdamW, one step for each batch.
+
+    A new head's first gradients say little about the task: without this, the methods that look at the first
+    gradients would be compared by what they make of noise.
+    """
+    head: list[Any] = [p for name, p in model.named_parameters() if in_head(name)]
+    optimizer, device = torch.optim.AdamW(head, lr=LEARNING_RATE), head[0].device
+    for rows in batches:
+        loss = model(**{key: tensor.to(device) for key, tensor in collate(rows).items()}).loss
+        for parameter, gradient in zip(head, torch.autograd.grad(loss, head), strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+    optimizer.zero_grad()

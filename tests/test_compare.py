@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -16,16 +15,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from tiny import bert, tokenizer
 from transformers import TrainerCallback
 
 from benchmarks.compare.__main__ import main, parse_arguments, runs_of
 from benchmarks.compare.batches import LengthWindows
-from benchmarks.compare.head import head_batches
-from benchmarks.compare.runs import Run, append, done, read
-from benchmarks.compare.scores import score_classes, score_numbers
+from benchmarks.compare.runs import Run, done, read
 from benchmarks.compare.tasks import TASKS
 from benchmarks.compare.train import build_model, execute
 from peft_sparsegrad.methods import METHODS
@@ -170,30 +166,6 @@ def training_loss(model_run: Run, run: Run, data: Path) -> float:
     return build_model(model_run, data)(**TASKS[run.task].collator(tokenizer())(rows)).loss.item()
 
 
-def test_the_head_gets_other_rows_where_there_are_enough():
-    chosen, others = [{"row": i} for i in range(4)], [{"row": i} for i in range(4, 10)]
-    seen = [row["row"] for batch in head_batches(chosen, others, steps=3, batch_size=2, seed=0) for row in batch]
-    assert seen == list(range(4, 10))
-    batches = list(head_batches(chosen, others, steps=4, batch_size=3, seed=0))
-    assert [len(batch) for batch in batches] == [3, 3, 3, 3]
-    assert {row["row"] for batch in batches for row in batch} == set(range(10))
-
-
-def test_batches_are_of_like_lengths_and_shuffled_anew_in_each_epoch():
-    lengths = [random.Random(i).randrange(100) for i in range(403)]
-    sampler = LengthWindows(lengths, batch_size=4, seed=0)
-    first, again = list(sampler), list(sampler)
-    sampler.set_epoch(1)
-    second = list(sampler)
-    assert sorted(first) == sorted(second) == list(range(403))
-    assert first == again != second
-    assert first != list(LengthWindows(lengths, batch_size=4, seed=1))
-    batches = [[lengths[row] for row in first[start : start + 4]] for start in range(0, 400, 4)]
-    assert statistics.fmean(max(batch) - min(batch) for batch in batches) < 15  # 60 where nothing is sorted
-    means = [statistics.fmean(batch) for batch in batches]
-    assert abs(np.corrcoef(means[:-1], means[1:])[0, 1]) < 0.3  # and the lengths of batches come in no order
-
-
 def test_the_trainer_takes_that_order_and_another_one_in_each_epoch(compared, monkeypatch):
     seen = []
     monkeypatch.setattr(LengthWindows, "__iter__", lambda self: seen.append(self.epoch) or iter(range(len(self))))
@@ -266,51 +238,6 @@ def test_shards_share_the_runs_and_keep_them(compared):
     assert set().union(*shards) == set(everything) == done(compared.out)
 
 
-def test_table_has_means_and_sample_deviations(compared, tmp_path, capsys):
-    run, record = next(iter(read(compared.out).items()))
-    numbers = np.array([[0.1, 0.52], [0.3, 0.41], [0.25, 0.47]])  # seeds, epochs
-    for seed, row in enumerate(numbers):
-        scores = [{"step": i, "metric": value, "loss": 2 * value} for i, value in enumerate(row, start=1)]
-        measured = {key: value for key, value in record.items() if key != "run"}
-        out = tmp_path / f"{seed % 2}.jsonl"
-        append(out, replace(run, seed=seed), {**measured, "evaluations": scores, "seconds_per_step": seed + 1.0})
-    assert main(["table", *map(str, (tmp_path / "0.jsonl", tmp_path / "1.jsonl", tmp_path / "1.jsonl"))]) == 0
-    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| cola")]
-    means, deviations = numbers.mean(axis=0), numbers.std(axis=0, ddof=1)
-    cells = [f"{mean:.4f} ± {deviation:.4f}" for mean, deviation in zip(means, deviations, strict=True)]
-    loss = f"{2 * means[1]:.4f} ± {2 * deviations[1]:.4f}"
-    assert rows[0][1:6] == ["full", "0.001", "3", cells[1], loss]
-    assert rows[0][6:] == [f"{MLP:,}", f"{HEAD['cola']:,}", f"{4 * (MLP + HEAD['cola']):,}", "2.000 |"]
-    assert rows[1][3:] == ["3", cells[0], f"{cells[1]} |"]
-    assert len(rows) == 2
-
-
-def test_differences_are_taken_seed_by_seed(compared, tmp_path, capsys):
-    run, record = next(iter(read(compared.out).items()))
-    scores = {"full": (0.5, 0.7, 0.1), "lora": (0.4, 0.9)}
-    for method, values in scores.items():
-        for seed, value in enumerate(values):
-            measured = {key: each for key, each in record.items() if key != "run"}
-            last = [{"step": 1, "metric": value, "loss": -value}]
-            append(tmp_path / "out.jsonl", replace(run, seed=seed, method=method), {**measured, "evaluations": last})
-    assert main(["table", "--against", "full", str(tmp_path / "out.jsonl")]) == 0
-    lines = capsys.readouterr().out.split("Difference to full")[1].splitlines()
-    rows = [line for line in lines if line.startswith("| cola")]
-    assert len(rows) == 1
-    assert "| lora | 0.001 | 2 | 2 | 0.0500 ± 0.2121 | -0.0500 ± 0.2121 |" in rows[0]
-
-
-def test_table_keeps_settings_apart(compared, tmp_path, capsys):
-    run, record = next(iter(read(compared.out).items()))
-    for rows in (14, 1400):
-        append(tmp_path / "results.jsonl", replace(run, train_rows=rows), {k: record[k] for k in MEASURED - {"run"}})
-    assert main(["table", str(tmp_path / "results.jsonl")]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("Metric along training") == 2
-    assert printed.index("training rows 14,") < printed.index("training rows 1400,")
-    assert " ± 0" not in printed  # one seed each
-
-
 def test_missing_data_is_one_sentence(compared, tmp_path):
     write_data(tmp_path)
     (tmp_path / "stsb/stsb_dev.csv").unlink()
@@ -365,28 +292,3 @@ def test_a_quotation_mark_belongs_to_the_sentence_in_cola_and_a_comma_in_stsb(co
     (first, second), score = TASKS["stsb"].load(compared.data, "dev")[1]
     assert (sentence, label) == ((f'"{second}',), 1)
     assert (first, score) == (f"{second}, {second}", 0.5)
-
-
-def test_scores_of_classes_equal_the_definitions():
-    generator = torch.Generator().manual_seed(0)
-    logits, labels = torch.randn(50, 2, generator=generator), torch.randint(0, 2, (50,), generator=generator)
-    scores, predicted = score_classes(logits.numpy(), labels.numpy()), logits.argmax(1)
-    tp, tn, fp, fn = (int(((predicted == p) & (labels == t)).sum()) for p, t in ((1, 1), (0, 0), (1, 0), (0, 1)))
-    matthews = (tp * tn - fp * fn) / ((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)) ** 0.5
-    assert scores["metric"] == pytest.approx(matthews, rel=1e-9)
-    assert scores["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert score_classes(np.tile([0.0, 1.0], (50, 1)), labels.numpy())["metric"] == 0
-
-
-def test_scores_of_numbers_equal_scipys():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 6, 40) / 2  # with ties
-    predictions = (labels + rng.normal(size=40)).round(1)[:, None]
-    scores = score_numbers(predictions, labels)
-    pearson = scipy.stats.pearsonr(predictions[:, 0], labels).statistic
-    spearman = scipy.stats.spearmanr(predictions[:, 0], labels).statistic
-    assert (scores["pearson"], scores["spearman"]) == pytest.approx((pearson, spearman), rel=1e-9)
-    assert scores["metric"] == pytest.approx((pearson + spearman) / 2, rel=1e-9)
-    assert scores["loss"] == pytest.approx(np.mean((predictions[:, 0] - labels) ** 2), rel=1e-9)
-    assert score_numbers(np.full((40, 1), 0.1), labels)["metric"] == 0
-    assert np.isnan(score_numbers(np.full((40, 1), np.nan), labels)["metric"])

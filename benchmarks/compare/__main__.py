@@ -1,4 +1,4 @@
-"""Command line of the comparison: trains, writes one JSON line per run, prints tables."""
+"""Command line of the comparison: trains, writes one JSON line per run, prints tables, draws figures."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers.utils import logging
 from .arguments import add_run_options
 from .checks import check_input
 from .errors import InputError
+from .plot import plot
 from .runs import SHARED_FIELDS, Run, append, done, product
 from .table import tables
 from .train import execute
@@ -20,14 +21,22 @@ from .train import execute
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description="Methods on one real model.")
-    commands = parser.add_subparsers(required=True, metavar="{run,table}")
+    commands = parser.add_subparsers(required=True, metavar="{run,table,plot,report}")
     run = commands.add_parser("run", help="do the runs that are not in the results file yet")
     run.set_defaults(command=run_all)
     add_run_options(run.add_argument)
     table = commands.add_parser("table", help="print Markdown tables of results")
     table.set_defaults(command=print_tables)
-    table.add_argument("--against", metavar="METHOD", help="add the differences to this method")
-    table.add_argument("results", type=Path, nargs="+", help="files that `run` wrote")
+    figures = commands.add_parser("plot", help="write a figure for each task, as PNG and SVG")
+    figures.set_defaults(command=write_plots)
+    report = commands.add_parser("report", help="write the tables and the figures")
+    report.set_defaults(command=write_report)
+    for command in (table, report):
+        command.add_argument("--against", metavar="METHOD", help="add the differences to it, named as in the tables")
+    for command in (figures, report):
+        command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write to")
+    for command in (table, figures, report):
+        command.add_argument("results", type=Path, nargs="+", metavar="FILE", help="file that `run` wrote")
     return parser.parse_args(arguments)
 
 
@@ -55,6 +64,20 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
 
 def print_tables(arguments: argparse.Namespace) -> None:
     print(tables(arguments.results, arguments.against))
+
+
+def write_plots(arguments: argparse.Namespace) -> None:
+    for path in plot(arguments.results, arguments.out):
+        print(path)
+
+
+def write_report(arguments: argparse.Namespace) -> None:
+    """`tables.md` and the figures."""
+    text = tables(arguments.results, arguments.against)
+    write_plots(arguments)
+    path = arguments.out / "tables.md"
+    path.write_text(f"{text}\n", encoding="utf-8")
+    print(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

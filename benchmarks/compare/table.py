@@ -3,78 +3,86 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .runs import SHARED_FIELDS, Record, Run, read
+from .difference import difference_rows, reference
+from .runs import Record
+from .selection import RULE, Results, Series, final, load, series_of
 from .tasks import TASKS
 
-Results = dict[Run, Record]
+NOTHING = "–"
+RATES = "Dev loss at every learning rate, seeds in brackets, the best rate in bold:"
+DIFFERENCE = (
+    "Difference to {}, seed by seed, each method at its own best learning rate: mean, and Student's 95% interval in "
+    "brackets, for each comparison by itself. `better` and `worse` where the interval excludes 0, `level` where not."
+)
 
 
 def tables(paths: Sequence[Path], against: str | None = None) -> str:
-    """For each setting in the files, the final figures and the metric after each epoch.
-
-    A run that is in several files counts once. Raises InputError if a file cannot be read.
+    """For each setting in the files, the methods at their best learning rates, and the dev losses at every rate.
 
     Args:
         paths: What `run` wrote.
-        against: A method. If given, there is a table of the differences to it, seed by seed.
+        against: A method's label. If given, there is a table of the differences to it, seed by seed.
+
+    Raises:
+        InputError: If a file cannot be read or has no result, or none is of `against`.
     """
-    results: Results = {}
-    for path in paths:
-        results.update(read(path))
-    groups = group_by(results, lambda run: [getattr(run, name) for name in SHARED_FIELDS])
-    return "\n\n".join(
-        f"{caption(group)}\n\n{final_table(group)}\n\nMetric along training:\n\n{epoch_table(group)}"
-        + (f"\n\nDifference to {against}, seed by seed:\n\n{difference_table(group, against)}" if against else "")
-        for group in groups
-    )
+    groups = load(paths)
+    if against:
+        reference(groups, against)
+    return "\n\n".join(part for results in groups for part in _parts(results, against))
+
+
+def _parts(results: Results, against: str | None) -> list[str]:
+    series = series_of(results)
+    parts = [caption(results), comparison_table(series), RATES]
+    for task in sorted({each.task for each in series}):
+        parts.append(rate_table([each for each in series if each.task == task]))
+    if against and (rows := difference_rows(series, against)):
+        header = ["task", "method", "seeds in both", "dev loss", "by dev loss", "metric", "by metric"]
+        parts += [DIFFERENCE.format(against), _table(header, rows)]
+    return parts
 
 
 def caption(results: Results) -> str:
     """What the runs of a table have in common, and what the metrics are."""
     run = next(iter(results))
-    metrics = "; ".join(f"{name}: {TASKS[name].metric}" for name in sorted({run.task for run in results}))
     return (
         f"{run.model}: training rows {run.train_rows}, epochs {run.epochs}, batch size {run.batch_size}, density "
-        f"{run.density:g}. Mean ± sample standard deviation over seeds, on the dev file ({metrics})."
+        f"{run.density:g}, head steps {run.head_steps}, {run.precision}, dev rows {run.max_eval_rows or 'all'}. "
+        f"Mean ± sample standard deviation over seeds, on the dev file ({_metrics(results)}). {RULE}."
     )
 
 
-def final_table(results: Results) -> str:
-    """One row for each task, method and learning rate: the figures at the end of training."""
-    header = ["metric", "dev loss", "trained values", "of the head", "adapter bytes", "seconds per step"]
-    return _table(header, results, _final_cells)
+def _metrics(results: Results) -> str:
+    tasks = [TASKS[name] for name in sorted({run.task for run in results})]
+    return "; ".join(f"{t.name}: {t.metric}, {'higher' if t.higher_is_better else 'lower'} is better" for t in tasks)
 
 
-def epoch_table(results: Results) -> str:
-    """One row for each task, method and learning rate: the dev metric after each epoch."""
-    steps = next(iter(results)).eval_steps
-    return _table([f"step {step}" for step in steps], results, _epoch_cells)
+def comparison_table(series: list[Series]) -> str:
+    """One row for each task and method: the figures at the end of training, at the best learning rate."""
+    header = ["task", "method", "learning rate", "seeds", "metric", "dev loss", "trained values", "of the head"]
+    header += ["adapter bytes", "seconds per step", "kept MB", "peak MB"]
+    return _table(header, [[s.task, s.label, f"{s.best:g}", *_figures(list(s.records.values()))] for s in series])
 
 
-def difference_table(results: Results, against: str) -> str:
-    """One row for each task, method and learning rate: what the last epoch's scores are above those of `against`.
-
-    Only seeds that both have count. Metrics are better where the difference is above 0, losses where it is below.
-    """
-
-    def cells(records: list[Record]) -> list[str]:
-        pairs = [(own, other) for own in records if (other := counterpart(own)) is not None]
-        return [str(len(pairs)), *(_paired(pairs, score) for score in ("metric", "loss"))]
-
-    def counterpart(record: Record) -> Record | None:
-        return results.get(Run(**{**record["run"], "method": against}))
-
-    others = {run: record for run, record in results.items() if run.method != against}
-    return _table(["in both", "metric", "dev loss"], others, cells)
+def rate_table(series: list[Series]) -> str:
+    """One row for each task and method: the dev loss at every learning rate, and where the best one lies."""
+    rates = sorted({rate for each in series for rate in each.rates})
+    rows = [[s.task, s.label, *(_loss_at(s, rate) for rate in rates), position(s)] for s in series]
+    return _table(["task", "method", *(f"{rate:g}" for rate in rates), "best rate"], rows)
 
 
-def _paired(pairs: list[tuple[Record, Record]], score: str) -> str:
-    differences = [own["evaluations"][-1][score] - other["evaluations"][-1][score] for own, other in pairs]
-    return mean_and_deviation(differences) if differences else ""
+def position(series: Series) -> str:
+    """Where the best learning rate lies among those tried."""
+    if len(series.rates) == 1:
+        return "the only one"
+    if series.best in (min(series.rates), max(series.rates)):
+        return "at the edge"
+    return "inside"
 
 
 def mean_and_deviation(values: Sequence[float]) -> str:
@@ -83,34 +91,30 @@ def mean_and_deviation(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.4f}" if len(values) > 1 else mean
 
 
-def group_by(results: Results, key: Callable[[Run], Any]) -> list[Results]:
-    """The results whose runs have the same key, by ascending key."""
-    groups: dict[Any, Results] = {}
-    for run, record in results.items():
-        groups.setdefault(tuple(key(run)), {})[run] = record
-    return [groups[each] for each in sorted(groups)]
-
-
-def _table(header: Sequence[str], results: Results, cells: Callable[[list[Record]], Iterable[str]]) -> str:
-    lines = [["task", "method", "learning rate", "seeds", *header]]
-    lines.append(["---", "---", *["---:"] * (len(lines[0]) - 2)])
-    for group in group_by(results, lambda run: (run.task, run.label, run.lr)):
-        run = next(iter(group))
-        lines.append([run.task, run.label, f"{run.lr:g}", str(len(group)), *cells(list(group.values()))])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _final_cells(records: list[Record]) -> list[str]:
-    last = [record["evaluations"][-1] for record in records]
+def _figures(records: list[Record]) -> list[str]:
     counts = [records[0][name] for name in ("trained_parameters", "trained_head_parameters", "adapter_bytes")]
     return [
-        mean_and_deviation([scores["metric"] for scores in last]),
-        mean_and_deviation([scores["loss"] for scores in last]),
+        str(len(records)),
+        *(mean_and_deviation([final(record, score) for record in records]) for score in ("metric", "loss")),
         *(f"{count:,}" for count in counts),
         f"{statistics.median(record['seconds_per_step'] for record in records):.3f}",
+        *(_megabytes(records, name) for name in ("kept_memory", "peak_memory")),
     ]
 
 
-def _epoch_cells(records: list[Record]) -> list[str]:
-    by_epoch = zip(*(record["evaluations"] for record in records), strict=True)
-    return [mean_and_deviation([scores["metric"] for scores in epoch]) for epoch in by_epoch]
+def _megabytes(records: list[Record], name: str) -> str:
+    measured = [record[name] for record in records if record[name] is not None]
+    return f"{statistics.median(measured) / 1e6:.1f}" if measured else NOTHING
+
+
+def _loss_at(series: Series, rate: float) -> str:
+    if rate not in series.rates:
+        return NOTHING
+    records = series.rates[rate]
+    cell = f"{mean_and_deviation([final(record, 'loss') for record in records.values()])} ({len(records)})"
+    return f"**{cell}**" if rate == series.best else cell
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

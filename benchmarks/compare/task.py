@@ -25,6 +25,7 @@ class Task(ABC):
     Attributes:
         name: Key in the table.
         metric: What the score calls "metric", in words.
+        loss: What the score calls "loss", in words, with its unit.
         file: Path of its data inside the data folder.
         score: Called with predictions and labels, both arrays; returns at least "metric" and "loss", a mean.
         higher_is_better: Whether a greater metric is the better one. A lower loss always is.
@@ -34,6 +35,7 @@ class Task(ABC):
 
     name: str
     metric: str
+    loss: str
     file: str
     score: Callable[[np.ndarray, np.ndarray], dict[str, float]]
     higher_is_better: ClassVar[bool] = True

@@ -15,6 +15,7 @@ TASKS: dict[str, Task] = {
         LabelledTask(
             name="cola",
             metric="Matthews correlation",
+            loss="cross entropy, nats",
             file="cola/cola_{}.tsv",
             score=score_classes,
             dialect={"delimiter": "\t", "quoting": csv.QUOTE_NONE},
@@ -25,6 +26,7 @@ TASKS: dict[str, Task] = {
         LabelledTask(
             name="stsb",
             metric="mean of Pearson and Spearman correlation",
+            loss="mean squared error, points²",
             file="stsb/stsb_{}.csv",
             score=score_numbers,
             dialect={"strict": True},
@@ -32,6 +34,12 @@ TASKS: dict[str, Task] = {
             num_labels=1,
             problem_type="regression",
         ),
-        LanguageTask(name="instructions", metric="perplexity", file="seed_tasks.jsonl", score=score_tokens),
+        LanguageTask(
+            name="instructions",
+            metric="perplexity",
+            loss="cross entropy, nats per token",
+            file="seed_tasks.jsonl",
+            score=score_tokens,
+        ),
     )
 }

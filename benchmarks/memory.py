@@ -29,8 +29,12 @@ def keep_freed_memory() -> bool:
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Address and bytes of each storage behind `tensors`, which may share some."""
-    found = (tensor.untyped_storage() for tensor in tensors)
+    found = (part.untyped_storage() for tensor in tensors for part in _dense_parts(tensor))
     return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+
+def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    return [tensor._indices(), tensor._values()] if tensor.layout == torch.sparse_coo else [tensor]
 
 
 def saved_storages(forward: Callable[[], torch.Tensor]) -> tuple[dict[int, int], dict[int, int]]:

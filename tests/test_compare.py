@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 from benchmarks.compare.__main__ import main, parse_arguments, runs_of
 from benchmarks.compare.batches import LengthWindows
+from benchmarks.compare.recording import RecordingTrainer
 from benchmarks.compare.runs import Run, done, read
 from benchmarks.compare.tasks import TASKS
 from benchmarks.compare.train import build_model, execute
@@ -195,6 +196,30 @@ def test_bf16_trains_in_mixed_precision_and_keeps_less(compared):
     losses = [each["evaluations"][-1]["loss"] for each in (record, full)]
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("method", ["shira", "supertuning", "sparsegrad-dynamic", "anneal-graddrop", "graddrop-epoch"])
+def test_every_kind_of_method_can_be_run_and_measured(compared, method):
+    run = replace(some_run(compared, "full"), method=method, density=0.05)
+    record, full = execute(run, compared.data), read(compared.out)[some_run(compared, "full")]
+    assert record["data_order"] == full["data_order"]
+    assert 0 < record["kept_memory"] < record["peak_memory"]
+    assert set(record) == MEASURED - {"run"}
+
+
+def test_measuring_changes_nothing(compared, monkeypatch):
+    run, saved = replace(some_run(compared, "full"), lr=0.1), []
+    original = RecordingTrainer.measure_memory
+
+    def watched(trainer):
+        saved.extend(parameter.detach().clone() for parameter in trainer.model.parameters())
+        measured = original(trainer)
+        assert all(map(torch.equal, saved, trainer.model.parameters()))
+        return measured
+
+    monkeypatch.setattr(RecordingTrainer, "measure_memory", watched)
+    execute(run, compared.data)
+    assert saved
 
 
 def test_memory_of_a_step_counts_weights_gradients_and_what_is_kept(compared):

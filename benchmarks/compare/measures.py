@@ -32,7 +32,7 @@ def bytes_to_keep(model: nn.Module, folder: Path) -> int:
 
 
 def step_memory(model: nn.Module, optimizer: Any, forward: Callable[[], torch.Tensor]) -> dict[str, int]:
-    """Bytes of one more training step, which changes the model.
+    """Bytes of one more training step.
 
     Args:
         model: In training mode, with its gradients cleared.

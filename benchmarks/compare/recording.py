@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .batches import LengthWindows
+from .measures import step_memory
 from .task import Task
 
 
@@ -63,20 +64,33 @@ class EvaluateAfter(TrainerCallback):
         control.should_evaluate = state.global_step in self.steps
 
 
+class _MeasureMemory(TrainerCallback):
+    """Measures before the method's own callbacks take down what they have set up for training."""
+
+    def __init__(self, trainer: RecordingTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.trainer.memory = self.trainer.measure_memory()
+
+
 class RecordingTrainer(Trainer):
     """A Trainer that remembers what it saw.
 
     Attributes:
         losses: Loss of each training batch.
         order: Checksum of the training batches in the order in which they came; not those of a method's warm-up.
+        memory: What `step_memory` found, after training.
         evaluations: What the task's `score` gave, one entry per evaluation, with the step after which it was.
     """
 
-    def __init__(self, task: Task, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, task: Task, *args: Any, callbacks: Iterable[TrainerCallback] = (), **kwargs: Any) -> None:
         self.task = task
+        self.memory: dict[str, int] = {}
         self.losses: list[float] = []
         self.order = 0
         self.evaluations: list[dict[str, Any]] = []
+        kwargs["callbacks"] = [_MeasureMemory(self), *callbacks]
         super().__init__(*args, compute_metrics=self._score, preprocess_logits_for_metrics=task.reduce, **kwargs)
 
     def training_step(
@@ -87,6 +101,22 @@ class RecordingTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.losses.append(loss.item())
         return loss
+
+    def measure_memory(self) -> dict[str, int]:
+        """Bytes of one more step on the first training rows: the same batch for every method.
+
+        The learning rate has come down to 0, so that the step changes nothing.
+        """
+        model, rows = cast(nn.Module, self.model), cast(Any, self.train_dataset)
+        batch = self._prepare_inputs(self.data_collator(rows[: self.args.train_batch_size]))
+
+        def forward() -> torch.Tensor:
+            with self.compute_loss_context_manager():
+                return self.compute_loss(model, batch)  # pyright: ignore
+
+        model.train()
+        model.zero_grad()
+        return step_memory(model, self.optimizer, forward)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         rows: Any = train_dataset or self.train_dataset

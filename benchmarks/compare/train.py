@@ -17,7 +17,7 @@ from benchmarks.environment import describe_environment
 from peft_sparsegrad.methods import METHODS
 
 from .head import head_batches, head_modules, settle_head
-from .measures import bytes_to_keep, count_trained, step_memory
+from .measures import bytes_to_keep, count_trained
 from .recording import EvaluateAfter, RecordingTrainer, StepTimer
 from .runs import Record, Run
 from .tasks import TASKS
@@ -46,7 +46,7 @@ def execute(run: Run, data: Path) -> Record:
         "seconds_per_step": statistics.median(timer.seconds),
         "warmup_seconds": timer.warmup_seconds,
         "seconds": time.perf_counter() - started,
-        **measure_memory(trainer, run.batch_size),
+        **trainer.memory,
         "data_order": f"{trainer.order:08x}",
         "environment": {
             **describe_environment(trainer.args.device),
@@ -116,18 +116,3 @@ def training_arguments(run: Run, folder: Path) -> TrainingArguments:
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-
-
-def measure_memory(trainer: RecordingTrainer, batch_size: int) -> dict[str, int]:
-    """Bytes of one more step, on the first training rows: the same batch for every method."""
-    model: Any = trainer.model
-    rows: Any = trainer.train_dataset
-    batch = trainer._prepare_inputs(trainer.data_collator(rows[:batch_size]))
-
-    def forward() -> torch.Tensor:
-        with trainer.compute_loss_context_manager():
-            return trainer.compute_loss(model, batch)  # pyright: ignore
-
-    model.train()
-    model.zero_grad()
-    return step_memory(model, trainer.optimizer, forward)

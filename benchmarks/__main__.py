@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             for name, shape in shapes.items()
         }
     if arguments.only in (None, "warmup") and not arguments.sweep_rank:
-        result["warmup"] = benchmark_warmup(device, arguments.density)
+        result["warmup"] = benchmark_warmup(device)
     if arguments.only in (None, "graddrop") and not arguments.sweep_rank:
         result["graddrop"] = {
             name: benchmark_graddrop(shape, device, 2 * arguments.rounds) for name, shape in shapes.items()

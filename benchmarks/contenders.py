@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from peft_sparsegrad import SparseGradAdam
-from peft_sparsegrad.functional import core, delta_product
+from peft_sparsegrad.functional import delta_product
 from peft_sparsegrad.methods import METHODS, targeted
 from peft_sparsegrad.sparsegrad import layer as sparsegrad_layer
 
@@ -23,7 +23,7 @@ from .paper_layer import attach_paper_layers
 FROZEN, LORA, STATIC, PAPER, FULL = "frozen", "lora", "sparsegrad", "paper layer", "full"
 DYNAMIC, DYNAMIC_SD = "sparsegrad-dynamic", "sparsegrad-dynamic, sparse-by-dense"
 CONTENDERS = (FROZEN, LORA, STATIC, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
-SLACKS = (1.25, 1.5, 2.0, 4.0, 6.25)
+SLACKS = (1.5, 3.0, 6.0, 12.0, 24.0)
 SWEEP = (LORA, *(f"slack {slack:g}" for slack in SLACKS))
 
 LEARNING_RATE = 1e-4
@@ -82,16 +82,15 @@ def build_contender(name: str, shape: Shape, device: torch.device, density: floa
     if name == DYNAMIC_SD:
         return Contender(name, *_attached(DYNAMIC, model, density), around_forward=_with_sparse_by_dense)
     if name in SWEEP and name != LORA:
-        with mock.patch.object(core, "SLACK", float(name.removeprefix("slack "))):
-            return Contender(name, *_attached(STATIC, model, density))
+        return Contender(name, *_attached(STATIC, model, density, slack=float(name.removeprefix("slack "))))
     return Contender(name, *_attached(name, model, density))
 
 
-def _attached(name: str, model: nn.Module, density: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+def _attached(name: str, model: nn.Module, density: float, **settings: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A method of the package's table, SparseGrad in a data-free basis: its cost does not depend on the numbers."""
     method = METHODS[name]
     overrides = {"warmup_steps": 0} if name.startswith(STATIC) else {}
-    model = method.attach(model, None, density, **overrides)
+    model = method.attach(model, None, density, **overrides, **settings)
     if method.make_optimizer is not None:
         return model, method.make_optimizer(model, LEARNING_RATE)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -13,21 +13,22 @@ from typing import Any
 
 import torch
 
-from peft_sparsegrad.functional import ExactHosvd, Hosvd, SketchedHosvd, core_shape
+from peft_sparsegrad.functional import ExactHosvd, Hosvd, SketchedHosvd
 
 from .gradients import Gradients
 from .memory import peak_of, storages
 from .timing import Stopwatch
 
 OUT, IN, TOKENS = 384, 1536, 256
+CORE = (96, 96)
 STACKED, FEW, FLAT = 180, 20, 24
 
 Accumulator = ExactHosvd | SketchedHosvd
 
 
-def benchmark_warmup(device: torch.device, density: float) -> dict[str, Any]:
+def benchmark_warmup(device: torch.device) -> dict[str, Any]:
     """Measure the accumulators and the stacked SVD on a decaying spectrum, and the sketch on a flat one."""
-    core = core_shape(OUT, IN, round(density * OUT * IN), "auto")
+    core = CORE
     separated = min(core) // 2
     decaying = Gradients(OUT, IN, TOKENS, decay=0.5, leading=separated, drop=4.0, device=device)
     stack = decaying.stack(STACKED)
@@ -39,9 +40,9 @@ def benchmark_warmup(device: torch.device, density: float) -> dict[str, Any]:
             **measured,
             "peak_bytes": streaming_peak(make(), decaying),
             "speed_ratio": stacked["seconds"] / measured["seconds"],
-            "energy": captured_energy(stack, found.U.to(stack), found.V.to(stack)),
-            "angle_in": largest_angle(found.U[:, :separated], U[:, :separated]),
-            "angle_out": largest_angle(found.V[:, :separated], V[:, :separated]),
+            "energy": captured_energy(stack, *both_sides(found)),
+            "angle_in": largest_angle(both_sides(found)[0][:, :separated], U[:, :separated]),
+            "angle_out": largest_angle(both_sides(found)[1][:, :separated], V[:, :separated]),
         }
     settings = {"stack": list(stack.shape), "core": list(core), "tokens": TOKENS, "angle_rank": separated}
     return {**settings, "methods": methods, "flat spectrum": flat_spectrum(core, device)}
@@ -122,8 +123,16 @@ def held_bytes(accumulator: Accumulator) -> int:
     return sum(storages(tensors).values())
 
 
+def both_sides(found: Hosvd) -> tuple[torch.Tensor, torch.Tensor]:
+    """U and V of a HOSVD that has both."""
+    assert found.U is not None
+    assert found.V is not None
+    return found.U, found.V
+
+
 def captured_energy(stack: torch.Tensor, U: torch.Tensor, V: torch.Tensor) -> float:
     """Share of the energy Σ‖G‖² of a stack (n, out, in) that Vᵀ G U holds."""
+    U, V = U.to(stack), V.to(stack)
     return ((V.T @ stack @ U).double().square().sum() / stack.double().square().sum()).item()
 
 
@@ -151,5 +160,4 @@ def flat_spectrum(core: tuple[int, int], device: torch.device) -> dict[str, Any]
 
 
 def _energy(stack: torch.Tensor, accumulator: Accumulator) -> float:
-    found = accumulator.result()
-    return captured_energy(stack, found.U.to(stack), found.V.to(stack))
+    return captured_energy(stack, *both_sides(accumulator.result()))

@@ -57,3 +57,17 @@ def settle_head(
             parameter.grad = gradient
         optimizer.step()
     optimizer.zero_grad()
+
+
+def train_head_apart(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Put the head's parameters into groups of their own, with the learning rate that has settled the head.
+
+    So the learning rate that is searched for a method is that of its own values.
+    """
+    head = {parameter for name, parameter in model.named_parameters() if in_head(name)}
+    for group in list(optimizer.param_groups):
+        apart = [parameter for parameter in group["params"] if parameter in head]
+        group["params"] = [parameter for parameter in group["params"] if parameter not in head]
+        if apart:
+            optimizer.add_param_group({**group, "params": apart, "lr": LEARNING_RATE})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .batches import LengthWindows
+from .head import train_head_apart
 from .measures import step_memory
 from .task import Task
 
@@ -101,6 +102,12 @@ class RecordingTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.losses.append(loss.item())
         return loss
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """The method's optimizer, or the Trainer's; the head has its own learning rate whatever the method's is."""
+        optimizer = super().create_optimizer(*args, **kwargs)
+        train_head_apart(optimizer, cast(nn.Module, self.model))
+        return optimizer
 
     def measure_memory(self) -> dict[str, int]:
         """Bytes of one more step on the first training rows: the same batch for every method.

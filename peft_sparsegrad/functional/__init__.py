@@ -1,6 +1,6 @@
 """The mathematics of both methods in plain PyTorch. Nothing here imports peft or transformers."""
 
-from .core import core_shape, num_trained_values
+from .core import core_ranks, core_shape, num_trained_values
 from .delta import delta_product, delta_weight, observe_gradient
 from .hosvd import ExactHosvd, Hosvd, SketchedHosvd, gradient_energy, hosvd_accumulator, hosvd_of_weight
 from .masked_layer import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
@@ -16,7 +16,16 @@ from .masks import (
 from .schedules import SCHEDULES
 from .sparse_by_dense import sparse_by_dense
 from .streams import stream_key
-from .support import core_gradient, pack_support, packed_support_size, select_support, spread_support, unpack_support
+from .support import (
+    core_gradient,
+    move_entries,
+    pack_support,
+    packed_support_size,
+    renew_support,
+    select_support,
+    spread_support,
+    unpack_support,
+)
 
 __all__ = [
     "SCHEDULES",
@@ -29,6 +38,7 @@ __all__ = [
     "bernoulli_layer_mask",
     "bernoulli_mask",
     "core_gradient",
+    "core_ranks",
     "core_shape",
     "delta_product",
     "delta_weight",
@@ -41,10 +51,12 @@ __all__ = [
     "masked_layer",
     "masked_linear",
     "masked_sum",
+    "move_entries",
     "num_trained_values",
     "observe_gradient",
     "pack_support",
     "packed_support_size",
+    "renew_support",
     "select_support",
     "set_mask",
     "sparse_by_dense",

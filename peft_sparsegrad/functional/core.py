@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-Rank = int | tuple[int, int] | Literal["full", "auto"]
+Rank = int | tuple[int | None, int | None] | Literal["full", "auto"]
 
-# Entries of the core per trained value when rank="auto". A core that is hardly larger than its support leaves nothing
-# to choose; a wide one costs time, memory and bytes. docs/results/ has the measurements behind the number.
-SLACK = 1.5
 # Fewer values than this say nothing in a layer so small that its density asks for them.
 FEWEST_VALUES = 8
 
@@ -22,20 +19,23 @@ def num_trained_values(out_features: int, in_features: int, density: float, num_
     return max(min(FEWEST_VALUES, entries), round(density * entries))
 
 
-def core_shape(out_features: int, in_features: int, k: int, rank: Rank) -> tuple[int, int]:
-    """Shape (r_out, r_in) of the core that holds `k` trained values.
+def core_ranks(out_features: int, in_features: int, k: int, rank: Rank, slack: float) -> tuple[int | None, int | None]:
+    """Columns (r_out, r_in) of V and U, where the core is to hold `k` trained values.
 
-    `"auto"` takes the nearly square pair with `r_out * r_in ≈ SLACK * k`. The pair with the fewest multiply-adds took
-    4% less of a BERT step and held 3 to 5% less of the gradient's energy on its support (docs/results/sparsegrad.md).
+    `"auto"` has a transition matrix on the narrower side only, as wide as `r * wider side ≈ slack * k` asks for. In an
+    MLP the wider side is that of the hidden neurons, each of which is a direction of its own; the narrower is the
+    residual stream's, where no direction is special. A transition matrix for the neurons cost four times the
+    arithmetic and most of the file, and gained nothing (docs/results/sparsegrad.md).
 
     Args:
         out_features: Rows of the weight.
         in_features: Columns of the weight.
         k: Trained values.
-        rank: One rank for both sides, a pair (out, in), `"full"`, or `"auto"`.
+        rank: One rank for both sides, a pair (out, in) of which one or both may be None, `"full"`, or `"auto"`.
+        slack: Entries of the core per trained value where the rank is `"auto"`, at least 1.
 
     Returns:
-        (r_out, r_in), each at most the layer's dimension.
+        A number of columns, at most the layer's dimension, or None where that side keeps the weight's own basis.
 
     Raises:
         ValueError: If `k` values do not fit into the core, or into the layer.
@@ -45,25 +45,32 @@ def core_shape(out_features: int, in_features: int, k: int, rank: Rank) -> tuple
     if rank == "full":
         return out_features, in_features
     if rank == "auto":
-        return _nearly_square(out_features, in_features, k)
+        return _narrower_side(out_features, in_features, slack * k)
     asked_out, asked_in = (rank, rank) if isinstance(rank, int) else rank
-    r_out, r_in = min(asked_out, out_features), min(asked_in, in_features)
+    ranks = (_at_most(asked_out, out_features), _at_most(asked_in, in_features))
+    r_out, r_in = core_shape(out_features, in_features, ranks)
     if r_out * r_in < k:
         raise ValueError(
             f"a core of rank ({r_out}, {r_in}) has {r_out * r_in} entries and cannot hold {k} values: "
             f"raise `rank` to at least {math.isqrt(k - 1) + 1}, or lower `density` or `num_values`"
         )
-    return r_out, r_in
+    return ranks
 
 
-def _nearly_square(out_features: int, in_features: int, k: int) -> tuple[int, int]:
-    entries = min(math.ceil(SLACK * k), out_features * in_features)
-    side = _round_up(math.isqrt(entries - 1) + 1)
-    r_in = min(side, in_features)
-    r_out = min(max(side if r_in == side else 0, _round_up(math.ceil(entries / r_in))), out_features)
-    if r_out == out_features:
-        r_in = min(max(r_in, _round_up(math.ceil(entries / r_out))), in_features)
-    return r_out, r_in
+def core_shape(out_features: int, in_features: int, ranks: tuple[int | None, int | None]) -> tuple[int, int]:
+    """Rows and columns of the core: a side in its own basis is as wide as the layer."""
+    r_out, r_in = ranks
+    return (out_features if r_out is None else r_out), (in_features if r_in is None else r_in)
+
+
+def _narrower_side(out_features: int, in_features: int, entries: float) -> tuple[int | None, int | None]:
+    narrow, wide = sorted((out_features, in_features))
+    rank = min(_round_up(math.ceil(entries / wide)), narrow)
+    return (rank, None) if out_features < in_features else (None, rank)
+
+
+def _at_most(rank: int | None, features: int) -> int | None:
+    return None if rank is None else min(rank, features)
 
 
 def _round_up(rank: int) -> int:

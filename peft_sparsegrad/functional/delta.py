@@ -27,6 +27,7 @@ def delta_product(
     core_shape: tuple[int, int],
     top_k: int | None = None,
     skip_zeros: bool = False,
+    core_sum: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`result + ((x U) Sᵀ) Vᵀ`, computed in the dtype of `result`.
 
@@ -41,6 +42,8 @@ def delta_product(
         top_k: If given, only this many entries of the values' gradient, the largest in magnitude, are kept: the
             paper's dynamic support.
         skip_zeros: Leave zero rows and columns out of the core's gradient product (paper, section 3.3).
+        core_sum: If given, shape (r_out, r_in): the backward pass adds the gradient of the whole core to it, that of
+            the entries outside the support included.
 
     Returns:
         Shape (..., out), dtype of `result`.
@@ -48,7 +51,7 @@ def delta_product(
     x = x.to(result.dtype)
     out = _DeltaProduct.apply(
         result.reshape(-1, result.shape[-1]), x.reshape(-1, x.shape[-1]), values, indices, U, V, core_shape, top_k,
-        skip_zeros,
+        skip_zeros, core_sum,
     )  # fmt: skip
     return out.view(result.shape)  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -107,11 +110,11 @@ def _keep_largest(gradient, k):
 
 class _DeltaProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, result, x, values, indices, U, V, core_shape, top_k, skip_zeros):
+    def forward(ctx, result, x, values, indices, U, V, core_shape, top_k, skip_zeros, core_sum):
         core = _core(values, indices, core_shape, result.dtype)
         xu = x if U is None else x @ U
         z = xu @ core.T
-        ctx.core_shape, ctx.top_k, ctx.skip_zeros = core_shape, top_k, skip_zeros
+        ctx.core_shape, ctx.top_k, ctx.skip_zeros, ctx.core_sum = core_shape, top_k, skip_zeros, core_sum
         ctx.save_for_backward(xu if values.requires_grad else None, values, indices, U, V)
         return result + z if V is None else torch.addmm(result, z, V.T)
 
@@ -126,10 +129,12 @@ class _DeltaProduct(torch.autograd.Function):
             dx = dx if U is None else dx @ U.T
         if ctx.needs_input_grad[2]:
             dcore = sparse_by_dense(dz.T, xu) if ctx.skip_zeros else dz.T @ xu
+            if ctx.core_sum is not None and (dcore.dtype != torch.float16 or torch.isfinite(dcore).all()):
+                ctx.core_sum += dcore  # but for an overflow, whose step is skipped
             dvalues = dcore.flatten() if indices is None else dcore.flatten()[indices]
             dvalues = dvalues if ctx.top_k is None else _keep_largest(dvalues, ctx.top_k)
             dvalues = dvalues.to(values.dtype)
-        return (dy if ctx.needs_input_grad[0] else None), dx, dvalues, None, None, None, None, None, None
+        return (dy if ctx.needs_input_grad[0] else None), dx, dvalues, None, None, None, None, None, None, None
 
 
 class _ObserveGradient(torch.autograd.Function):

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
+Ranks = tuple[int | None, int | None]  # columns of (V, U); None leaves a side in its own basis
 
 # Above this dimension a Gram matrix and its eigenvectors cost more than sketching it does.
 EXACT_LIMIT = 4096
@@ -27,16 +28,16 @@ class Hosvd:
     """Transition matrices of a group of layers.
 
     Attributes:
-        U: Input transition matrix, shape (in, r_in), orthonormal columns, largest energy first.
-        V: Output transition matrix, shape (out, r_out), orthonormal columns, largest energy first.
-        spectrum_in: Gradient energy along each column of U, descending, and beyond r_in where it is known.
+        U: Input transition matrix, shape (in, r_in), orthonormal columns, largest energy first; or None.
+        V: Output transition matrix, shape (out, r_out), orthonormal columns, largest energy first; or None.
+        spectrum_in: Gradient energy along each column of U, descending, and beyond r_in where it is known; or empty.
         spectrum_out: The same for V.
         energy: Σ ‖G‖² over everything observed; an estimate if it was sketched.
         method: `"exact"` or `"sketch"`.
     """
 
-    U: torch.Tensor
-    V: torch.Tensor
+    U: torch.Tensor | None
+    V: torch.Tensor | None
     spectrum_in: torch.Tensor
     spectrum_out: torch.Tensor
     energy: float
@@ -44,19 +45,18 @@ class Hosvd:
 
 
 def hosvd_accumulator(
-    out_features: int, in_features: int, core_shape: tuple[int, int], device: torch.device | str = "cpu"
+    out_features: int, in_features: int, ranks: Ranks, device: torch.device | str = "cpu"
 ) -> ExactHosvd | SketchedHosvd:
-    """The accumulator for a layer: exact up to `EXACT_LIMIT`, or where most columns are asked for on both sides."""
-    largest = max(out_features, in_features)
-    wide = all(2 * sketch_size(r) >= n for r, n in zip(core_shape, (out_features, in_features), strict=True))
-    if largest <= EXACT_LIMIT or wide:
-        return ExactHosvd(out_features, in_features, core_shape, device)
-    return SketchedHosvd(out_features, in_features, core_shape, device)
+    """The accumulator for a layer: exact up to `EXACT_LIMIT`, or where most columns are asked for."""
+    wanted = [(r, n) for r, n in zip(ranks, (out_features, in_features), strict=True) if r is not None]
+    wide = all(2 * sketch_size(r) >= n for r, n in wanted)
+    kind = ExactHosvd if wide or max(n for _, n in wanted) <= EXACT_LIMIT else SketchedHosvd
+    return kind(out_features, in_features, ranks, device)
 
 
-def hosvd_of_weight(weight: torch.Tensor, core_shape: tuple[int, int]) -> Hosvd:
+def hosvd_of_weight(weight: torch.Tensor, ranks: Ranks) -> Hosvd:
     """The leading singular vectors of a weight (out, in): the data-free basis `"svd"`."""
-    accumulator = ExactHosvd(weight.shape[0], weight.shape[1], core_shape, weight.device)
+    accumulator = ExactHosvd(weight.shape[0], weight.shape[1], ranks, weight.device)
     accumulator.add_gradient(weight.detach().float())
     return accumulator.result()
 
@@ -71,21 +71,21 @@ def gradient_energy(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
 
 
 class ExactHosvd:
-    """Sums both Gram matrices, in float64. Memory: in² + out² entries.
+    """Sums the Gram matrix of each side that gets a transition matrix, in float64. Memory: in² + out² entries.
 
     Args:
         out_features: Rows of the gradient.
         in_features: Columns of the gradient.
-        core_shape: (r_out, r_in), the columns wanted of V and U.
+        ranks: (r_out, r_in), the columns wanted of V and U; None for a side that keeps its own basis.
         device: Where the Gram matrices are summed.
     """
 
-    def __init__(
-        self, out_features: int, in_features: int, core_shape: tuple[int, int], device: torch.device | str = "cpu"
-    ) -> None:
-        self.core_shape = core_shape
-        self.gram_in = torch.zeros(in_features, in_features, dtype=torch.float64, device=device)
-        self.gram_out = torch.zeros(out_features, out_features, dtype=torch.float64, device=device)
+    def __init__(self, out_features: int, in_features: int, ranks: Ranks, device: torch.device | str = "cpu") -> None:
+        self.ranks, self.energy = ranks, torch.zeros((), dtype=torch.float64, device=device)
+        self.gram_out, self.gram_in = (
+            None if r is None else torch.zeros(n, n, dtype=torch.float64, device=device)
+            for r, n in zip(ranks, (out_features, in_features), strict=True)
+        )
 
     def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce = lambda t: t) -> None:
         """Add the gradient dyᵀ x of x (tokens, in) and dy (tokens, out); `mean_over_ranks` makes it the global one."""
@@ -93,9 +93,12 @@ class ExactHosvd:
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
         """Add one gradient, shape (out, in)."""
-        gradient = gradient.to(self.gram_in.device)
-        self.gram_in += gradient.T @ gradient
-        self.gram_out += gradient @ gradient.T
+        gradient = gradient.to(self.energy.device)
+        self.energy += gradient.square().sum()
+        if self.gram_in is not None:
+            self.gram_in += gradient.T @ gradient
+        if self.gram_out is not None:
+            self.gram_out += gradient @ gradient.T
 
     def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
         """One sweep over the batches is all it takes."""
@@ -103,41 +106,44 @@ class ExactHosvd:
 
     def result(self) -> Hosvd:
         """Eigenvectors of what was summed, computed on the CPU."""
-        spectrum_out, V = leading_eigenvectors(self.gram_out, self.core_shape[0])
-        spectrum_in, U = leading_eigenvectors(self.gram_in, self.core_shape[1])
-        return Hosvd(U, V, spectrum_in, spectrum_out, self.gram_in.trace().item(), "exact")
+        spectrum_out, V = leading_eigenvectors(self.gram_out, self.ranks[0])
+        spectrum_in, U = leading_eigenvectors(self.gram_in, self.ranks[1])
+        return Hosvd(U, V, spectrum_in, spectrum_out, self.energy.item(), "exact")
 
 
 class SketchedHosvd:
-    """Sketches both Gram matrices. Memory: about 2 (r_in in + r_out out) entries. Arguments as in `ExactHosvd`.
+    """Sketches what `ExactHosvd` sums. Memory: about 2 (r_in in + r_out out) entries. Arguments as there.
 
     A single pass misses the subspace of a flat spectrum. So `finish_pass` says whether the last sweep still added
     captured energy; if it did, the next one starts from the subspace found so far (subspace iteration).
     """
 
-    def __init__(
-        self, out_features: int, in_features: int, core_shape: tuple[int, int], device: torch.device | str = "cpu"
-    ) -> None:
-        self.sketch_in = _GramSketch(in_features, core_shape[1], device)
-        self.sketch_out = _GramSketch(out_features, core_shape[0], device)
+    def __init__(self, out_features: int, in_features: int, ranks: Ranks, device: torch.device | str = "cpu") -> None:
+        self.sketch_out, self.sketch_in = (
+            None if r is None else _GramSketch(n, r, device)
+            for r, n in zip(ranks, (out_features, in_features), strict=True)
+        )
+        self.sketches = [sketch for sketch in (self.sketch_in, self.sketch_out) if sketch is not None]
 
     def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce = lambda t: t) -> None:
         """Add one gradient, given as x (tokens, in) and dy (tokens, out); see `ExactHosvd.update`."""
-        device = self.sketch_in.omega.device
+        device = self.sketches[0].omega.device
         x, dy = _at_least_float32(x).to(device), _at_least_float32(dy).to(device)
-        self.sketch_in.update(x, dy, mean_over_ranks)
-        self.sketch_out.update(dy, x, mean_over_ranks)
+        if self.sketch_in is not None:
+            self.sketch_in.update(x, dy, mean_over_ranks)
+        if self.sketch_out is not None:
+            self.sketch_out.update(dy, x, mean_over_ranks)
 
     def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
         """End a sweep over the batches. Returns whether another one would add next to nothing."""
-        settled_in = self.sketch_in.finish_pass(mean_over_ranks)
-        settled_out = self.sketch_out.finish_pass(mean_over_ranks)
-        return settled_in and settled_out
+        return all([sketch.finish_pass(mean_over_ranks) for sketch in self.sketches])
 
     def result(self) -> Hosvd:
         """Leading eigenvectors found by the last finished pass, on the CPU."""
-        (spectrum_in, U), (spectrum_out, V) = self.sketch_in.leading(), self.sketch_out.leading()
-        return Hosvd(U, V, spectrum_in, spectrum_out, self.sketch_in.energy, "sketch")
+        nothing = torch.zeros(0, dtype=torch.float64), None
+        spectrum_in, U = self.sketch_in.leading() if self.sketch_in is not None else nothing
+        spectrum_out, V = self.sketch_out.leading() if self.sketch_out is not None else nothing
+        return Hosvd(U, V, spectrum_in, spectrum_out, self.sketches[0].energy, "sketch")
 
 
 class _GramSketch:
@@ -179,8 +185,13 @@ def sketch_size(rank: int) -> int:
     return rank + max(16, rank)
 
 
-def leading_eigenvectors(gram: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All eigenvalues (n,), descending, and the `rank` leading eigenvectors (n, rank) of a Gram matrix, on the CPU."""
+def leading_eigenvectors(gram: torch.Tensor | None, rank: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """All eigenvalues (n,), descending, and the `rank` leading eigenvectors (n, rank) of a Gram matrix, on the CPU.
+
+    Without a Gram matrix no eigenvalues, and None.
+    """
+    if gram is None:
+        return torch.zeros(0, dtype=torch.float64), None
     eigenvalues, vectors = torch.linalg.eigh(gram.cpu().double())
     return eigenvalues.flip(0).clamp(min=0), canonical_signs(vectors.flip(1)[:, :rank]).float()
 

@@ -44,6 +44,38 @@ def spread_support(num_entries: int, k: int) -> torch.Tensor:
     return edges[:-1] + offset.long()
 
 
+def renew_support(indices: torch.Tensor, values: torch.Tensor, score: torch.Tensor, fraction: float) -> torch.Tensor:
+    """Drop and grow: the smallest values give up their entries to those with the highest score.
+
+    An entry that was dropped may be among those that grow; it then stays.
+
+    Args:
+        indices: Sorted flat positions of the values, shape (k,).
+        values: Shape (k,).
+        score: Of every entry of the core, any shape with its number of entries; larger is better.
+        fraction: Share of the values to drop, rounded down.
+
+    Returns:
+        Sorted flat positions, int64, shape (k,).
+    """
+    dropped = values.detach().abs().topk(int(fraction * len(values)), largest=False, sorted=False).indices
+    survives = torch.ones_like(indices, dtype=torch.bool).index_fill_(0, dropped, False)
+    survivors = indices[survives]
+    grown = score.flatten().index_fill(0, survivors, -torch.inf).topk(len(dropped), sorted=False).indices
+    return torch.cat([survivors, grown]).sort().values
+
+
+def move_entries(entries: torch.Tensor, old: torch.Tensor, new: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
+    """`entries` (k,) at the positions `old` (k,), as they are at the positions `new` (k,); `fill` where none were.
+
+    Both lists of positions are sorted.
+    """
+    stays = torch.isin(new, old)
+    moved = torch.full_like(entries, fill)
+    moved[stays] = entries[torch.isin(old, new)]
+    return moved
+
+
 def packed_support_size(num_entries: int, k: int) -> tuple[int, torch.dtype]:
     """Length and dtype of a packed support: a bit mask (uint8), or flat int32 indices where those are smaller."""
     mask_bytes = -(-num_entries // 8)

@@ -70,6 +70,6 @@ def _tensors(name: str, layer: SparseGradLayer, adapter_name: str) -> dict:
     for attribute in ("sparsegrad_support", "sparsegrad_basis"):
         modules = getattr(layer, attribute)
         if adapter_name in modules:
-            for buffer_name, buffer in modules[adapter_name].named_buffers():
+            for buffer_name, buffer in modules[adapter_name].state_dict().items():
                 tensors[f"{attribute}.{adapter_name}.{buffer_name}"] = buffer
     return {prefix + key: (tensor, layer) for key, tensor in tensors.items()}

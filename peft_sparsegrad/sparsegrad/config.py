@@ -28,14 +28,20 @@ class SparseGradConfig(TargetedConfig):
         trainable_token_indices: Rows of the embedding to train, as in LoRA.
         density: Trained share of each weight's entries, in (0, 1].
         num_values: Trained values per layer, in place of `density`.
-        rank: Columns of the transition matrices in use: one number, a pair (out, in), `"full"`, or `"auto"`: a little
-            wider than the values need. Time, memory and bytes grow with it, and so does what the support can choose.
+        rank: Columns of the transition matrices V and U in use: one number, a pair (out, in), `"full"` (the paper's),
+            or `"auto"`. None in a pair leaves that side in the weight's own basis; `"auto"` does so with the wider
+            side, the neurons of an MLP. Time, memory and bytes grow with it, and so does what the support can choose.
+        slack: With `rank="auto"`, entries of the core per trained value, at least 1. What the support can choose from,
+            and the time of a step, grow with it.
         basis: `"hosvd"` of warm-up gradients, `"svd"` of each weight, or `"identity"` (MeProp).
         support: `"static"`: entries chosen once, after the warm-up. `"dynamic"`: the whole core trains and each
             backward pass keeps its largest `density` of gradients; use `create_sparsegrad_optimizer` with it.
         support_score: What chooses a static support: `"mean"`, |Σ G̃|, or `"energy"`, Σ G̃².
         warmup_steps: Training backward passes observed before training starts, where no explicit warm-up is run.
             0 trains at once, in a data-free basis.
+        regrow_steps: Optimizer steps after which the support is renewed for the first time, and then whenever the
+            number of steps has doubled: 30% of the values, the smallest, give up their entries to those with the
+            largest |Σ G̃| in the steps before. 0 keeps the first support. Static supports only.
         transition_matrices: File written by `save_transition_matrices`, in place of a warm-up.
         init_weights: False fills the values with noise and skips the warm-up. For tests.
         density_pattern: Density for the modules whose names match a key (a suffix or regular expression).
@@ -47,9 +53,10 @@ class SparseGradConfig(TargetedConfig):
 
     density: float = field(default=0.01, metadata={"help": "Trained share of each weight's entries, in (0, 1]."})
     num_values: int | None = field(default=None, metadata={"help": "Trained values per layer, in place of `density`."})
-    rank: int | tuple[int, int] | Literal["full", "auto"] = field(
-        default="auto", metadata={"help": "Columns of U and V in use: int, (out, in), 'full' or 'auto'."}
+    rank: int | tuple[int | None, int | None] | Literal["full", "auto"] = field(
+        default="auto", metadata={"help": "Columns of V and U in use: int, (out, in), 'full' or 'auto'."}
     )
+    slack: float = field(default=6.0, metadata={"help": "Entries of the core per trained value, with rank='auto'."})
     basis: Literal["hosvd", "svd", "identity"] = field(
         default="hosvd", metadata={"help": "'hosvd' of warm-up gradients, 'svd' of each weight, or 'identity'."}
     )
@@ -61,6 +68,10 @@ class SparseGradConfig(TargetedConfig):
     )
     warmup_steps: int = field(
         default=32, metadata={"help": "Backward passes observed before training starts; 0 needs no data."}
+    )
+    regrow_steps: int = field(
+        default=25,
+        metadata={"help": "Steps until the support is first renewed, then at each doubling; 0: never."},
     )
     transition_matrices: str | None = field(
         default=None, metadata={"help": "File of `save_transition_matrices`, in place of a warm-up."}
@@ -94,6 +105,11 @@ class SparseGradConfig(TargetedConfig):
                 f"not {self.warmup_steps}"
             )
 
+        if not 1 <= self.slack < float("inf"):
+            raise ValueError(f"`slack` must be at least 1, not {self.slack}: the core must hold the values")
+        if self.regrow_steps < 0:
+            raise ValueError(f"`regrow_steps` must be 0 (never) or above, not {self.regrow_steps}")
+
     def _check_combinations(self) -> None:
         if self.basis == "identity" and (self.rank not in ("auto", "full") or self.rank_pattern):
             raise ValueError(
@@ -120,7 +136,13 @@ def _checked_rank(name: str, rank: Any) -> Any:
     """`rank` with a list, as JSON gives it, made a pair again."""
     if rank in ("full", "auto"):
         return rank
-    numbers = rank if isinstance(rank, (tuple, list)) else (rank,)
-    if len(numbers) in (1, 2) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers):
-        return tuple(numbers) if isinstance(rank, (tuple, list)) and len(numbers) == 2 else numbers[0]
-    raise ValueError(f"`{name}` must be a positive int, a pair of them (out, in), 'full' or 'auto', not {rank!r}")
+    numbers = tuple(rank) if isinstance(rank, (tuple, list)) else (rank, rank)
+    if len(numbers) != 2 or not all(number is None or _is_positive(number) for number in numbers):
+        raise ValueError(f"`{name}` must be a positive int, a pair of them (out, in), 'full' or 'auto', not {rank!r}")
+    if numbers == (None, None):
+        raise ValueError(f"`{name}` leaves both sides in the weight's own basis: that is basis='identity'")
+    return numbers if isinstance(rank, (tuple, list)) else rank
+
+
+def _is_positive(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number > 0

@@ -14,6 +14,7 @@ from ..delta_layer import DeltaLayer, restore_float32
 from ..functional import delta_product, delta_weight, hosvd_of_weight, observe_gradient
 from ..targeting import in_out_features
 from .plan import LayerPlan
+from .regrowth import watch
 from .state import Support, TransitionMatrices
 from .warmup import WarmUp
 
@@ -80,16 +81,17 @@ class SparseGradLayer(DeltaLayer):
     ) -> None:
         """Add an adapter. `shared` are the transition matrices of its group; None makes this layer their owner."""
         self.sparsegrad_plan[adapter_name] = plan
-        group = shared or TransitionMatrices(self.out_features, self.in_features, plan.core_shape, plan.identity)
+        group = shared or TransitionMatrices(self.out_features, self.in_features, plan.ranks)
         self.sparsegrad_group[adapter_name] = group
         if shared is None:
             self.sparsegrad_basis[adapter_name] = group
-        support = Support(plan.num_entries, plan.k, plan.dynamic, settled=not plan.warmup_steps)
+        regrows = plan.regrow_steps > 0 and not inference_mode
+        support = Support(plan.core_shape, plan.k, plan.dynamic, settled=not plan.warmup_steps, regrows=regrows)
         self.sparsegrad_support[adapter_name] = support
         self.sparsegrad_values[adapter_name] = nn.Parameter(self._initial_values(plan))
         if plan.basis == "svd" and not inference_mode:
             weight = self.get_base_weight()
-            found = hosvd_of_weight(weight.T if self.fan_in_fan_out else weight, plan.core_shape)
+            found = hosvd_of_weight(weight.T if self.fan_in_fan_out else weight, plan.ranks)
             group.fill(found.U, found.V)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
@@ -141,7 +143,12 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         super().__init__()
         SparseGradLayer.__init__(self, base_layer, **kwargs)
         self._active_adapter = adapter_name
+        watch(self)
         self.update_layer(adapter_name, plan, shared, inference_mode)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        watch(self)  # a copy trains by itself
 
     def train(self, mode: bool = True) -> SparseGradLinear:
         """As usual; on a quantised base the values become float32 again, if bf16 took their place."""
@@ -174,7 +181,9 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
             return _observe(self, result, x, values, observer, True)  # pyright: ignore[reportCallIssue]
         U, V = group.on(result.device, result.dtype)
         top_k = plan.k if plan.dynamic else None
-        result = delta_product(result, x, values, support.indices, U, V, plan.core_shape, top_k)
+        result = delta_product(
+            result, x, values, support.indices, U, V, plan.core_shape, top_k, core_sum=support.core_sum
+        )
         if observer is None:
             return result
         return _observe(self, result, x, values, observer, False)  # pyright: ignore[reportCallIssue]

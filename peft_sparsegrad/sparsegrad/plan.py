@@ -9,7 +9,7 @@ from typing import Any
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..functional import core_shape, num_trained_values
+from ..functional import core_ranks, core_shape, num_trained_values
 from ..targeting import in_out_features, is_linear
 from .config import SparseGradConfig
 
@@ -23,11 +23,12 @@ class LayerPlan:
         role: The name with its numbers replaced by `*`: what a block's layer has in common with the other blocks'.
         weight_shape: (out, in).
         k: Trained values; with a dynamic support, entries updated in a step.
-        core_shape: (r_out, r_in) of the core.
+        ranks: Columns of (V, U); None for a side in the weight's own basis.
         basis: As in the configuration.
         dynamic: Whether the whole core trains, its largest gradients at a time.
         support_score: As in the configuration.
         warmup_steps: Backward passes to watch before training; 0 if the adapter trains from the start.
+        regrow_steps: Optimizer steps until the support is first renewed; 0 for never.
         init_weights: False fills the values with noise.
     """
 
@@ -35,26 +36,28 @@ class LayerPlan:
     role: str
     weight_shape: tuple[int, int]
     k: int
-    core_shape: tuple[int, int]
+    ranks: tuple[int | None, int | None]
     basis: str
     dynamic: bool
     support_score: str
     warmup_steps: int
+    regrow_steps: int
     init_weights: bool
 
     @property
-    def group(self) -> tuple[str, tuple[int, int], tuple[int, int]]:
+    def group(self) -> tuple[str, tuple[int, int], tuple[int | None, int | None]]:
         """Layers with the same group share their transition matrices."""
-        return self.role, self.weight_shape, self.core_shape
+        return self.role, self.weight_shape, self.ranks
+
+    @property
+    def core_shape(self) -> tuple[int, int]:
+        """(r_out, r_in) of the core."""
+        return core_shape(*self.weight_shape, self.ranks)
 
     @property
     def num_entries(self) -> int:
         """Entries of the core."""
         return self.core_shape[0] * self.core_shape[1]
-
-    @property
-    def identity(self) -> bool:
-        return self.basis == "identity"
 
 
 def plan_layer(config: SparseGradConfig, name: str, module: nn.Module, **backend_kwargs: Any) -> LayerPlan:
@@ -70,7 +73,8 @@ def plan_layer(config: SparseGradConfig, name: str, module: nn.Module, **backend
     rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.rank)
     k = num_trained_values(out_features, in_features, density, config.num_values)
     try:
-        shape = core_shape(out_features, in_features, k, "full" if config.basis == "identity" else rank)
+        own_basis = config.basis == "identity"
+        ranks = core_ranks(out_features, in_features, k, (None, None) if own_basis else rank, config.slack)
     except ValueError as error:
         raise ValueError(f"module {name!r}, density={density}, num_values={config.num_values}: {error}") from error
     needs_data = config.basis == "hosvd" or config.support == "static"
@@ -79,11 +83,12 @@ def plan_layer(config: SparseGradConfig, name: str, module: nn.Module, **backend
         role=name if config.basis == "svd" else re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name),
         weight_shape=(out_features, in_features),
         k=k,
-        core_shape=shape,
+        ranks=ranks,
         basis=config.basis,
         dynamic=config.support == "dynamic",
         support_score=config.support_score,
         warmup_steps=config.warmup_steps if needs_data and config.init_weights else 0,
+        regrow_steps=config.regrow_steps if config.support == "static" else 0,
         init_weights=config.init_weights,
     )
 

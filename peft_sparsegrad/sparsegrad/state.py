@@ -15,7 +15,7 @@ from ..functional import pack_support, spread_support, unpack_support
 
 
 class TransitionMatrices(nn.Module):
-    """The pair U (in, r_in), V (out, r_out) that a group of layers shares.
+    """The pair U (in, r_in), V (out, r_out) that a group of layers shares; either may be the identity.
 
     One layer of the group, the owner, registers this module, so the pair is in the state dict once; the others hold a
     plain reference. Float32 whatever the base model's dtype: rounding costs orthogonality. Until the warm-up has
@@ -29,33 +29,41 @@ class TransitionMatrices(nn.Module):
     U: torch.Tensor | None
     V: torch.Tensor | None
 
-    def __init__(self, out_features: int, in_features: int, core_shape: tuple[int, int], identity: bool) -> None:
+    def __init__(self, out_features: int, in_features: int, ranks: tuple[int | None, int | None]) -> None:
         super().__init__()
         self.shape = (out_features, in_features)
-        self.core_shape = core_shape
-        self.register_buffer("U", None if identity else torch.eye(in_features, core_shape[1]))
-        self.register_buffer("V", None if identity else torch.eye(out_features, core_shape[0]))
-        self._replicas: dict[tuple[torch.device, torch.dtype], tuple[Any, ...]] = {}
+        self.ranks = ranks
+        r_out, r_in = ranks
+        self.register_buffer("U", None if r_in is None else torch.eye(in_features, r_in))
+        self.register_buffer("V", None if r_out is None else torch.eye(out_features, r_out))
+        self._replicas: dict[tuple[str, torch.device, torch.dtype], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def fill(self, U: torch.Tensor, V: torch.Tensor) -> None:
-        """Replace the columns in place, so that everything that holds the buffers sees them."""
-        if self.U is None or self.V is None:
-            raise ValueError("the identity basis has no columns to fill in")
-        self.U.copy_(U)
-        self.V.copy_(V)
+    def fill(self, U: torch.Tensor | None, V: torch.Tensor | None) -> None:
+        """Replace the columns in place, so that everything that holds the buffers sees them; None for the identity."""
+        for name, columns in {"U": U, "V": V}.items():
+            buffer = getattr(self, name)
+            if (buffer is None) != (columns is None):
+                raise ValueError(f"{name} is the identity on one side and has columns on the other")
+            if buffer is not None:
+                buffer.copy_(columns)
         self._replicas.clear()
 
     def on(self, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """U and V on a device and in a dtype; copies are kept, one per device and dtype."""
-        if self.U is None or self.V is None or (self.U.device == device and self.U.dtype == dtype):
-            return self.U, self.V
+        return self._on("U", self.U, device, dtype), self._on("V", self.V, device, dtype)
+
+    def _on(
+        self, name: str, matrix: torch.Tensor | None, device: torch.device, dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        if matrix is None or (matrix.device == device and matrix.dtype == dtype):
+            return matrix
         if torch.compiler.is_compiling():
-            return self.U.to(device, dtype), self.V.to(device, dtype)
-        source_u, source_v, *copies = self._replicas.get((device, dtype), (None, None))
-        if source_u is not self.U or source_v is not self.V:
-            copies = [self.U.to(device, dtype), self.V.to(device, dtype)]
-            self._replicas[device, dtype] = (self.U, self.V, *copies)
-        return copies[0], copies[1]
+            return matrix.to(device, dtype)
+        source, copy = self._replicas.get((name, device, dtype), (None, None))
+        if copy is None or source is not matrix:
+            copy = matrix.to(device, dtype)
+            self._replicas[name, device, dtype] = (matrix, copy)
+        return copy
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -70,19 +78,30 @@ class Support(nn.Module):
 
     Attributes:
         packed: Bit mask or int32 indices, see `pack_support`; None where the whole core trains (dynamic support).
-        settled: One byte, 1 once the basis and the support are final. In the state dict, because `load_adapter` into
-            an existing name does not read the configuration again.
+        settled: One byte, 1 once the basis is final and the support was chosen. In the state dict, because
+            `load_adapter` into an existing name does not read the configuration again.
+        steps: Optimizer steps that the values have taken since.
+        core_sum: Σ G̃ (r_out, r_in) of the backward passes since the support was chosen or renewed, float32; None where
+            it is not to be renewed. In no checkpoint.
     """
 
     packed: torch.Tensor | None
     settled: torch.Tensor
+    counted: torch.Tensor
+    core_sum: torch.Tensor | None
 
-    def __init__(self, num_entries: int, k: int, dynamic: bool, settled: bool) -> None:
+    def __init__(
+        self, core_shape: tuple[int, int], k: int, dynamic: bool, settled: bool, regrows: bool = False
+    ) -> None:
         super().__init__()
-        self.num_entries, self.k = num_entries, k
-        initial = None if dynamic else pack_support(spread_support(num_entries, k), num_entries)
+        self.num_entries, self.k = core_shape[0] * core_shape[1], k
+        initial = None if dynamic else pack_support(spread_support(self.num_entries, k), self.num_entries)
         self.register_buffer("packed", initial)
         self.register_buffer("settled", torch.tensor([settled], dtype=torch.uint8))
+        core_sum = torch.zeros(core_shape, dtype=torch.float32) if regrows else None
+        self.register_buffer("core_sum", core_sum, persistent=False)
+        self.register_buffer("counted", torch.zeros(1, dtype=torch.int64))  # `steps`, when it was saved
+        self.steps = 0
         self._unpacked: tuple[Any, Any] = (None, None)
         self._settled: tuple[Any, bool] = (None, False)
 
@@ -120,6 +139,13 @@ class Support(nn.Module):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self.forget()
+        self.steps = 0 if self.counted.is_meta else int(self.counted.item())
+        if self.core_sum is not None:  # what was summed belongs to another support, or is on the meta device
+            self.core_sum = torch.zeros_like(self.core_sum, device=self.settled.device)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.counted.fill_(self.steps)
+        super()._save_to_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_unpacked": (None, None), "_settled": (None, False)}

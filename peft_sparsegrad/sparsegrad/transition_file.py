@@ -42,11 +42,11 @@ def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], ada
         plan, matrices = layer.adapter(adapter_name).plan, layer.adapter(adapter_name).group
         if adapter_name in layer.sparsegrad_basis:
             group = f"group.{len(groups)}"
-            groups[group] = {"role": plan.role, "weight_shape": plan.weight_shape, "core_shape": plan.core_shape}
-            tensors[f"{group}.U"], tensors[f"{group}.V"] = matrices.U, matrices.V
+            groups[group] = {"role": plan.role, "weight_shape": plan.weight_shape, "ranks": plan.ranks}
+            tensors.update({f"{group}.{name}": buffer for name, buffer in matrices.named_buffers()})
         support = layer.adapter(adapter_name).support
         if support.packed is not None:
-            supports[plan.name] = {"k": plan.k, "core_shape": plan.core_shape}
+            supports[plan.name] = {"k": plan.k, "ranks": plan.ranks}
             tensors[f"support.{plan.name}"] = support.packed
     contents = {"groups": groups, "supports": supports}
     metadata = {"format": FORMAT, "version": "1", "contents": json.dumps(contents)}
@@ -59,9 +59,10 @@ class TransitionFile:
 
     Attributes:
         path: Where it was read from.
-        groups: Description of each group: role, weight_shape, core_shape.
-        supports: Description of each layer's support: k, core_shape.
-        tensors: `GROUP.U` (in, r_in), `GROUP.V` (out, r_out), `support.MODULE` (packed).
+        groups: Description of each group: role, weight_shape, ranks.
+        supports: Description of each layer's support: k, ranks.
+        tensors: `GROUP.U` (in, r_in) and `GROUP.V` (out, r_out), each unless it is the identity, and `support.MODULE`
+            (packed).
     """
 
     path: str
@@ -100,14 +101,14 @@ class TransitionFile:
             plan = layer.adapter(adapter_name).plan
             if adapter_name in layer.sparsegrad_basis:
                 name = self._find(plan)
-                U, V = self.tensors[f"{name}.U"], self.tensors[f"{name}.V"]
-                r_out, r_in = plan.core_shape
-                layer.adapter(adapter_name).group.fill(U[:, :r_in], V[:, :r_out])
+                r_out, r_in = plan.ranks
+                U, V = self._columns(name, "U", r_in), self._columns(name, "V", r_out)
+                layer.adapter(adapter_name).group.fill(U, V)
         for layer in layers:
             plan, support = layer.adapter(adapter_name).plan, layer.adapter(adapter_name).support
             if plan.dynamic:
                 support.settle()
-            elif self.supports.get(plan.name) == {"k": plan.k, "core_shape": list(plan.core_shape)}:
+            elif self.supports.get(plan.name) == {"k": plan.k, "ranks": list(plan.ranks)}:
                 packed = self.tensors[f"support.{plan.name}"]
                 support.settle(unpack_support(packed, plan.num_entries, plan.k))
 
@@ -119,12 +120,22 @@ class TransitionFile:
                 f"`transition_matrices`: {self.path!r} has no basis for module {plan.name!r}; it was made for {known}"
             )
         for name, group in same_role.items():
-            r_out, r_in = group["core_shape"]
-            wide_enough = r_out >= plan.core_shape[0] and r_in >= plan.core_shape[1]
+            wide_enough = all(map(_holds, group["ranks"], plan.ranks))
             if tuple(group["weight_shape"]) == plan.weight_shape and wide_enough:
                 return name
-        found = [(group["weight_shape"], group["core_shape"]) for group in same_role.values()]
+        found = [(group["weight_shape"], group["ranks"]) for group in same_role.values()]
         raise ValueError(
-            f"`transition_matrices`: {self.path!r} holds (weight, core) shapes {found} for module {plan.name!r}, "
-            f"which needs weight {plan.weight_shape} and a core of at least {plan.core_shape}"
+            f"`transition_matrices`: {self.path!r} holds (weight shape, ranks) {found} for module {plan.name!r}, "
+            f"which needs weight shape {plan.weight_shape} and at least the ranks {list(plan.ranks)} (None: "
+            "that side keeps the weight's own basis)"
         )
+
+    def _columns(self, group: str, name: str, rank: int | None) -> torch.Tensor | None:
+        return None if rank is None else self.tensors[f"{group}.{name}"][:, :rank]
+
+
+def _holds(found: int | None, wanted: int | None) -> bool:
+    """Whether a side of rank `found` has the columns of one of rank `wanted`; None is the weight's own basis."""
+    if found is None or wanted is None:
+        return found is wanted
+    return found >= wanted

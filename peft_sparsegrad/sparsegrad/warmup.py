@@ -120,7 +120,7 @@ class WarmUp:
     def _accumulator(self, layer: SparseGradLayer, device: torch.device) -> ExactHosvd | SketchedHosvd:
         group = layer.adapter(self.adapter_name).group
         if group not in self.hosvd:
-            self.hosvd[group] = hosvd_accumulator(*group.shape, group.core_shape, device)
+            self.hosvd[group] = hosvd_accumulator(*group.shape, group.ranks, device)
         return self.hosvd[group]
 
     def _is_finite(self, layer: SparseGradLayer, x: torch.Tensor, dy: torch.Tensor) -> bool:

@@ -43,8 +43,8 @@ def head_batches(chosen: list[Row], others: list[Row], steps: int, batch_size: i
 
 def settle_head(
     model: nn.Module, batches: Iterator[list[Row]], collate: Callable[[list[Row]], dict[str, torch.Tensor]]
-) -> None:
-    """Train the task head alone with AdamW, one step for each batch.
+) -> dict[str, torch.Tensor]:
+    """Train the task head alone with AdamW, one step for each batch. Returns a copy of its parameters.
 
     A new head's first gradients say little about the task: without this, the methods that look at the first
     gradients would be compared by what they make of noise.
@@ -57,6 +57,7 @@ def settle_head(
             parameter.grad = gradient
         optimizer.step()
     optimizer.zero_grad()
+    return {name: p.detach().clone() for name, p in model.named_parameters() if in_head(name)}
 
 
 def train_head_apart(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:

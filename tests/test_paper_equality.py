@@ -35,7 +35,7 @@ def both(support: str, bias: bool, rank="full", warmup_steps: int = 0) -> tuple[
     """A PEFT model and its twin, with the same bases and supports; the static supports lie within the core."""
     twin = mlp(bias)
     config = SparseGradConfig(
-        target_modules=LAYERS, rank=rank, num_values=K, support=support, warmup_steps=warmup_steps
+        target_modules=LAYERS, rank=rank, num_values=K, support=support, warmup_steps=warmup_steps, regrow_steps=0
     )
     model = get_peft_model(copy.deepcopy(twin), config).double()
     for name in LAYERS:

@@ -81,16 +81,22 @@ def test_trained_and_saved_through_transformers_loads_in_peft(tmp_path):
     assert torch.equal(logits(PeftModel.from_pretrained(llama(), tmp_path)), logits(model))
 
 
-def test_bytes_are_values_mask_and_one_pair_of_matrices_per_group(saved):
-    """4 bytes a value, one bit an entry of the core, 4 bytes an entry of U and V; the rest is a header."""
-    model, path = saved
-    tensors = load_file(path / FILE)
+@pytest.mark.parametrize(
+    ("rank", "core_entries", "columns"),
+    [("auto", [64 * 10, 10 * 64], 32 * 10 + 32 * 10), ((20, 12), [20 * 12] * 2, (64 + 32) * (20 + 12))],
+)
+def test_bytes_are_values_mask_and_one_set_of_matrices_per_group(tmp_path, rank, core_entries, columns):
+    """4 bytes a value, one bit an entry of the core, 9 bytes of state, 4 bytes an entry of U and V; then a header."""
+    model = adapted(warmup_steps=4, rank=rank)
+    train(model, steps=5)
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / FILE)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    k, (r_out, r_in) = 102, model.base_model.model.model.layers[0].mlp.up_proj.adapter("default").plan.core_shape
-    per_layer, per_group = 4 * k + -(-r_out * r_in // 8) + 1, 4 * (64 * r_out + 32 * r_in)
-    assert sum(key.endswith(".U") for key in tensors) == 2
-    assert abs(size - (6 * per_layer + 2 * per_group)) <= 6 * 4 * 32 * abs(r_out - r_in)
-    assert (path / FILE).stat().st_size - size < 6000
+    k, blocks = 102, 3
+    assert size == sum(blocks * (4 * k + entries // 8 + 9) for entries in core_entries) + 4 * columns
+    assert sum(key.endswith((".U", ".V")) for key in tensors) == (2 if rank == "auto" else 4)
+    assert (tmp_path / FILE).stat().st_size - size < 6000
+    assert not [key for key in tensors if "core_sum" in key]
 
 
 DAMAGE = {

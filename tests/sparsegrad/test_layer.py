@@ -30,7 +30,7 @@ def test_fresh_adapter_changes_nothing_and_base_weights_get_no_gradient():
     assert all(parameter.grad is None for name, parameter in model.named_parameters() if "sparsegrad_" not in name)
 
 
-@pytest.mark.parametrize("rank", ["auto", 16, (20, 12), "full"])
+@pytest.mark.parametrize("rank", ["auto", 16, (20, 12), (None, 12), (20, None), "full"])
 @pytest.mark.parametrize("support", ["static", "dynamic"])
 def test_trains_with_every_rank(rank, support):
     losses = train(adapted(rank=rank, support=support), steps=41)
@@ -54,7 +54,7 @@ def test_svd_basis_is_each_weights_own():
 
 
 def test_layers_of_a_group_share_one_pair_of_matrices():
-    model = adapted()
+    model = adapted(rank=16)
     groups = {id(layer.adapter("default").group) for layer in sparsegrad_layers(model)}
     assert len(sparsegrad_layers(model)) == 6
     assert len(groups) == 2
@@ -63,7 +63,7 @@ def test_layers_of_a_group_share_one_pair_of_matrices():
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "to"])
 def test_sharing_survives(how):
-    model = noisy()
+    model = noisy(rank=16)
     expected = logits(model)
     if how == "deepcopy":
         model = copy.deepcopy(model)
@@ -187,7 +187,7 @@ def test_autocast_gives_gradients_in_float32():
 
 
 def test_float16_overflow_while_the_loss_scale_is_found_is_left_out_of_the_warm_up():
-    model = adapted(warmup_steps=4)
+    model = adapted(warmup_steps=4, rank=16)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05)
     for step in range(40):

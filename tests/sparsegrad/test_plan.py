@@ -87,13 +87,16 @@ def test_target_that_matches_nothing():
 @pytest.mark.parametrize(
     ("settings", "k", "core_shape"),
     [
-        ({"density": 0.1}, 64, (10, 10)),
+        ({"density": 0.1}, 64, (40, 10)),
+        ({"density": 0.1, "slack": 2}, 64, (40, 4)),
+        ({"density": 0.1, "rank": (None, 7)}, 64, (40, 7)),
+        ({"density": 0.1, "rank": (7, None)}, 64, (7, 16)),
         ({"num_values": 9, "rank": 3}, 9, (3, 3)),
         ({"density": 0.1, "rank": (8, 12)}, 64, (8, 12)),
         ({"density": 0.1, "rank": "full"}, 64, (40, 16)),
         ({"density": 0.1, "basis": "identity"}, 64, (40, 16)),
         ({"density": 0.1, "rank": 30}, 64, (30, 16)),
-        ({}, 8, (4, 4)),
+        ({}, 8, (40, 2)),
     ],
 )
 def test_values_and_core_of_a_layer(settings, k, core_shape):
@@ -127,9 +130,9 @@ def test_patterns_match_a_suffix_a_full_name_or_an_expression():
         "blocks.2.down": 128,
     }
     assert found["blocks.0.up"].core_shape == found["blocks.1.up"].core_shape == (9, 10)
-    assert found["blocks.2.up"].core_shape != (9, 10)
-    assert found["blocks.2.down"].core_shape == (16, 40)
-    assert found["blocks.1.down"].core_shape != (16, 40)
+    assert found["blocks.2.up"].core_shape == (40, 16)  # 6 · 192 entries would be more than there are
+    assert found["blocks.2.down"].ranks == (16, 40)
+    assert found["blocks.1.down"].ranks == (16, None)
 
 
 @pytest.mark.parametrize(("out_features", "in_features"), [(10, 20), (20, 2), (16, 4), (256, 256), (1, 1)])
@@ -168,7 +171,7 @@ def stored(model: nn.Module, letter: str) -> list[str]:
 
 
 def test_one_group_for_all_blocks_stored_once():
-    model = attach(Model(), target_modules=["up", "down", "head"])
+    model = attach(Model(), target_modules=["up", "down", "head"], rank=8)
     found = groups(model)
     assert len({found[f"blocks.{i}.up"] for i in range(3)}) == 1
     assert len({found[f"blocks.{i}.down"] for i in range(3)}) == 1
@@ -177,10 +180,30 @@ def test_one_group_for_all_blocks_stored_once():
 
 
 def test_layers_with_another_core_do_not_share():
-    model = attach(Model(), rank_pattern={r"blocks\.1\.up": 20})
+    model = attach(Model(), rank=8, rank_pattern={r"blocks\.1\.up": 20})
     found = groups(model)
     assert found["blocks.0.up"] == found["blocks.2.up"] != found["blocks.1.up"]
     assert len(stored(model, "U")) == 3
+
+
+def test_default_has_a_matrix_on_the_narrow_side_of_each_weight():
+    """`up` reads the residual stream and `down` writes it; both leave the neurons as they are."""
+    model = attach(Model(), target_modules=["up", "down", "head"])
+    found = plans(model)
+    ranks = [found[name].ranks for name in ("blocks.1.up", "blocks.1.down", "head")]
+    assert ranks == [(None, 2), (2, None), (None, 3)]
+    assert [key.split(".")[-4] for key in stored(model, "U")] == ["up", "head"]
+    assert [key.split(".")[-4] for key in stored(model, "V")] == ["down"]
+
+
+def test_both_ranks_none_is_the_identity_basis_and_needs_that_name():
+    with pytest.raises(ValueError, match=r"`rank` leaves both sides in .*: that is basis='identity'"):
+        attach(Model(), rank=(None, None))
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({}, 25), ({"regrow_steps": 7}, 7), ({"support": "dynamic"}, 0)])
+def test_only_static_supports_are_renewed(settings, expected):
+    assert {plan.regrow_steps for plan in plans(attach(Model(), **settings)).values()} == {expected}
 
 
 def test_bases_of_the_weights_are_not_shared():
@@ -194,8 +217,8 @@ def test_identity_basis_stores_no_matrices():
 
 
 def test_two_adapters_have_matrices_of_their_own():
-    model = attach(Model())
-    config = SparseGradConfig(target_modules=["up", "down"], warmup_steps=0)
+    model = attach(Model(), rank=8)
+    config = SparseGradConfig(target_modules=["up", "down"], rank=8, warmup_steps=0)
     model.add_adapter("other", config)
     layer = layers(model)["blocks.0.up"]
     assert layer.adapter("default").group is not layer.adapter("other").group
@@ -210,7 +233,7 @@ def tiny_bert() -> BertModel:
 
 @pytest.mark.parametrize("how", ["inject_adapter_in_model", "add_adapter"])
 def test_sharing_without_a_peft_model(how):
-    model, config = tiny_bert(), SparseGradConfig(warmup_steps=0)
+    model, config = tiny_bert(), SparseGradConfig(rank=8, warmup_steps=0)
     if how == "add_adapter":
         model.add_adapter(config)
     else:

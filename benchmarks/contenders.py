@@ -23,7 +23,7 @@ from .paper_layer import attach_paper_layers
 FROZEN, LORA, STATIC, PAPER, FULL = "frozen", "lora", "sparsegrad", "paper layer", "full"
 DYNAMIC, DYNAMIC_SD = "sparsegrad-dynamic", "sparsegrad-dynamic, sparse-by-dense"
 CONTENDERS = (FROZEN, LORA, STATIC, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
-SLACKS = (1.5, 3.0, 6.0, 12.0, 24.0)
+SLACKS = (3.0, 6.0, 8.0, 10.0, 12.0)
 SWEEP = (LORA, *(f"slack {slack:g}" for slack in SLACKS))
 
 LEARNING_RATE = 1e-4

@@ -113,10 +113,10 @@ class _DeltaProduct(torch.autograd.Function):
     def forward(ctx, result, x, values, indices, U, V, core_shape, top_k, skip_zeros, core_sum):
         core = _core(values, indices, core_shape, result.dtype)
         xu = x if U is None else x @ U
-        z = xu @ core.T
+        inner, outer = (xu, core) if V is None else (xu @ core.T, V)
         ctx.core_shape, ctx.top_k, ctx.skip_zeros, ctx.core_sum = core_shape, top_k, skip_zeros, core_sum
         ctx.save_for_backward(xu if values.requires_grad else None, values, indices, U, V)
-        return result + z if V is None else torch.addmm(result, z, V.T)
+        return torch.addmm(result, inner, outer.T)
 
     @staticmethod
     @once_differentiable

@@ -56,7 +56,7 @@ class SparseGradConfig(TargetedConfig):
     rank: int | tuple[int | None, int | None] | Literal["full", "auto"] = field(
         default="auto", metadata={"help": "Columns of V and U in use: int, (out, in), 'full' or 'auto'."}
     )
-    slack: float = field(default=6.0, metadata={"help": "Entries of the core per trained value, with rank='auto'."})
+    slack: float = field(default=10.0, metadata={"help": "Entries of the core per trained value, with rank='auto'."})
     basis: Literal["hosvd", "svd", "identity"] = field(
         default="hosvd", metadata={"help": "'hosvd' of warm-up gradients, 'svd' of each weight, or 'identity'."}
     )

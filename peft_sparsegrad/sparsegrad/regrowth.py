@@ -26,13 +26,14 @@ if TYPE_CHECKING:
 
 FRACTION = 0.3  # of the values, at each renewal
 
-_LAYERS: weakref.WeakSet[SparseGradLayer] = weakref.WeakSet()
+# A dictionary for its order: every rank must take the same layer's sum at the same time.
+_LAYERS: weakref.WeakKeyDictionary[SparseGradLayer, None] = weakref.WeakKeyDictionary()
 
 
 def watch(layer: SparseGradLayer) -> None:
     """From now on count the steps of the values' optimizer, and renew supports, for as long as the layer lives."""
     _register_hook()
-    _LAYERS.add(layer)
+    _LAYERS[layer] = None
 
 
 @torch.no_grad()
@@ -43,8 +44,8 @@ def step_taken(layer: SparseGradLayer, adapter_name: str, optimizer: torch.optim
         ValueError: If the values are sharded, and cannot be moved.
     """
     plan, values, support, _ = layer.adapter(adapter_name)
-    if support.core_sum is None or not support.is_settled:
-        return
+    if support.core_sum is None or values.grad is None or not support.is_settled:
+        return  # optimizers leave values without a gradient alone, those of a frozen adapter for instance
     support.steps += 1
     if support.steps != next_renewal(support.steps - 1, plan.regrow_steps):
         return

@@ -6,6 +6,7 @@ is derived from it is cached and dropped when a buffer is replaced or loaded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,13 +83,13 @@ class Support(nn.Module):
             `load_adapter` into an existing name does not read the configuration again.
         steps: Optimizer steps that the values have taken since.
         core_sum: Σ G̃ (r_out, r_in) of the backward passes since the support was chosen or renewed, float32; None where
-            it is not to be renewed. In no checkpoint.
+            it is not to be renewed. In no checkpoint, and no buffer: DDP overwrites those with rank 0's, and each
+            rank sums over its own share of the batches.
     """
 
     packed: torch.Tensor | None
     settled: torch.Tensor
     counted: torch.Tensor
-    core_sum: torch.Tensor | None
 
     def __init__(
         self, core_shape: tuple[int, int], k: int, dynamic: bool, settled: bool, regrows: bool = False
@@ -98,8 +99,7 @@ class Support(nn.Module):
         initial = None if dynamic else pack_support(spread_support(self.num_entries, k), self.num_entries)
         self.register_buffer("packed", initial)
         self.register_buffer("settled", torch.tensor([settled], dtype=torch.uint8))
-        core_sum = torch.zeros(core_shape, dtype=torch.float32) if regrows else None
-        self.register_buffer("core_sum", core_sum, persistent=False)
+        self.core_sum = torch.zeros(core_shape, dtype=torch.float32) if regrows else None
         self.register_buffer("counted", torch.zeros(1, dtype=torch.int64))  # `steps`, when it was saved
         self.steps = 0
         self._unpacked: tuple[Any, Any] = (None, None)
@@ -135,6 +135,13 @@ class Support(nn.Module):
     def forget(self) -> None:
         """Drop what was derived from the buffers, after one of them has been written to."""
         self._unpacked, self._settled = (None, None), (None, False)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Support:
+        super()._apply(fn, recurse)
+        if self.core_sum is not None and self.core_sum.device != self.settled.device:
+            move = torch.zeros_like if self.core_sum.is_meta else torch.Tensor.to
+            self.core_sum = move(self.core_sum, device=self.settled.device)
+        return self
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)

@@ -13,12 +13,17 @@ from peft_sparsegrad import SparseGradCallback, warmup
 LEARNING_RATE = 1e-3
 
 
+def make(how: str):
+    """A model; `how="regrowing"` renews its supports at the third and at the sixth step after the warm-up."""
+    return adapted(warmup_steps=4, density=0.2, regrow_steps=3 if how == "regrowing" else 25)
+
+
 def loop(how: str, out: str) -> None:
     """A hand-written loop: DDP averages the gradients of equal shares of each batch."""
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:
         dist.init_process_group("gloo")
-    model = adapted(warmup_steps=4, density=0.2)
+    model = make(how)
 
     def share(step):
         return {key: value[rank::world] for key, value in full_batch(step).items()}
@@ -49,7 +54,7 @@ def trainer(how: str, out: str) -> None:
         out + ".dir", max_steps=10, per_device_train_batch_size=8 // world, learning_rate=LEARNING_RATE,
         save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True, seed=3,
     )  # fmt: skip
-    model = adapted(warmup_steps=4, density=0.2)
+    model = make(how)
     callbacks = [SparseGradCallback(steps=4)] if how == "callback" else []
     Trainer(model, arguments, train_dataset=rows(64), callbacks=callbacks).train()
     save(model, out)
@@ -62,8 +67,13 @@ def save(model, out):
         for name, layer in model.named_modules()
         if hasattr(layer, "sparsegrad_values")
     }
+    supports = {
+        name: layer.adapter("default").support.indices
+        for name, layer in model.named_modules()
+        if hasattr(layer, "sparsegrad_values")
+    }
     state = {key: value for key, value in model.state_dict().items() if "sparsegrad_" in key}
-    torch.save({"deltas": deltas, "state": state}, f"{out}.{rank}")
+    torch.save({"deltas": deltas, "supports": supports, "state": state}, f"{out}.{rank}")
 
 
 RUNS = {"loop": loop, "trainer": trainer}

@@ -24,7 +24,15 @@ def on_two_ranks(*arguments: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "how"), [("loop", "explicit"), ("loop", "observed"), ("trainer", "observed"), ("trainer", "callback")]
+    ("kind", "how"),
+    [
+        ("loop", "explicit"),
+        ("loop", "observed"),
+        ("loop", "regrowing"),
+        ("trainer", "observed"),
+        ("trainer", "callback"),
+        ("trainer", "regrowing"),
+    ],
 )
 def test_two_ranks_train_the_same_adapter_as_one(tmp_path, kind, how):
     RUNS[kind](how, str(tmp_path / "1"))
@@ -32,6 +40,10 @@ def test_two_ranks_train_the_same_adapter_as_one(tmp_path, kind, how):
     one, first, second = (torch.load(tmp_path / name) for name in ("1.0", "2.0", "2.1"))
     for key, value in first["state"].items():
         assert torch.equal(value, second["state"][key]), f"the ranks disagree on {key}"
+    if how == "regrowing":
+        counted = {int(value) for key, value in one["state"].items() if key.endswith(".counted")}
+        assert counted == {7}, "both renewals lie within the run"
     for name, delta in one["deltas"].items():
+        assert torch.equal(first["supports"][name], one["supports"][name])
         assert delta.abs().max() > 1e-3
         assert torch.allclose(first["deltas"][name], delta, atol=1e-5), (first["deltas"][name] - delta).abs().max()

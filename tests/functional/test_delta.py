@@ -178,6 +178,67 @@ def test_bfloat16_result_with_float32_values(kind, x_dtype):
         assert (tensor.double() - reference).norm() <= 0.02 * reference.norm()
 
 
+# The sum of the whole core's gradient, by which a support grows back.
+
+
+@KINDS
+@pytest.mark.parametrize("skip_zeros", [False, True])
+@pytest.mark.parametrize("frozen", [(), ("x",), ("result", "x")], ids=str)
+def test_core_sum_is_autograds_over_passes_and_changes_no_gradient(kind, skip_zeros, frozen):
+    p = Problem(kind, (2, 3))
+    for name in frozen:
+        getattr(p, name).requires_grad_(False)
+    core_sum, expected = torch.zeros(p.core_shape, dtype=torch.float64), torch.zeros(p.core_shape, dtype=torch.float64)
+    for factor in (1.0, -0.5, 3.0):
+        core = torch.randn(p.core_shape, dtype=torch.float64, requires_grad=True)
+        y = p.x if p.U is None else p.x @ p.U
+        y = y @ core.T if p.V is None else y @ core.T @ p.V.T
+        expected += torch.autograd.grad(y, core, factor * p.dy)[0]
+        output = p.ours(core_sum=core_sum, skip_zeros=skip_zeros)
+        assert torch.equal(output, p.ours(skip_zeros=skip_zeros))
+        with_sum = torch.autograd.grad(output, p.values, factor * p.dy)[0]
+        assert torch.equal(with_sum, torch.autograd.grad(p.ours(skip_zeros=skip_zeros), p.values, factor * p.dy)[0])
+        torch.testing.assert_close(core_sum, expected, **EXACT)
+    assert (core_sum.flatten() != 0).all(), "also beyond the support"
+
+
+def test_core_sum_of_frozen_values_or_without_a_backward_pass_stays():
+    p, core_sum = Problem(), torch.zeros(CORE, dtype=torch.float64)
+    p.ours(core_sum=core_sum)
+    p.values.requires_grad_(False)
+    p.ours(core_sum=core_sum).backward(p.dy)
+    assert not core_sum.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_core_sum_keeps_its_own_dtype(dtype):
+    exact, p = Problem(), Problem()
+    expected = torch.zeros(CORE, dtype=torch.float64)
+    exact.ours(core_sum=expected).backward(exact.dy)
+    p.result, p.x = (t.detach().to(dtype).requires_grad_() for t in (p.result, p.x))
+    p.U, p.V, core_sum = p.U.to(dtype), p.V.to(dtype), torch.zeros(CORE, dtype=torch.float32)
+    p.ours(core_sum=core_sum).backward(p.dy.to(dtype))
+    assert core_sum.dtype == torch.float32
+    assert (core_sum - expected).norm() <= 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+def test_float16_overflow_is_left_out_of_the_core_sum(bad):
+    """The gradient scaler skips the step, and lowers the scale for the next."""
+    p, core_sum = Problem(), torch.zeros(CORE, dtype=torch.float32)
+    p.result, p.x, p.dy = p.result.detach().half().requires_grad_(), p.x.detach().half(), p.dy.half()
+    p.U, p.V = p.U.half(), p.V.half()
+    p.ours(core_sum=core_sum).backward(p.dy)
+    before, gradient = core_sum.clone(), p.values.grad.clone()
+    p.dy[0, 0] = bad
+    p.values.grad = None
+    p.ours(core_sum=core_sum).backward(p.dy)
+    assert torch.equal(core_sum, before)
+    assert before.any()
+    assert not torch.isfinite(p.values.grad).all(), "the scaler must see it"
+    assert torch.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize("blocks", [True, False])
 def test_observer_gets_exactly_x_and_dy_and_the_result_is_unchanged(blocks):
     problem, seen = Problem(shape=(2, 3)), []

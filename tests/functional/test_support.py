@@ -3,8 +3,10 @@ import torch
 
 from peft_sparsegrad.functional import (
     core_gradient,
+    move_entries,
     pack_support,
     packed_support_size,
+    renew_support,
     select_support,
     spread_support,
     unpack_support,
@@ -154,3 +156,109 @@ def test_core_gradient():
     torch.testing.assert_close(core_gradient(x, dy, None, None), dy.T @ x)
     assert core_gradient(x.bfloat16(), dy.bfloat16(), U, V).dtype == torch.float32
     assert core_gradient(x.double(), dy.double(), U, V).dtype == torch.float64
+
+
+# Growing back: the twins below go through the entries one by one.
+
+
+def slow_renewal(indices: list[int], values: list[float], score: list[float], fraction: float) -> list[int]:
+    """Drop the smallest values, then let the best entries grow that hold no value any more."""
+    by_size = sorted(zip(indices, values, strict=True), key=lambda pair: abs(pair[1]))
+    number = int(fraction * len(indices))
+    survivors = {index for index, _ in by_size[number:]}
+    free = [index for index in range(len(score)) if index not in survivors]
+    grown = sorted(free, key=lambda index: -score[index])[:number]
+    return sorted(survivors | set(grown))
+
+
+def random_renewal(num_entries: int, k: int, seed: int = 0):
+    """Positions, values (k,) and a score of every entry, without ties, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randperm(num_entries, generator=generator)[:k].sort().values
+    values = torch.randn(k, dtype=torch.float64, generator=generator)
+    return indices, values, torch.randn(num_entries, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.3, 0.34, 0.5, 1.0])
+@pytest.mark.parametrize(("num_entries", "k"), [(12, 1), (12, 3), (40, 10), (12, 12), (600, 101)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_renewal_is_the_slow_one(num_entries, k, fraction, seed):
+    indices, values, score = random_renewal(num_entries, k, seed)
+    before = [tensor.clone() for tensor in (indices, values, score)]
+    renewed = renew_support(indices, values, score, fraction)
+    assert renewed.tolist() == slow_renewal(indices.tolist(), values.tolist(), score.tolist(), fraction)
+    assert renewed.dtype == torch.int64
+    for tensor, old in zip((indices, values, score), before, strict=True):
+        assert torch.equal(tensor, old), "the arguments are left alone"
+    shape = (3, num_entries // 3) if num_entries % 3 == 0 else (2, num_entries // 2)
+    assert torch.equal(renew_support(indices, values.requires_grad_(), score.view(shape), fraction), renewed)
+
+
+def test_renewal_without_a_share_keeps_the_support():
+    indices, values, score = random_renewal(40, 10)
+    assert torch.equal(renew_support(indices, values, score, 0.0), indices)
+    assert torch.equal(renew_support(indices[:3], values[:3], score, 0.3), indices[:3]), "0.9 of a value is none"
+
+
+def test_renewal_of_everything_is_the_selection():
+    indices, values, score = random_renewal(40, 10)
+    assert torch.equal(renew_support(indices, values, score, 1.0), select_support(score, 10))
+
+
+def test_signs_of_the_values_do_not_matter_and_scores_are_compared_as_they_are():
+    indices, score = torch.tensor([1, 4, 5, 7]), torch.tensor([0.0, 9, -8, 0, 9, 9, 0, 9])
+    values = torch.tensor([-5.0, 0.1, 3.0, -0.2])
+    assert renew_support(indices, values, score, 0.5).tolist() == [1, 4, 5, 7]
+    score[4] = score[7] = -1
+    grown = set(renew_support(indices, values, score, 0.5).tolist()) - {1, 5}
+    assert len(grown) == 2
+    assert grown <= {0, 3, 6}
+
+
+def test_dropped_entries_come_back_where_the_score_asks_for_them():
+    indices, values = torch.tensor([2, 3, 6]), torch.tensor([0.1, 0.2, 5.0])
+    score = torch.tensor([1.0, 0, 8, 2, 0, 0, 99, 0])
+    assert renew_support(indices, values, score, 0.7).tolist() == [2, 3, 6]
+    score[0] = 3
+    assert renew_support(indices, values, score, 0.7).tolist() == [0, 2, 6]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 1.0])
+def test_renewal_on_ties_is_a_support(fraction):
+    """Values of zero, as they are before training, and scores that are all the same."""
+    indices = random_support(60, 20)
+    renewed = renew_support(indices, torch.zeros(20), torch.zeros(6, 10), fraction)
+    assert renewed.shape == (20,)
+    assert (renewed.diff() > 0).all()
+    assert renewed[0] >= 0
+    assert renewed[-1] < 60
+    assert len(set(indices.tolist()) & set(renewed.tolist())) >= 20 - int(fraction * 20)
+    assert torch.equal(renew_support(indices, torch.zeros(20), torch.zeros(6, 10), fraction), renewed)
+
+
+def test_full_core_has_nowhere_to_grow():
+    values, score = random_renewal(12, 12)[1:]
+    assert renew_support(torch.arange(12), values, score, 0.3).tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("fill", [0.0, -2.5])
+@pytest.mark.parametrize(("old", "new"), [([], []), ([0, 3, 5], [0, 3, 5]), ([0, 3, 5], [1, 2, 4]),
+                                          ([0, 3, 5], [3, 5, 9]), ([4, 5, 9], [0, 5, 7]), ([1, 8, 9], [0, 1, 9])])  # fmt: skip
+def test_moved_entries_are_those_of_a_dictionary(old, new, fill):
+    entries = torch.arange(1, len(old) + 1, dtype=torch.float64)
+    at = dict(zip(old, entries.tolist(), strict=True))
+    old, new = torch.tensor(old, dtype=torch.int64), torch.tensor(new, dtype=torch.int64)
+    kept = entries.clone()
+    moved = move_entries(entries, old, new, fill)
+    assert moved.tolist() == [at.get(index, fill) for index in new.tolist()]
+    assert moved.dtype == entries.dtype
+    assert torch.equal(entries, kept)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_moved_entries_of_a_renewal(seed):
+    indices, values, score = random_renewal(300, 90, seed)
+    renewed = renew_support(indices, values, score, 0.3)
+    dense = torch.zeros(300, dtype=torch.float64).index_copy(0, indices, values)
+    assert torch.equal(move_entries(values, indices, renewed), dense[renewed])
+    assert move_entries(values.bfloat16(), indices, renewed).dtype == torch.bfloat16

@@ -87,7 +87,8 @@ def test_target_that_matches_nothing():
 @pytest.mark.parametrize(
     ("settings", "k", "core_shape"),
     [
-        ({"density": 0.1}, 64, (40, 10)),
+        ({"density": 0.1}, 64, (40, 16)),
+        ({"density": 0.1, "slack": 6}, 64, (40, 10)),
         ({"density": 0.1, "slack": 2}, 64, (40, 4)),
         ({"density": 0.1, "rank": (None, 7)}, 64, (40, 7)),
         ({"density": 0.1, "rank": (7, None)}, 64, (7, 16)),
@@ -130,9 +131,10 @@ def test_patterns_match_a_suffix_a_full_name_or_an_expression():
         "blocks.2.down": 128,
     }
     assert found["blocks.0.up"].core_shape == found["blocks.1.up"].core_shape == (9, 10)
-    assert found["blocks.2.up"].core_shape == (40, 16)  # 6 · 192 entries would be more than there are
+    assert found["blocks.2.up"].core_shape == (40, 16)  # 10 · 192 entries would be more than there are
     assert found["blocks.2.down"].ranks == (16, 40)
     assert found["blocks.1.down"].ranks == (16, None)
+    assert found["blocks.1.up"].ranks == (9, 10)
 
 
 @pytest.mark.parametrize(("out_features", "in_features"), [(10, 20), (20, 2), (16, 4), (256, 256), (1, 1)])
@@ -191,7 +193,7 @@ def test_default_has_a_matrix_on_the_narrow_side_of_each_weight():
     model = attach(Model(), target_modules=["up", "down", "head"])
     found = plans(model)
     ranks = [found[name].ranks for name in ("blocks.1.up", "blocks.1.down", "head")]
-    assert ranks == [(None, 2), (2, None), (None, 3)]
+    assert ranks == [(None, 2), (2, None), (None, 5)]
     assert [key.split(".")[-4] for key in stored(model, "U")] == ["up", "head"]
     assert [key.split(".")[-4] for key in stored(model, "V")] == ["down"]
 

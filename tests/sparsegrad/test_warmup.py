@@ -213,7 +213,7 @@ def test_file_is_not_needed_to_load_the_adapter(saved, tmp_path):
     ("change", "message"),
     [
         ({"rank": 40}, r"needs weight shape \(64, 32\) and at least the ranks \[40, 32\]"),
-        ({"rank": "auto"}, r"needs weight shape \(64, 32\) and at least the ranks \[None, 10\]"),
+        ({"rank": "auto", "slack": 6}, r"needs weight shape \(64, 32\) and at least the ranks \[None, 10\]"),
         ({"rank": (None, 24)}, "at least the ranks"),
         ({"target_modules": ["gate_proj"]}, "has no basis for module 'model.layers.0.mlp.gate_proj'"),
         ({"transition_matrices": "nowhere.safetensors"}, "there is no file 'nowhere.safetensors'"),

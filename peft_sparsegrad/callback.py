@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -51,7 +51,7 @@ class SparseGradCallback(TrainerCallback):
         if all(layer.adapter(adapter_name).support.is_settled for layer in layers):
             return
         model.train()  # as the Trainer will; with it come dropout and gradient checkpointing
-        with _own_random_state(args.seed):
+        with _own_random_state(args.seed), _precision(args):
             batches = _endless(_loader(kwargs["train_dataloader"], args.seed), model)
             if self.head_steps:
                 _settle_head(model, batches, self.head_steps, args.learning_rate, layers)
@@ -149,6 +149,13 @@ def _own_random_state(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+def _precision(args: TrainingArguments) -> AbstractContextManager[Any]:
+    """The Trainer's mixed precision, if it is bf16; float16 would need its gradient scaler too."""
+    if not args.bf16:
+        return nullcontext()
+    return torch.autocast(args.device.type, dtype=torch.bfloat16)
 
 
 def _settle_head(

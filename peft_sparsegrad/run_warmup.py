@@ -17,7 +17,7 @@ from .sparsegrad.report import WarmUpReport
 from .sparsegrad.warmup import WarmUp
 
 Batches = Iterable[Any] | Callable[[], Any]
-DEFAULT_STEPS = 8
+DEFAULT_STEPS = 32
 
 
 def warmup(

@@ -126,6 +126,7 @@ class Support(nn.Module):
             self.packed.copy_(pack_support(indices, self.num_entries))
         self.settled.fill_(1)
         self.forget()
+        _ = self.indices, self.is_settled  # now, and not in a compiled forward pass, whose graph they would break
 
     def unsettle(self) -> None:
         """Open the support for a warm-up again."""

@@ -91,6 +91,18 @@ def test_callback_does_not_change_what_training_sees(tmp_path):
         assert torch.equal(noise, other_noise)
 
 
+@pytest.mark.parametrize("bf16", [True, False])
+def test_warm_up_runs_in_the_trainers_precision(tmp_path, bf16):
+    model, seen = adapted(llama(), warmup_steps=4), []
+    model.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    callback = SparseGradCallback()
+    made = trainer(model, tmp_path, [callback], max_steps=1, bf16=bf16, use_cpu=True)
+    callback.on_train_begin(
+        made.args, made.state, made.control, model=model, train_dataloader=made.get_train_dataloader()
+    )
+    assert seen == [bf16] * 8, "two sweeps of four batches"
+
+
 def test_head_settles_first(tmp_path):
     rows_ = [{"input_ids": row["input_ids"], "labels": row["input_ids"][0] % 2} for row in rows(32)]
     model = adapted(bert(), task_type="SEQ_CLS", warmup_steps=4)

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from tiny import bert
+from transformers import default_data_collator
 
 from benchmarks.compare.batches import LengthWindows
-from benchmarks.compare.head import head_batches
+from benchmarks.compare.head import head_batches, settle_head, train_head_apart
 from benchmarks.compare.scores import score_classes, score_numbers
+from peft_sparsegrad.methods import METHODS
 
 
 def test_the_head_gets_other_rows_where_there_are_enough():
@@ -62,3 +65,31 @@ def test_scores_of_numbers_equal_scipys():
     assert scores["loss"] == pytest.approx(np.mean((predictions[:, 0] - labels) ** 2), rel=1e-9)
     assert score_numbers(np.full((40, 1), 0.1), labels)["metric"] == 0
     assert np.isnan(score_numbers(np.full((40, 1), np.nan), labels)["metric"])
+
+
+@pytest.mark.parametrize("method", ["lora", "sparsegrad-dynamic"])
+def test_head_keeps_its_learning_rate_whatever_the_methods_is(method):
+    model = METHODS[method].attach(bert(), None, 0.05, modules_to_save=["classifier"])
+    make = METHODS[method].make_optimizer or (lambda m, lr: torch.optim.AdamW(trained(m), lr=lr))
+    optimizer = make(model, 0.5)
+    train_head_apart(optimizer, model)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {id(p) for p in trained(model)} == rates.keys()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == (1e-3 if "classifier" in name else 0.5), name
+
+
+def trained(model):
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def test_settled_head_is_returned_and_the_rest_of_the_model_stays():
+    model = bert()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    rows = [{"input_ids": torch.arange(4) + i, "labels": torch.tensor(i % 2)} for i in range(8)]
+    head = settle_head(model, iter([rows, rows]), default_data_collator)
+    assert head and all("classifier" in name or "pooler" in name for name in head)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, head.get(name, before[name])), name
+        assert (name in head) == (not torch.equal(parameter, before[name])), name

@@ -242,8 +242,17 @@ def test_full_core_has_nowhere_to_grow():
 
 
 @pytest.mark.parametrize("fill", [0.0, -2.5])
-@pytest.mark.parametrize(("old", "new"), [([], []), ([0, 3, 5], [0, 3, 5]), ([0, 3, 5], [1, 2, 4]),
-                                          ([0, 3, 5], [3, 5, 9]), ([4, 5, 9], [0, 5, 7]), ([1, 8, 9], [0, 1, 9])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ([], []),
+        ([0, 3, 5], [0, 3, 5]),
+        ([0, 3, 5], [1, 2, 4]),
+        ([0, 3, 5], [3, 5, 9]),
+        ([4, 5, 9], [0, 5, 7]),
+        ([1, 8, 9], [0, 1, 9]),
+    ],
+)
 def test_moved_entries_are_those_of_a_dictionary(old, new, fill):
     entries = torch.arange(1, len(old) + 1, dtype=torch.float64)
     at = dict(zip(old, entries.tolist(), strict=True))

@@ -37,9 +37,10 @@ def trained(kind: str = "bert", dtype=torch.float32, **settings) -> PeftModel:
     model = get_peft_model(tiny(kind).to(dtype), SparseGradConfig(**settings)).eval().to(dtype)
     for layer in layers(model).values():
         group = layer.adapter("default").group
-        if group.U is not None:
-            (n_in, r_in), (n_out, r_out) = group.U.shape, group.V.shape
-            group.fill(random_orthogonal(n_in, 1)[:, :r_in], random_orthogonal(n_out, 2)[:, :r_out])
+        (n_out, n_in), (r_out, r_in) = group.shape, group.ranks
+        U = None if r_in is None else random_orthogonal(n_in, 1)[:, :r_in]
+        V = None if r_out is None else random_orthogonal(n_out, 2)[:, :r_out]
+        group.fill(U, V)
     return model
 
 
@@ -83,6 +84,9 @@ CASES = {
     "bert in float64": ("bert", torch.float64, {}),
     "dynamic": ("bert", torch.float32, {"support": "dynamic"}),
     "identity": ("bert", torch.float32, {"basis": "identity", "rank": "auto"}),
+    "one-sided": ("bert", torch.float32, {"rank": "auto"}),
+    "one-sided in float64": ("bert", torch.float64, {"rank": "auto", "num_values": 60}),
+    "one-sided Conv1D": ("gpt2", torch.float32, {"rank": "auto"}),
     "different ranks": ("bert", torch.float32, {"density_pattern": {"0.intermediate.dense": 0.1}, "num_values": None}),
     "Conv1D": ("gpt2", torch.float32, {}),
     "Conv1D in float64": ("gpt2", torch.float64, {}),
@@ -156,6 +160,22 @@ def test_exact_rank_is_the_number_of_rows_or_columns_in_use(settings, expected):
         assert in_use == (expected or in_use)
         assert conversion.state_dict[f"base_model.model.{name}.lora_A.weight"].shape[0] == in_use
         torch.testing.assert_close(delta_of(conversion, name), delta(layer), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_rank_of_a_one_sided_adapter_is_its_columns(kind):
+    """However many rows of neurons hold values, no more than the few columns of the transition matrix are needed."""
+    model = trained(kind, torch.float64, rank="auto", num_values=60, slack=2)
+    conversion = convert_to_lora(model)
+    for name, layer in layers(model).items():
+        ranks = layer.adapter("default").plan.ranks
+        (columns,) = (rank for rank in ranks if rank is not None)
+        assert columns == (3 if kind == "bert" else 2)  # 2 · 60 / 40, and 2 · 60 / 64
+        assert conversion.state_dict[f"base_model.model.{name}.lora_A.weight"].shape[0] == columns
+        torch.testing.assert_close(delta_of(conversion, name), delta(layer), atol=1e-12, rtol=1e-12)
+    assert conversion.largest_error == 0
+    capped = convert_to_lora(model, rank=4)
+    assert all(torch.equal(capped.state_dict[key], value) for key, value in conversion.state_dict.items())
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])

@@ -277,3 +277,65 @@ def test_svd_of_a_weight():
 )
 def test_large_layers_are_sketched_unless_nearly_every_column_is_wanted(sizes, expected):
     assert isinstance(hosvd_accumulator(*sizes, device="meta"), expected)
+
+
+# One side only: the other keeps its own basis.
+
+
+@ACCUMULATORS
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_one_side_is_what_it_is_with_the_other(accumulator_class, dtype):
+    batches = stream(64, 96, 0.8, dtype=dtype)
+    both, _ = run(accumulator_class(64, 96, (6, 8)), batches)
+    only_in, _ = run(accumulator_class(64, 96, (None, 8)), batches)
+    only_out, _ = run(accumulator_class(64, 96, (6, None)), batches)
+    assert only_in.V is only_out.U is None
+    assert only_in.spectrum_out.shape == only_out.spectrum_in.shape == (0,)
+    assert only_in.spectrum_out.dtype == only_out.spectrum_in.dtype == torch.float64
+    torch.testing.assert_close(only_in.U, both.U, atol=1e-5, rtol=0)
+    torch.testing.assert_close(only_out.V, both.V, atol=1e-5, rtol=0)
+    torch.testing.assert_close(only_in.spectrum_in, both.spectrum_in, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(only_out.spectrum_out, both.spectrum_out, rtol=1e-5, atol=1e-5)
+    total = sum((dy.double().T @ x.double()).square().sum().item() for x, dy in batches)
+    if accumulator_class is ExactHosvd:
+        assert only_in.energy == only_out.energy == pytest.approx(total, rel=1e-5)
+    else:
+        assert only_in.energy == both.energy
+
+
+def test_no_side_has_the_energy_and_nothing_else():
+    batches = stream(OUT, IN, 0.8)
+    found, _ = run(ExactHosvd(OUT, IN, (None, None)), batches)
+    assert found.U is found.V is None
+    assert found.energy == pytest.approx(sum((dy.T @ x).square().sum().item() for x, dy in batches))
+
+
+@ACCUMULATORS
+def test_side_in_its_own_basis_costs_no_memory(accumulator_class):
+    both = len(pickle.dumps(accumulator_class(300, 900, (8, 8))))
+    assert len(pickle.dumps(accumulator_class(300, 900, (8, None)))) < both / 3
+
+
+@pytest.mark.parametrize("ranks", [(None, 8), (6, None)])
+def test_one_sided_svd_of_a_weight(ranks):
+    weight = torch.randn(OUT, IN)
+    found, both = hosvd_of_weight(weight, ranks), hosvd_of_weight(weight, (6, 8))
+    for ours, theirs, rank in ((found.V, both.V, ranks[0]), (found.U, both.U, ranks[1])):
+        assert ours is None if rank is None else torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((512, 5000, (64, None)), ExactHosvd),  # the long side keeps its own basis
+        ((512, 5000, (None, 64)), SketchedHosvd),
+        ((5000, 512, (None, 64)), ExactHosvd),
+        ((5000, 512, (64, None)), SketchedHosvd),
+        ((64, 5000, (None, 1250)), ExactHosvd),  # its sketch would be half as wide
+        ((64, 5000, (None, 1249)), SketchedHosvd),
+        ((4096, 4096, (1, None)), ExactHosvd),
+        ((4097, 8, (1, None)), SketchedHosvd),
+    ],
+)
+def test_only_sides_with_a_matrix_decide_whether_to_sketch(sizes, expected):
+    assert isinstance(hosvd_accumulator(*sizes, device="meta"), expected)

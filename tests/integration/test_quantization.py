@@ -44,6 +44,25 @@ def test_warms_up_trains_saves_and_reloads(base_path, tmp_path, bits, warm_up):
 
 
 @pytest.mark.parametrize("bits", QUANTIZATION)
+def test_defaults_train_through_a_renewal(base_path, tmp_path, bits):
+    """Four steps of warm-up, whose last counts, and the support is renewed at the 25th."""
+    model = adapted(prepare_model_for_kbit_training(quantized(base_path, bits)), density=0.01, warmup_steps=4)
+    layers = [module for module in model.modules() if isinstance(module, SparseGradLinear)]
+    losses = train(model, steps=27)
+    before = [layer.adapter("default").support.indices for layer in layers]
+    assert {layer.adapter("default").support.steps for layer in layers} == {24}
+    losses += train(model, steps=10)
+    assert not any(
+        torch.equal(layer.adapter("default").support.indices, old) for layer, old in zip(layers, before, strict=True)
+    )
+    assert {layer.adapter("default").support.core_sum.dtype for layer in layers} == {torch.float32}
+    assert losses[-1] < losses[0] - 0.1
+    model.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(quantized(base_path, bits), tmp_path)
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", QUANTIZATION)
 def test_warm_up_finds_about_the_basis_of_the_plain_model(base_path, bits):
     models = [quantized(base_path, bits), AutoModelForCausalLM.from_pretrained(base_path)]
     found = []

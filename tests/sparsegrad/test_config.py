@@ -13,7 +13,7 @@ def test_defaults():
     assert (config.density, config.num_values, config.rank) == (0.01, None, "auto")
     assert (config.basis, config.support, config.support_score) == ("hosvd", "static", "mean")
     assert config.warmup_steps > 1
-    assert (config.slack, config.regrow_steps) == (10, 25)
+    assert (config.slack, config.regrow_steps) == (12, 25)
     assert config.init_weights is True
     assert config.density_pattern == {} == config.rank_pattern
 

@@ -97,7 +97,7 @@ def test_target_that_matches_nothing():
         ({"density": 0.1, "rank": "full"}, 64, (40, 16)),
         ({"density": 0.1, "basis": "identity"}, 64, (40, 16)),
         ({"density": 0.1, "rank": 30}, 64, (30, 16)),
-        ({}, 8, (40, 2)),
+        ({"slack": 6}, 8, (40, 2)),
     ],
 )
 def test_values_and_core_of_a_layer(settings, k, core_shape):
@@ -131,7 +131,7 @@ def test_patterns_match_a_suffix_a_full_name_or_an_expression():
         "blocks.2.down": 128,
     }
     assert found["blocks.0.up"].core_shape == found["blocks.1.up"].core_shape == (9, 10)
-    assert found["blocks.2.up"].core_shape == (40, 16)  # 10 · 192 entries would be more than there are
+    assert found["blocks.2.up"].core_shape == (40, 16)  # 12 · 192 entries would be more than there are
     assert found["blocks.2.down"].ranks == (16, 40)
     assert found["blocks.1.down"].ranks == (16, None)
     assert found["blocks.1.up"].ranks == (9, 10)
@@ -190,10 +190,10 @@ def test_layers_with_another_core_do_not_share():
 
 def test_default_has_a_matrix_on_the_narrow_side_of_each_weight():
     """`up` reads the residual stream and `down` writes it; both leave the neurons as they are."""
-    model = attach(Model(), target_modules=["up", "down", "head"])
+    model = attach(Model(), target_modules=["up", "down", "head"], slack=6)
     found = plans(model)
     ranks = [found[name].ranks for name in ("blocks.1.up", "blocks.1.down", "head")]
-    assert ranks == [(None, 2), (2, None), (None, 5)]
+    assert ranks == [(None, 2), (2, None), (None, 3)]
     assert [key.split(".")[-4] for key in stored(model, "U")] == ["up", "head"]
     assert [key.split(".")[-4] for key in stored(model, "V")] == ["down"]
 

@@ -197,6 +197,49 @@ def test_file_with_another_density_gives_the_basis_and_watches_for_the_support(s
     assert layers(other)[0].adapter("default").support.is_settled
 
 
+def test_file_of_one_sided_bases(tmp_path):
+    """`up_proj` has a U and `down_proj` a V; a narrower adapter takes the leading columns."""
+    model = adapted(warmup_steps=4, slack=6)
+    warmup(model, BATCHES, progress=False)
+    path = str(tmp_path / "matrices.safetensors")
+    save_transition_matrices(model, path)
+    assert sorted(key for key in load_file(path) if key.startswith("group.")) == ["group.0.U", "group.1.V"]
+    assert same(state(adapted(warmup_steps=4, slack=6, transition_matrices=path)), state(model))
+    narrow = adapted(warmup_steps=4, slack=3, transition_matrices=path)
+    for layer, wide in zip(layers(narrow), layers(model), strict=True):
+        own, group = layer.adapter("default").group, wide.adapter("default").group
+        for name in ("U", "V"):
+            ours, theirs = getattr(own, name), getattr(group, name)
+            assert (ours is None) == (theirs is None)
+            assert ours is None or torch.equal(ours, theirs[:, : ours.shape[1]])
+        assert not layer.adapter("default").support.is_settled
+    base = llama()
+    for change in ({"slack": 12}, {"rank": 12}, {"rank": (8, None)}, {"rank": (None, 8)}):
+        with pytest.raises(ValueError, match=r"\(\[64, 32\], \[None, 10\]\)|\(\[32, 64\], \[10, None\]\)") as error:
+            adapted(base, **{"warmup_steps": 4, "slack": 6, "transition_matrices": path, **change})
+        assert "None: that side keeps the weight's own basis" in str(error.value)
+        assert not layers(base)
+
+
+@pytest.mark.parametrize("role", ["up_proj", "down_proj"])
+def test_default_basis_and_support_are_those_of_the_narrow_side(role):
+    model = adapted(warmup_steps=4)
+    warmup(model, BATCHES, progress=False)
+    gradients = {name: g for name, g in gradients_of_the_weights(BATCHES).items() if name.endswith(role)}
+    stack = torch.stack([g for per_layer in gradients.values() for g in per_layer]).double()
+    unfolding = stack.transpose(0, 2).flatten(1) if role == "up_proj" else stack.transpose(0, 1).flatten(1)
+    for layer in (layer for layer in layers(model) if layer.adapter("default").plan.name.endswith(role)):
+        plan, _, support, group = layer.adapter("default")
+        basis, other = (group.U, group.V) if role == "up_proj" else (group.V, group.U)
+        assert other is None
+        rank = basis.shape[1]
+        best = torch.linalg.svd(unfolding).U[:, :rank]
+        assert torch.allclose((basis.double().T @ best).abs(), torch.eye(rank, dtype=torch.float64), atol=1e-3)
+        summed = sum(gradients[plan.name])
+        score = (summed @ basis if role == "up_proj" else basis.T @ summed).abs().flatten()
+        assert set(support.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
+
+
 def test_file_is_not_needed_to_load_the_adapter(saved, tmp_path):
     from peft import PeftModel
 

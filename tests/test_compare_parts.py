@@ -89,7 +89,8 @@ def test_settled_head_is_returned_and_the_rest_of_the_model_stays():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     rows = [{"input_ids": torch.arange(4) + i, "labels": torch.tensor(i % 2)} for i in range(8)]
     head = settle_head(model, iter([rows, rows]), default_data_collator)
-    assert head and all("classifier" in name or "pooler" in name for name in head)
+    assert head
+    assert all("classifier" in name or "pooler" in name for name in head)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, head.get(name, before[name])), name
         assert (name in head) == (not torch.equal(parameter, before[name])), name

@@ -23,11 +23,15 @@ from ..functional import move_entries, renew_support
 
 if TYPE_CHECKING:
     from .layer import SparseGradLayer
+    from .state import Support
 
 FRACTION = 0.3  # of the values, at each renewal
 
 # A dictionary for its order: every rank must take the same layer's sum at the same time.
 _LAYERS: weakref.WeakKeyDictionary[SparseGradLayer, None] = weakref.WeakKeyDictionary()
+# The gradient, and its version, of the step that was counted last: torch's hook runs twice where an optimizer's step
+# calls that of its base class.
+_COUNTED: weakref.WeakKeyDictionary[Support, tuple[weakref.ref[torch.Tensor], int]] = weakref.WeakKeyDictionary()
 
 
 def watch(layer: SparseGradLayer) -> None:
@@ -46,6 +50,10 @@ def step_taken(layer: SparseGradLayer, adapter_name: str, optimizer: torch.optim
     plan, values, support, _ = layer.adapter(adapter_name)
     if support.core_sum is None or values.grad is None or not support.is_settled:
         return  # optimizers leave values without a gradient alone, those of a frozen adapter for instance
+    counted, version = _COUNTED.get(support, (None, 0))
+    if counted is not None and counted() is values.grad and version == values.grad._version:
+        return
+    _COUNTED[support] = (weakref.ref(values.grad), values.grad._version)
     support.steps += 1
     if support.steps != next_renewal(support.steps - 1, plan.regrow_steps):
         return

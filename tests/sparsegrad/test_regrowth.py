@@ -373,6 +373,25 @@ def test_two_optimizers_count_once_each_for_what_they_hold():
     assert counted(model) == {1}
 
 
+class Nested(torch.optim.SGD):
+    """An optimizer whose step calls its base class's, for which torch's hook runs once more."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_step_within_a_step_counts_once(set_to_none):
+    model = adapted(warmup_steps=0, regrow_steps=3)
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1).step()  # the base class is hooked when it is first made
+    optimizer = Nested(trained_parameters(model), lr=0.1)
+    for number in range(4):
+        model(**batch(number)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=set_to_none)
+    assert counted(model) == {4}
+
+
 def test_values_without_a_step_size_keep_their_places_only_if_they_are_large():
     """With a learning rate of 0 the values stay what they are, and the smallest still give way to zeros."""
     model = adapted(regrow_steps=3, init_weights=False)

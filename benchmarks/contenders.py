@@ -20,10 +20,10 @@ from peft_sparsegrad.sparsegrad import layer as sparsegrad_layer
 from .models import Shape, build_model
 from .paper_layer import attach_paper_layers
 
-FROZEN, LORA, STATIC, PAPER, FULL = "frozen", "lora", "sparsegrad", "paper layer", "full"
+FROZEN, LORA, STATIC, MEPROP, PAPER, FULL = "frozen", "lora", "sparsegrad", "meprop", "paper layer", "full"
 DYNAMIC, DYNAMIC_SD = "sparsegrad-dynamic", "sparsegrad-dynamic, sparse-by-dense"
-CONTENDERS = (FROZEN, LORA, STATIC, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
-SLACKS = (3.0, 6.0, 8.0, 10.0, 12.0)
+CONTENDERS = (FROZEN, LORA, STATIC, MEPROP, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
+SLACKS = (3.0, 6.0, 12.0, 24.0)
 SWEEP = (LORA, *(f"slack {slack:g}" for slack in SLACKS))
 
 LEARNING_RATE = 1e-4
@@ -89,7 +89,7 @@ def build_contender(name: str, shape: Shape, device: torch.device, density: floa
 def _attached(name: str, model: nn.Module, density: float, **settings: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A method of the package's table, SparseGrad in a data-free basis: its cost does not depend on the numbers."""
     method = METHODS[name]
-    overrides = {"warmup_steps": 0} if name.startswith(STATIC) else {}
+    overrides = {"warmup_steps": 0} if name.startswith((STATIC, MEPROP)) else {}
     model = method.attach(model, None, density, **overrides, **settings)
     if method.make_optimizer is not None:
         return model, method.make_optimizer(model, LEARNING_RATE)

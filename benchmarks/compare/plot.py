@@ -16,6 +16,7 @@ from .tasks import TASKS
 # Okabe and Ito's colours, which colour-blind people can tell apart; yellow, too light for lines, is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "D"))
+CHARACTERS = 190  # that fit beside each other under a figure
 STYLE: dict[Any, Any] = {
     "svg.hashsalt": "peft_sparsegrad",
     "font.size": 9,
@@ -67,7 +68,8 @@ def _write(series: list[Series], title: str, stem: Path) -> list[Path]:
         axis.grid(alpha=0.25, linewidth=0.5)
     figure.suptitle(title)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    columns = max(1, min(4, CHARACTERS // (max(map(len, labels)) + 8)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
     figure.savefig(png, dpi=130, metadata={"Software": None})
     figure.savefig(svg, metadata={"Date": None, "Creator": None})

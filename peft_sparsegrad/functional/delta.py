@@ -2,7 +2,7 @@
 
     y = result + ((x U) Sᵀ) Vᵀ        ∂L/∂S = (∂L/∂y V)ᵀ (x U)        ∂L/∂x = ((∂L/∂y V) S) Uᵀ
 
-U (in, r_in) and V (out, r_out) are frozen, so the backward pass needs x U and never x, and the gradient of the full
+U (in, r_in) and V (out, r_out) are frozen, so the backward pass needs x U in place of x, and the gradient of the full
 weight (out, in) is never formed. With square U and V this is the layer of SparseGrad (2024.emnlp-main.831,
 section 3.2) with the weight left where it is.
 """

@@ -17,6 +17,7 @@ from peft_sparsegrad.functional import delta_product
 from peft_sparsegrad.methods import METHODS, targeted
 from peft_sparsegrad.sparsegrad import layer as sparsegrad_layer
 
+from .memory import resident_tensors
 from .models import Shape, build_model
 from .paper_layer import attach_paper_layers
 
@@ -63,11 +64,8 @@ class Contender:
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def resident(self) -> Iterable[torch.Tensor]:
-        """Parameters, buffers and the optimizer's state: what stays between two steps."""
-        yield from self.model.parameters()
-        yield from self.model.buffers()
-        states = self.optimizer.state.values() if self.optimizer is not None else ()
-        yield from (value for state in states for value in state.values() if isinstance(value, torch.Tensor))
+        """What stays between two steps."""
+        return resident_tensors(self.model, self.optimizer)
 
 
 def build_contender(name: str, shape: Shape, device: torch.device, density: float) -> Contender:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
@@ -31,6 +32,16 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
     """Address and bytes of each storage behind `tensors`, which may share some."""
     found = (part.untyped_storage() for tensor in tensors for part in _dense_parts(tensor))
     return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+
+def resident_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[torch.Tensor]:
+    """Parameters, buffers, tensors that modules keep as plain attributes, and the optimizer's state."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
+    for state in optimizer.state.values() if optimizer is not None else ():
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 
 
 def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:

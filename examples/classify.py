@@ -129,7 +129,7 @@ def attach(model: Any, args: argparse.Namespace) -> Any:
     """Give the model the method's trainable parameters, and train its head in full."""
     heads = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS]
     overrides: dict[str, Any] = {} if args.method == "full" else {"task_type": "SEQ_CLS"}
-    if METHODS[args.method].draws_masks:
+    if METHODS[args.method].takes_seed:
         overrides["seed"] = args.seed
     try:
         model = METHODS[args.method].attach(
@@ -144,13 +144,16 @@ def attach(model: Any, args: argparse.Namespace) -> Any:
     return model
 
 
+def callbacks_of(name: str) -> list[TrainerCallback]:
+    make = METHODS[name].make_callbacks
+    return make() if make else []
+
+
 def run_trainer(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[Row], args: argparse.Namespace) -> None:
     method = METHODS[args.method]
     warmup = SparseGradCallback(args.warmup_steps, args.head_steps)
     uses_sparsegrad = isinstance(getattr(model, "base_model", None), SparseGradModel)
-    callbacks: list[TrainerCallback] = [warmup] if uses_sparsegrad else []
-    if method.draws_masks:
-        callbacks.append(GradDropCallback())
+    callbacks: list[TrainerCallback] = [warmup] if uses_sparsegrad else callbacks_of(args.method)
     if args.graddrop is not None:
         callbacks.append(GradDropCallback(GradDropConfig.from_variant(args.graddrop, seed=args.seed)))
     trainer = Trainer(
@@ -260,7 +263,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--model and --train are needed, unless --predict is given")
     if args.quantize != "none" and args.method == "full":
         parser.error("--method full cannot train quantised weights")
-    if args.graddrop is not None and METHODS[args.method].draws_masks:
+    masks_by_itself = any(isinstance(callback, GradDropCallback) for callback in callbacks_of(args.method))
+    if args.graddrop is not None and masks_by_itself:
         parser.error(f"--graddrop is for methods that do not mask by themselves, and {args.method} does")
     return args
 

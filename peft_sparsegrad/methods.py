@@ -33,7 +33,7 @@ class Method:
             full fine-tuning have no use for the density.
         make_optimizer: Called with (model, lr); None means AdamW over what requires a gradient.
         make_callbacks: Makes the callbacks that a Trainer needs for the method; None means none.
-        draws_masks: Whether it draws masks at random: then `attach` takes a `seed`.
+        takes_seed: Whether `attach` takes a `seed`, for masks that are drawn at random.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Method:
     attach: Callable[..., nn.Module]
     make_optimizer: Callable[[nn.Module, float], Any] | None = None
     make_callbacks: Callable[[], list[TrainerCallback]] | None = None
-    draws_masks: bool = False
+    takes_seed: bool = False
 
 
 def _sparsegrad(**settings: Any) -> Callable[..., nn.Module]:
@@ -149,11 +149,11 @@ METHODS: dict[str, Method] = {
             _observed,
         ),
         Method("lora", "LoRA with as many trained values", _lora),
-        Method("shira", "SHiRA: entries of the weights drawn at random, as many as LoRA's", _shira, draws_masks=True),
+        Method("shira", "SHiRA: entries of the weights drawn at random, as many as LoRA's", _shira, takes_seed=True),
         Method("supertuning", "Super-Tuning: the largest entries of the weights", _supertuning),
         Method("full", "the target weights themselves", _full),
         *(
-            Method(name.lower(), f"GradDrop: {name}", _graddrop(**settings), None, _announced, draws_masks=True)
+            Method(name.lower(), f"GradDrop: {name}", _graddrop(**settings), None, _announced, takes_seed=True)
             for name, settings in {"GradDrop-Off": {"p": 0.0}, **VARIANTS}.items()
         ),
     )

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from benchmarks.memory import peak_of, saved_storages, storages
+from benchmarks.memory import peak_of, resident_tensors, saved_storages, storages
 
 from .head import in_head
 
@@ -50,8 +50,7 @@ def step_memory(model: nn.Module, optimizer: Any, forward: Callable[[], torch.Te
         optimizer.zero_grad()
 
     kept, standing = saved_storages(forward)
-    state = [t for values in optimizer.state.values() for t in values.values() if isinstance(t, torch.Tensor)]
-    resident = sum({**standing, **storages([*model.parameters(), *model.buffers(), *state])}.values())
+    resident = sum({**standing, **storages(resident_tensors(model, optimizer))}.values())
     return {
         "kept_memory": sum(kept.values()),
         "peak_memory": resident + peak_of(step, next(model.parameters()).device),

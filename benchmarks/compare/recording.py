@@ -112,7 +112,7 @@ class RecordingTrainer(Trainer):
     def measure_memory(self) -> dict[str, int]:
         """Bytes of one more step on the first training rows: the same batch for every method.
 
-        The learning rate has come down to 0, so that the step changes nothing.
+        The learning rate has come down to 0 and the scores are in, so that the step changes nothing that is reported.
         """
         model, rows = cast(nn.Module, self.model), cast(Any, self.train_dataset)
         batch = self._prepare_inputs(self.data_collator(rows[: self.args.train_batch_size]))

@@ -23,11 +23,8 @@ from .runs import Record, Run
 from .tasks import TASKS
 
 LAST_STEPS = 20
-
-
-_SETTLED: dict[
-    tuple[Any, ...], dict[str, torch.Tensor]
-] = {}  # task heads: the same for every method and learning rate
+# Settled task heads, which are the same for every method and learning rate.
+_SETTLED: dict[tuple[Any, ...], dict[str, torch.Tensor]] = {}
 
 
 def execute(run: Run, data: Path) -> Record:
@@ -70,7 +67,7 @@ def build_model(run: Run, data: Path) -> Any:
     set_seed(run.seed)  # the next random numbers are those of the task head
     model = task.load_model(run.model).to("cuda" if torch.cuda.is_available() else "cpu")
     if run.head_steps:
-        key = (run.model, run.task, run.seed, run.train_rows, run.batch_size, run.head_steps)
+        key = (data, run.model, run.task, run.seed, run.train_rows, run.batch_size, run.head_steps)
         if key not in _SETTLED:
             tokenizer = AutoTokenizer.from_pretrained(run.model)
             rows = task.divide(data, tokenizer, run.train_rows, run.seed)
@@ -78,7 +75,7 @@ def build_model(run: Run, data: Path) -> Any:
             _SETTLED[key] = settle_head(model, batches, task.collator(tokenizer))
         model.load_state_dict(_SETTLED[key], strict=False)
     head = {"modules_to_save": head_modules(model)} if task.has_head else {}
-    seed = {"seed": run.seed} if method.draws_masks else {}
+    seed = {"seed": run.seed} if method.takes_seed else {}
     return method.attach(model, None, run.density, **{**head, **seed, **run.overrides})
 
 

@@ -24,8 +24,7 @@ def core_ranks(out_features: int, in_features: int, k: int, rank: Rank, slack: f
 
     `"auto"` has a transition matrix on the narrower side only, as wide as `r * wider side ≈ slack * k` asks for. In an
     MLP the wider side is that of the hidden neurons, each of which is a direction of its own; the narrower is the
-    residual stream's, where no direction is special. A transition matrix for the neurons cost four times the
-    arithmetic and most of the file, and gained nothing (docs/results/sparsegrad.md).
+    residual stream's, where no direction is special. What that gains and costs: docs/results/comparison.md.
 
     Args:
         out_features: Rows of the weight.

@@ -37,8 +37,7 @@ def loop(how: str, out: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
     save(model, out)
-    if world > 1:
-        dist.destroy_process_group()
+    end_distributed()
 
 
 def full_batch(step):
@@ -58,6 +57,7 @@ def trainer(how: str, out: str) -> None:
     callbacks = [SparseGradCallback(steps=4)] if how == "callback" else []
     Trainer(model, arguments, train_dataset=rows(64), callbacks=callbacks).train()
     save(model, out)
+    end_distributed()
 
 
 def save(model, out):
@@ -74,6 +74,12 @@ def save(model, out):
     }
     state = {key: value for key, value in model.state_dict().items() if "sparsegrad_" in key}
     torch.save({"deltas": deltas, "supports": supports, "state": state}, f"{out}.{rank}")
+
+
+def end_distributed():
+    """Stop gloo's threads: one that still runs when the interpreter ends can abort it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 RUNS = {"loop": loop, "trainer": trainer}

@@ -21,7 +21,7 @@ demo test bench: export HF_HUB_OFFLINE := 1
 .PHONY: demo test quality style docs bench clean help
 
 demo: $(VENV)/.installed-train ## Run the quickstart example
-	$(BIN)/python examples/quickstart.py $(ARGS)
+	$(BIN)/python -m examples.quickstart $(ARGS)
 
 test: $(VENV)/.installed-test ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)

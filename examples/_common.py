@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,8 +24,12 @@ class InputError(Exception):
     """Something that the user gave cannot be used; the message says what and why, in a sentence."""
 
 
+# EFBIG is what a limit on a file's size gives, and a quota on some systems.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
-    """Exit with `main`'s status, or with 2 and one line where the input is wrong."""
+    """Exit with `main`'s status, or with 2 and one line where the input is wrong or the disk is full."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -32,7 +37,22 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
         sys.exit(main())
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+    except Exception as error:
+        if not disk_is_full(error):
+            raise
+        sys.stderr.write(f"error: the disk is full ({str(error).splitlines()[0]}); make room and start again\n")
+    sys.exit(2)
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space. safetensors and torch.save say so in words alone."""
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return True
+    text = str(error)
+    if any(f"os error {number}" in text for number in NO_SPACE) or "PytorchStreamWriter failed writing" in text:
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and disk_is_full(cause)
 
 
 def load_pretrained(auto_class: Any, path: str | Path, **settings: Any) -> Any:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from _common import InputError
+from ._common import InputError
 
 
 @dataclass

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import InputError
 from transformers import PreTrainedTokenizerBase
+
+from ._common import InputError
 
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -1,11 +1,11 @@
 """Fine-tune a sentence classifier on the Trainer with SparseGrad, GradDrop, LoRA or another method.
 
-    python examples/classify.py --model PATH_OR_ID --train train.tsv --dev dev.tsv --method sparsegrad
+    python -m examples.classify --model PATH_OR_ID --train train.tsv --dev dev.tsv --method sparsegrad
 
 Files are .tsv or .csv with the columns `sentence` and `label`, or tab-separated in CoLA's format. The adapter carries
 the task head. At the end a new process loads the adapter and must predict the same. To use it later:
 
-    python examples/classify.py --predict outputs/classify --dev new.tsv
+    python -m examples.classify --predict outputs/classify --dev new.tsv
 """
 
 from __future__ import annotations
@@ -13,13 +13,30 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import (
+from peft import PeftModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from peft_sparsegrad import GradDropCallback, GradDropConfig, SparseGradCallback
+from peft_sparsegrad.graddrop import VARIANTS
+from peft_sparsegrad.methods import METHODS
+
+from ._common import (
     DEVICE,
     InputError,
     heading,
@@ -31,23 +48,8 @@ from _common import (
     show,
     show_lines,
 )
-from _labelled import accuracy, matthews_correlation, read_logits, read_sentences, write_predictions
-from peft import PeftModel
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
-
-from peft_sparsegrad import GradDropCallback, GradDropConfig, SparseGradCallback, SparseGradModel
-from peft_sparsegrad.graddrop import VARIANTS
-from peft_sparsegrad.methods import METHODS
+from ._labelled import accuracy, matthews_correlation, read_logits, read_sentences, write_predictions
+from ._methods import attach_method, check_epochs, make_callbacks, masks_gradients
 
 Row = dict[str, Any]
 # New in most checkpoints, or trained for something else.
@@ -63,6 +65,8 @@ def train(args: argparse.Namespace) -> int:
     """Fine-tune, save, score. Returns the exit status: 1 if the saved model predicts something else."""
     set_seed(args.seed)
     training, dev = read_sentences(args.train), read_sentences(args.dev)
+    epochs = args.steps * args.batch_size / len(training.texts) if args.steps else args.epochs
+    check_epochs(args.graddrop or args.method, math.ceil(epochs))
     names = sorted(set(training.labels or []))
     training_ids, dev_ids = training.label_ids(names), dev.label_ids(names)
     settings = {"model": args.model, "quantize": args.quantize, "labels": names, "max_length": args.max_length}
@@ -128,15 +132,9 @@ def quantization(kind: str) -> BitsAndBytesConfig:
 def attach(model: Any, args: argparse.Namespace) -> Any:
     """Give the model the method's trainable parameters, and train its head in full."""
     heads = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in HEADS]
-    overrides: dict[str, Any] = {} if args.method == "full" else {"task_type": "SEQ_CLS"}
-    if METHODS[args.method].takes_seed:
-        overrides["seed"] = args.seed
-    try:
-        model = METHODS[args.method].attach(
-            model, args.target_modules, args.density, modules_to_save=heads, **overrides
-        )
-    except (TypeError, ValueError) as error:
-        raise InputError(str(error)) from error
+    model = attach_method(
+        args.method, model, args.target_modules, args.density, args.seed, task_type="SEQ_CLS", modules_to_save=heads
+    )
     counts = {True: 0, False: 0}
     for name, parameter in model.named_parameters():
         counts[not HEADS.isdisjoint(name.split("."))] += parameter.numel() * parameter.requires_grad
@@ -144,16 +142,9 @@ def attach(model: Any, args: argparse.Namespace) -> Any:
     return model
 
 
-def callbacks_of(name: str) -> list[TrainerCallback]:
-    make = METHODS[name].make_callbacks
-    return make() if make else []
-
-
 def run_trainer(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[Row], args: argparse.Namespace) -> None:
     method = METHODS[args.method]
-    warmup = SparseGradCallback(args.warmup_steps, args.head_steps)
-    uses_sparsegrad = isinstance(getattr(model, "base_model", None), SparseGradModel)
-    callbacks: list[TrainerCallback] = [warmup] if uses_sparsegrad else callbacks_of(args.method)
+    callbacks = make_callbacks(args.method, model, args.warmup_steps, args.head_steps)
     if args.graddrop is not None:
         callbacks.append(GradDropCallback(GradDropConfig.from_variant(args.graddrop, seed=args.seed)))
     trainer = Trainer(
@@ -178,8 +169,9 @@ def run_trainer(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[Row],
         optimizers=(method.make_optimizer(model, args.lr) if method.make_optimizer else None, None),
     )
     result = trainer.train()
-    if warmup.report is not None:
-        show_lines(f"warm-up: {warmup.report}")
+    for callback in callbacks:
+        if isinstance(callback, SparseGradCallback):
+            show_lines(f"warm-up: {callback.report}")
     show("training loss", f"{result.training_loss:.4f}")
     show("seconds", f"{result.metrics['train_runtime']:.1f} for {result.global_step} steps")
 
@@ -215,7 +207,7 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any
 
 def check_in_fresh_process(args: argparse.Namespace, logits: torch.Tensor) -> bool:
     """Predict again in a new process, from the files alone."""
-    command = [sys.executable, __file__, "--predict", str(args.out), "--dev", str(args.dev)]
+    command = [sys.executable, "-m", "examples.classify", "--predict", str(args.out), "--dev", str(args.dev)]
     subprocess.run([*command, "--batch-size", str(args.batch_size)], check=True)
     difference = (torch.tensor(read_logits(args.out / "predictions.tsv")) - logits).abs().max().item()
     same = difference <= 1e-4
@@ -263,8 +255,7 @@ def parse_args() -> argparse.Namespace:
         parser.error("--model and --train are needed, unless --predict is given")
     if args.quantize != "none" and args.method == "full":
         parser.error("--method full cannot train quantised weights")
-    masks_by_itself = any(isinstance(callback, GradDropCallback) for callback in callbacks_of(args.method))
-    if args.graddrop is not None and masks_by_itself:
+    if args.graddrop is not None and masks_gradients(args.method):
         parser.error(f"--graddrop is for methods that do not mask by themselves, and {args.method} does")
     return args
 

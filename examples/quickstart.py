@@ -1,12 +1,12 @@
 """SparseGrad and LoRA side by side on a causal language model, with the same number of trainable parameters.
 
-    python examples/quickstart.py
+    python -m examples.quickstart
 
 needs no network and less than three minutes on two CPU cores. It trains a small LLaMA on the docstrings of the
 standard library, adapts it to the standard library's source code, loads the adapter in a fresh process and merges it.
 With a checkpoint and a text of your own:
 
-    python examples/quickstart.py --model PATH_OR_ID --data FILE
+    python -m examples.quickstart --model PATH_OR_ID --data FILE
 """
 
 from __future__ import annotations
@@ -23,7 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import (
+from peft import PeftModel, get_peft_model
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
+
+import peft_sparsegrad
+from peft_sparsegrad import SparseGradConfig
+from peft_sparsegrad.methods import METHODS
+
+from ._common import (
     DEVICE,
     InputError,
     density_of_lora,
@@ -37,15 +45,8 @@ from _common import (
     show_lines,
     show_table,
 )
-from _small_llama import new_small_llama, train_tokenizer
-from _text import draw_batches, read_documents, split_into_blocks, standard_library_code, standard_library_docstrings
-from peft import PeftModel, get_peft_model
-from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
-
-import peft_sparsegrad
-from peft_sparsegrad import SparseGradConfig
-from peft_sparsegrad.methods import METHODS
+from ._small_llama import new_small_llama, train_tokenizer
+from ._text import draw_batches, read_documents, split_into_blocks, standard_library_code, standard_library_docstrings
 
 Batch = dict[str, torch.Tensor]
 
@@ -202,7 +203,8 @@ def check_in_fresh_process(args: argparse.Namespace, loss: float) -> bool:
     """Start this script anew with `--evaluate`, and compare the losses found there with the one found here."""
     heading("The SparseGrad adapter in a fresh process")
     show("held-out loss here", f"{loss:.6f}")
-    command = [sys.executable, __file__, "--evaluate", str(args.out / "sparsegrad"), "--dtype", args.dtype]
+    program = [sys.executable, "-m", "examples.quickstart"]
+    command = [*program, "--evaluate", str(args.out / "sparsegrad"), "--dtype", args.dtype]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     tolerances = {"loaded": 1e-5, "merged": 1e-4} if args.dtype == "float32" else {"loaded": 1e-2, "merged": 5e-2}
     correct = True

@@ -1,0 +1,1 @@
+"""Programs that fine-tune, from a clone of the repository: `python -m examples.quickstart`."""

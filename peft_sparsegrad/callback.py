@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -12,19 +14,24 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .distributed import mean_over_ranks, sum_over_ranks, world_size
 from .functional import core_gradient, gradient_energy
+from .gradient_sums import load_gradient_sums, save_gradient_sums
 from .run_warmup import batch_loss, warmup
 from .sparsegrad.layer import SparseGradLayer, sparsegrad_layers
 from .sparsegrad.report import WarmUpReport
+
+logger = logging.getLogger("peft_sparsegrad")
 
 
 class SparseGradCallback(TrainerCallback):
     """Runs the warm-up before the first step, on the Trainer's own data, and logs the energy captured in training.
 
     The warm-up draws its batches with a random state of its own, so that training sees the data and the dropout that
-    it would have seen without it. A run that is resumed from a checkpoint finds its warm-up there.
+    it would have seen without it. A run that is resumed from a checkpoint finds its warm-up there. Checkpoints also
+    receive the gradient sums that the next renewal of the supports goes by, `sparsegrad_gradient_sums_*.safetensors`.
 
     Args:
         steps: Batches for the warm-up; None for the configuration's `warmup_steps`.
@@ -49,12 +56,14 @@ class SparseGradCallback(TrainerCallback):
     ) -> None:
         model, adapter_name, layers = _trained_adapter(kwargs["model"])
         if all(layer.adapter(adapter_name).support.is_settled for layer in layers):
+            if state.global_step:
+                _restore_gradient_sums(args, state, adapter_name, layers)
             return
         model.train()  # as the Trainer will; with it come dropout and gradient checkpointing
         with _own_random_state(args.seed), _precision(args):
             batches = _endless(_loader(kwargs["train_dataloader"], args.seed), model)
             if self.head_steps:
-                _settle_head(model, batches, self.head_steps, args.learning_rate, layers)
+                settle_head(model, batches, self.head_steps, args.learning_rate, layers)
             plan = layers[0].adapter(adapter_name).plan
             self.report = warmup(model, batches, self.steps or plan.warmup_steps, adapter_name)
 
@@ -64,6 +73,10 @@ class SparseGradCallback(TrainerCallback):
         if self.log_energy and state.logging_steps and (state.global_step + 1) % state.logging_steps == 0:
             _, adapter_name, layers = _trained_adapter(kwargs["model"])
             self._probe = EnergyProbe(adapter_name, layers)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        _, adapter_name, layers = _trained_adapter(kwargs["model"])
+        save_gradient_sums(layers, adapter_name, _checkpoint(args, state), args.process_index)
 
     def on_log(
         self,
@@ -107,6 +120,25 @@ class EnergyProbe:
         if not everywhere:
             return {}
         return {"energy_in_core": core / everywhere, "energy_in_support": support / everywhere}
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def _restore_gradient_sums(
+    args: TrainingArguments, state: TrainerState, adapter_name: str, layers: list[SparseGradLayer]
+) -> None:
+    """From the checkpoint that the Trainer has resumed from. It does not say which one, so the values must agree."""
+    named = [Path(args.resume_from_checkpoint)] if isinstance(args.resume_from_checkpoint, str) else []
+    for folder in [*named, _checkpoint(args, state)]:
+        if load_gradient_sums(layers, adapter_name, folder, args.process_index):
+            return
+    logger.warning(
+        "The checkpoint's SparseGrad gradient sums are not in %s: the next renewal of the supports will go by the "
+        "gradients from here on, so that this run is not bit for bit the one that was interrupted.",
+        args.output_dir,
+    )
 
 
 def _trained_adapter(model: nn.Module) -> tuple[nn.Module, str, list[SparseGradLayer]]:
@@ -158,7 +190,7 @@ def _precision(args: TrainingArguments) -> AbstractContextManager[Any]:
     return torch.autocast(args.device.type, dtype=torch.bfloat16)
 
 
-def _settle_head(
+def settle_head(
     model: nn.Module, batches: Iterator[dict[str, Any]], steps: int, lr: float, layers: list[SparseGradLayer]
 ) -> None:
     """Train whatever trains besides the SparseGrad values."""

@@ -51,6 +51,36 @@ def test_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path, warm_up, sup
     assert any(value.any() for name, value in through.items() if "values" in name)
 
 
+def regrowing_run(path, seed=3, resume=None):
+    """17 steps with renewals after 4, 8 and 16, and checkpoints after 6 and 12."""
+    run = trainer(
+        adapted(llama(attention_dropout=0.1), warmup_steps=4, regrow_steps=4), path, [SparseGradCallback(steps=3)],
+        max_steps=17, save_steps=6, seed=seed,
+    )  # fmt: skip
+    run.train(resume_from_checkpoint=resume)
+    return trained(run.model)
+
+
+@pytest.mark.parametrize("saved_at", [6, 12])
+def test_run_resumed_between_renewals_is_the_uninterrupted_run_bit_for_bit(tmp_path, saved_at, caplog):
+    through = regrowing_run(tmp_path)
+    resumed = regrowing_run(tmp_path, resume=str(tmp_path / f"checkpoint-{saved_at}"))
+    assert through.keys() == resumed.keys()
+    assert all(torch.equal(through[name], resumed[name]) for name in through)
+    assert "gradient sums" not in caplog.text
+
+
+@pytest.mark.parametrize("other_has_a_checkpoint", [False, True])
+def test_gradient_sums_that_cannot_be_found_are_missed_aloud(tmp_path, other_has_a_checkpoint, caplog):
+    """The sums of another run's checkpoint at the same step must not be taken for them."""
+    regrowing_run(tmp_path / "one")
+    if other_has_a_checkpoint:
+        regrowing_run(tmp_path / "other", seed=4)
+    assert "gradient sums" not in caplog.text
+    regrowing_run(tmp_path / "other", resume=str(tmp_path / "one" / "checkpoint-6"))
+    assert "gradient sums are not in" in caplog.text
+
+
 def test_nothing_called_trains(tmp_path):
     model = adapted(warmup_steps=4)
     run = trainer(model, tmp_path, max_steps=40, save_strategy="no", logging_steps=10, learning_rate=0.05)

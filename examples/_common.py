@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,19 +12,12 @@ from typing import Any, NoReturn
 import torch
 from transformers.utils import logging
 
+from peft_sparsegrad.cli.errors import InputError, disk_is_full
 from peft_sparsegrad.methods import lora_rank, targeted
 from peft_sparsegrad.sparsegrad.plan import check_is_linear
 from peft_sparsegrad.targeting import in_out_features
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-class InputError(Exception):
-    """Something that the user gave cannot be used; the message says what and why, in a sentence."""
-
-
-# EFBIG is what a limit on a file's size gives, and a quota on some systems.
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
@@ -42,17 +34,6 @@ def run_and_exit(main: Callable[[], int]) -> NoReturn:
             raise
         sys.stderr.write(f"error: the disk is full ({str(error).splitlines()[0]}); make room and start again\n")
     sys.exit(2)
-
-
-def disk_is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space. safetensors and torch.save say so in words alone."""
-    if isinstance(error, OSError) and error.errno in NO_SPACE:
-        return True
-    text = str(error)
-    if any(f"os error {number}" in text for number in NO_SPACE) or "PytorchStreamWriter failed writing" in text:
-        return True
-    cause = error.__cause__ or error.__context__
-    return cause is not None and disk_is_full(cause)
 
 
 def load_pretrained(auto_class: Any, path: str | Path, **settings: Any) -> Any:

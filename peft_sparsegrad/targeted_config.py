@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from peft.config import PeftConfig
+
+from .model_card import CardFacts, write_card
 
 
 @dataclass
@@ -34,6 +37,7 @@ class TargetedConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.card_facts: CardFacts | None = None  # not a setting: known between asking for the tensors and saving
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(self.exclude_modules, list):
@@ -43,6 +47,13 @@ class TargetedConfig(PeftConfig):
                 raise ValueError(f"`{name}` cannot be used when `target_modules` is a str; give a list of names")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` needs `layers_to_transform`: it says where those are counted")
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """As PEFT does; with the adapter's tensors goes a section of the model card."""
+        super().save_pretrained(save_directory, **kwargs)
+        facts, self.card_facts = self.card_facts, None
+        if facts is not None:
+            write_card(self, save_directory, facts)
 
     def check_choices(self, choices: Mapping[str, tuple[str, ...]]) -> None:
         """Raise a ValueError for the first field whose value is not among those given."""

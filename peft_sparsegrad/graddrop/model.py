@@ -11,6 +11,7 @@ from peft.utils import get_quantization_kwargs
 from torch import nn
 
 from ..bitsandbytes_cpu import restore_scales
+from ..model_card import collect_facts
 from ..targeting import targeted_modules
 from .blocks import block_of, find_blocks, selected_blocks
 from .checkpoint import compress, decompress
@@ -102,7 +103,10 @@ class GradDropModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         restore_scales(model)  # PEFT has asked for the state dict just before
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        return compress(tensors, adapter_name, cast(GradDropConfig, config))
+        ours, trained = cast(GradDropConfig, config), sum(tensor.numel() for tensor in tensors.values())
+        stored = compress(tensors, adapter_name, ours)
+        ours.card_facts = collect_facts(model, adapter_name, config.task_type, trained, stored, state_dict)
+        return stored
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -11,6 +11,7 @@ from peft.utils import get_quantization_kwargs
 from torch import nn
 
 from ..bitsandbytes_cpu import restore_scales
+from ..model_card import collect_facts
 from ..targeting import targeted_modules
 from .checkpoint import check_adapter_tensors, check_settled
 from .config import SparseGradConfig
@@ -116,7 +117,12 @@ class SparseGradModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         restore_scales(model)  # PEFT has asked for the state dict just before
         check_settled(sparsegrad_layers(model, adapter_name), adapter_name)
-        return super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        trained = sum(tensor.numel() for name, tensor in tensors.items() if ".sparsegrad_values." in name)
+        cast(SparseGradConfig, config).card_facts = collect_facts(
+            model, adapter_name, config.task_type, trained, tensors, state_dict
+        )
+        return tensors
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

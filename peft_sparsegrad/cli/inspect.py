@@ -1,0 +1,187 @@
+"""`peft-sparsegrad inspect`: what is in an adapter, from its two files alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..model_card import settings_of
+from .inspect_graddrop import ChangedTensor, changed_tensors
+from .inspect_sparsegrad import GroupFacts, LayerFacts, group_facts, layer_facts
+from .output import new_console, percent, print_facts, print_json, print_table, shape
+from .saved.adapter import SavedAdapter
+from .saved.sparsegrad import saved_layers
+
+_SHOWN_SINGULAR_VALUES = 4
+
+
+@dataclass
+class Inspection:
+    """What `inspect` found.
+
+    Attributes:
+        method: The PEFT type.
+        base_model: Name of the base model, None if the adapter does not say.
+        task_type: As in the settings.
+        target_modules: As in the settings.
+        settings: The settings that have a value.
+        parameters: Numbers in the file.
+        bytes: Of the weights file.
+        bytes_by_part: Bytes of the tensors, by what they are.
+        groups: Of a SparseGrad adapter, its transition matrices.
+        layers: Of a SparseGrad adapter, its layers.
+        tensors: Of a GradDrop adapter, what changed.
+    """
+
+    method: str
+    base_model: str | None
+    task_type: str | None
+    target_modules: list[str] | str | None
+    settings: dict[str, Any]
+    parameters: int
+    bytes: int
+    bytes_by_part: dict[str, int]
+    groups: list[GroupFacts] = field(default_factory=list)
+    layers: list[LayerFacts] = field(default_factory=list)
+    tensors: list[ChangedTensor] = field(default_factory=list)
+
+
+def inspect_command(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a saved adapter.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+) -> None:
+    """Say what is in an adapter: method, settings, groups, layers, norms and bytes.
+
+    Reads the adapter's two files and neither the base model nor the hub.
+
+    Exit status: 0, or 2 if the adapter cannot be read.
+    """
+    inspection = inspect_adapter(adapter)
+    if as_json:
+        print_json(inspection)
+    else:
+        _show(new_console(), inspection)
+
+
+def inspect_adapter(path: Path) -> Inspection:
+    """Look into the adapter in a folder, one tensor at a time.
+
+    Raises:
+        InputError: If there is none, or one of its files is damaged.
+    """
+    adapter = SavedAdapter(path)
+    config = adapter.config
+    inspection = Inspection(
+        method=adapter.method,
+        base_model=config.get("base_model_name_or_path"),
+        task_type=config.get("task_type"),
+        target_modules=config.get("target_modules"),
+        settings=settings_of(config),
+        parameters=sum(info.numel for info in adapter.tensors.values()),
+        bytes=adapter.weights_path.stat().st_size,
+        bytes_by_part=_bytes_by_part(adapter),
+    )
+    if adapter.method == "SPARSEGRAD":
+        layers = saved_layers(adapter)
+        inspection.layers = [layer_facts(layer) for layer in layers]
+        inspection.groups = group_facts(layers)
+    elif adapter.method == "GRADDROP":
+        inspection.tensors = changed_tensors(adapter)
+    return inspection
+
+
+def _bytes_by_part(adapter: SavedAdapter) -> dict[str, int]:
+    sizes: Counter[str] = Counter()
+    for name, info in adapter.tensors.items():
+        sizes[_part(name, adapter.method)] += info.nbytes
+    return dict(sizes.most_common())
+
+
+def _part(name: str, method: str) -> str:
+    """What a tensor is: the end of its name, from the method's own prefix on; or a module that is saved in full."""
+    parts = name.split(".")
+    start = next((i for i, part in enumerate(parts) if part.startswith(f"{method.lower()}_")), None)
+    if start is not None:
+        return ".".join(parts[start:]).removeprefix(f"{method.lower()}_")
+    return "saved in full" if method in ("SPARSEGRAD", "GRADDROP", "LORA") else parts[-1]
+
+
+def _show(console: Console, found: Inspection) -> None:
+    targets = found.target_modules
+    facts = [
+        ("method", found.method),
+        ("base model", found.base_model),
+        ("task", found.task_type),
+        ("targets", targets if isinstance(targets, str) or targets is None else ", ".join(sorted(targets))),
+        ("settings", ", ".join(f"{key}={value}" for key, value in sorted(found.settings.items()))),
+        ("numbers in the file", f"{found.parameters:,}"),
+        ("bytes", f"{found.bytes:,}"),
+    ]
+    print_facts(console, facts)
+    size = sum(found.bytes_by_part.values()) or 1
+    parts = [(name, f"{count:,}", percent(count / size)) for name, count in found.bytes_by_part.items()]
+    print_table(console, "Bytes", ("part", "bytes", "share"), parts)
+    if found.groups:
+        _show_groups(console, found.groups)
+        _show_layers(console, found.layers)
+    if found.tensors:
+        _show_tensors(console, found.tensors)
+    for name, count in _non_finite(found):
+        console.print(f"[bold red]{count:,} values of {name} are NaN or infinite: the training run diverged")
+
+
+def _non_finite(found: Inspection) -> list[tuple[str, int]]:
+    counts = [(layer.module, layer.non_finite) for layer in found.layers]
+    counts += [(tensor.parameter, tensor.non_finite) for tensor in found.tensors]
+    return [(name, count) for name, count in counts if count]
+
+
+def _show_groups(console: Console, groups: list[GroupFacts]) -> None:
+    columns = ("modules", "layers", "weight", "rank of V", "rank of U", "off orthonormal", "singular values of ΔW")
+    rows = [
+        (
+            *(group.modules, group.layers, shape(group.weight_shape), group.rank_out, group.rank_in),
+            *(None if group.orthonormality_error is None else f"{group.orthonormality_error:.0e}",),
+            *(_leading(group.singular_values),),
+        )
+        for group in groups
+    ]
+    print_table(console, "Groups: layers with common transition matrices", columns, rows)
+
+
+def _leading(singular_values: list[float]) -> str | None:
+    if not singular_values:
+        return None
+    shown = " ".join(f"{value:.2g}" for value in singular_values[:_SHOWN_SINGULAR_VALUES])
+    left = len(singular_values) - _SHOWN_SINGULAR_VALUES
+    return f"{shown} ... ({left} more)" if left > 0 else shown
+
+
+def _show_layers(console: Console, layers: list[LayerFacts]) -> None:
+    columns = ("module", "values", "of core", "rows", "columns", "‖ΔW‖", "largest", "hold 90% of ‖ΔW‖²", "steps")
+    rows = [
+        (
+            *(layer.module if layer.settled else f"{layer.module} (before its warm-up)", f"{layer.values:,}"),
+            *(percent(layer.share_of_core), layer.rows_used, layer.columns_used),
+            *(f"{layer.norm:.3g}", f"{layer.largest:.2g}", f"{layer.hold_90_percent:,}", layer.steps),
+        )
+        for layer in layers
+    ]
+    print_table(console, "Layers: the core S of ΔW = V S Uᵀ", columns, rows)
+
+
+def _show_tensors(console: Console, tensors: list[ChangedTensor]) -> None:
+    columns = ("parameter", "changed", "of", "share", "‖Δ‖", "largest", "hold 90% of ‖Δ‖²")
+    rows = [
+        (
+            *(tensor.parameter, f"{tensor.changed:,}", None if tensor.entries is None else f"{tensor.entries:,}"),
+            *(percent(tensor.share), f"{tensor.norm:.3g}", f"{tensor.largest:.2g}", f"{tensor.hold_90_percent:,}"),
+        )
+        for tensor in tensors
+    ]
+    print_table(console, "Changes of the weights", columns, rows)

@@ -1,0 +1,138 @@
+"""What `plot` draws of an adapter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from ..graddrop import GradDropConfig
+from ..graddrop.blocks import block_of
+from ..sparsegrad.layer import SparseGradLayer, sparsegrad_layers
+from .base_models import load_adapted, load_tokenizer, module_names
+from .data import Batch, is_labelled, labelled_batches, language_batches, read_labelled, read_texts
+from .errors import InputError
+from .saved.adapter import SavedAdapter
+from .saved.deltas import graddrop_deltas
+from .saved.sparsegrad import saved_layers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class GradientSettings:
+    """Which gradient to draw. Fields as the options of the command."""
+
+    data: Path | None = None
+    module: str | None = None
+    batch_size: int = 8
+    max_length: int = 128
+
+
+def draw_support(adapter: SavedAdapter) -> Figure:
+    """The supports of a SparseGrad adapter.
+
+    Raises:
+        InputError: If the whole core trains, or the files do not tell how large it is.
+    """
+    from ..plots import support_maps
+    from ..plots.supports import LayerSupport
+
+    layers = saved_layers(adapter)
+    supports = [
+        LayerSupport(layer.module, layer.role, indices, layer.core_shape)
+        for layer in layers
+        if layer.core_shape is not None and (indices := layer.indices()) is not None
+    ]
+    if not supports:
+        dynamic = "support.packed" not in layers[0].parts
+        why = "its support is dynamic: the whole core trains" if dynamic else "it does not tell the core's shape"
+        raise InputError(f"{adapter.folder} has no support to draw: {why}")
+    return support_maps(supports)
+
+
+def draw_active(adapter: SavedAdapter, base: str | None, epochs: int | None) -> Figure:
+    """The entries of a GradDrop adapter that train in each layer and epoch."""
+    from ..plots import active_entries
+
+    try:
+        config = GradDropConfig.from_pretrained(str(adapter.folder))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the settings in {adapter.folder} cannot be used: {error}") from error
+    assert isinstance(config, GradDropConfig)
+    if config.num_epochs is None and epochs is None:
+        raise InputError(f"{adapter.folder} does not say how many epochs the run had: give --epochs")
+    return active_entries(config, graddrop_layers(adapter, config, base), epochs)
+
+
+def graddrop_layers(adapter: SavedAdapter, config: GradDropConfig, base: str | None) -> list[str]:
+    """The layers that an adapter's masks govern, from the input on.
+
+    Where the masks go by that order, and the names do not tell it, it is the base model's.
+    """
+    modules = [parameter.rpartition(".")[0] for parameter in graddrop_deltas(adapter)]
+    numbered = {module: re.match(r"(.*?\.\d+)(?=\.|$)", module) for module in modules}
+    layers = dict.fromkeys(found.group(1) if found else module for module, found in numbered.items())
+    lists = {found.group(1).rpartition(".")[0] if found else module for module, found in numbered.items()}
+    if not config.uses_sets or config.granularity == "element" or len(lists) == 1:
+        return list(layers)
+    ordered = dict.fromkeys(block_of(name, layers) for name in module_names(adapter, base))
+    return [layer for layer in ordered if layer is not None]
+
+
+def draw_gradient(
+    adapter: SavedAdapter, function: Callable[..., Figure], base: str | None, settings: GradientSettings
+) -> Figure:
+    """The gradient of one layer of a SparseGrad adapter, by one of the functions of `plots.gradients`.
+
+    Raises:
+        InputError: If there are no data, or no such layer.
+    """
+    if settings.data is None:
+        raise InputError("a gradient needs text or labelled sentences: give --data")
+    if is_labelled(settings.data) != (adapter.config.get("task_type") == "SEQ_CLS"):
+        wanted = "text" if is_labelled(settings.data) else "labelled sentences"
+        raise InputError(
+            f"{adapter.folder} is for the task {adapter.config.get('task_type')}: give {wanted} as --data"
+        )
+    names = [layer.module for layer in saved_layers(adapter)]
+    name = settings.module or names[len(names) // 2]
+    if name not in names:
+        raise InputError(f"{adapter.folder} has no layer {name!r}; it has {', '.join(names)}")
+    model: Any = load_adapted(adapter, base)
+    tokenizer = load_tokenizer(adapter, base)
+    if tokenizer is None:
+        raise InputError("there is no tokenizer beside the adapter or the base model")
+    layer = next(each for each in sparsegrad_layers(model, "default") if each.adapter("default").plan.name == name)
+    group = layer.adapter("default").group
+    batch = _batch(settings, tokenizer)
+    if is_labelled(settings.data) and int(batch["labels"].max()) >= model.config.num_labels:
+        raise InputError(
+            f"{settings.data} has more labels than the model, which tells {model.config.num_labels} apart"
+        )
+    gradient = weight_gradient(model, layer, batch)
+    return function(gradient, group.U, group.V, f"{name}, {settings.batch_size} sequences")
+
+
+def weight_gradient(model: Any, layer: SparseGradLayer, batch: Batch) -> torch.Tensor:
+    """∂L/∂W (out, in) of a layer's frozen weight for a batch with labels, at the adapted model without dropout."""
+    weight = cast(torch.Tensor, layer.get_base_layer().weight).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(model.eval()(**batch).loss, weight)
+    weight.requires_grad_(False)
+    return gradient.T if layer.fan_in_fan_out else gradient
+
+
+def _batch(settings: GradientSettings, tokenizer: Any) -> Batch:
+    data = settings.data
+    assert data is not None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    sizes = (1, settings.batch_size, settings.max_length, 0)
+    if is_labelled(data):
+        return labelled_batches(read_labelled(data), tokenizer, *sizes)[0]
+    return language_batches(read_texts(data, tokenizer), tokenizer, *sizes)[0]

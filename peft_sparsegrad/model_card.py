@@ -1,0 +1,204 @@
+"""The section of the model card that says what an adapter is, and how it is loaded.
+
+`save_pretrained` asks the tuner for its tensors, which is when the model can be looked at, and then saves the
+configuration on the main process alone, which is when the card is written. What the card needs of the model waits in
+the configuration in between.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import transformers
+from huggingface_hub import ModelCardData
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+
+# What loads a base model, by PEFT's task type.
+TASK_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "FEATURE_EXTRACTION": "AutoModel",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+}
+# What PEFT keeps in every configuration, what concerns one run, and what is named by itself.
+NOT_SETTINGS = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "init_weights", "peft_type", "peft_version"),
+    *("revision", "target_modules", "task_type", "transition_matrices"),
+}
+_SOURCES = {
+    "SPARSEGRAD": ("SparseGrad", "Chekalina et al., EMNLP 2024, 2024.emnlp-main.831"),
+    "GRADDROP": ("GradDrop", "O'Neill and Dutta, arXiv 2307.10098"),
+}
+_BEGIN, _END = "<!-- peft_sparsegrad: rewritten at every save -->", "<!-- peft_sparsegrad: end -->"
+_MOST_TARGETS = 8
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What the card says that only the model knows.
+
+    Attributes:
+        trained: Values that the method trains.
+        saved_in_full: Numbers in `modules_to_save` and trained tokens.
+        nbytes: Of all tensors in the adapter's file.
+        base_import: The line that imports the base model's class; None if it has no `from_pretrained`.
+        base_class: Name of that class.
+        num_labels: Labels of a classifier, None for anything else.
+    """
+
+    trained: int
+    saved_in_full: int
+    nbytes: int
+    base_import: str | None
+    base_class: str
+    num_labels: int | None
+
+
+def collect_facts(
+    model: Any,
+    adapter_name: str,
+    task_type: str | None,
+    trained: int,
+    tensors: dict[str, torch.Tensor],
+    state_dict: dict[str, torch.Tensor],
+) -> CardFacts:
+    """Look at a model that is being saved.
+
+    Args:
+        model: The model with the adapter.
+        adapter_name: The adapter.
+        task_type: Of its configuration.
+        trained: Values that the method trains.
+        tensors: The method's tensors, as they are stored.
+        state_dict: All tensors of the model.
+    """
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    others = _saved_in_full(model, adapter_name, state_dict)
+    base_import, base_class = _import_of_base(type(base), task_type)
+    classifies = task_type in ("SEQ_CLS", "TOKEN_CLS")
+    return CardFacts(
+        trained=trained,
+        saved_in_full=sum(tensor.numel() for tensor in others),
+        nbytes=sum(tensor.numel() * tensor.element_size() for tensor in [*tensors.values(), *others]),
+        base_import=base_import,
+        base_class=base_class,
+        num_labels=getattr(base.config, "num_labels", None) if classifies and hasattr(base, "config") else None,
+    )
+
+
+def write_card(config: Any, directory: str | os.PathLike[str], facts: CardFacts) -> None:
+    """Write the section into `README.md`, in place of an earlier one; other text stays as it is."""
+    path = Path(directory, "README.md")
+    text = path.read_text("utf-8") if path.exists() else _empty_card(config)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(with_section(text, card_section(config, directory, facts)), "utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def with_section(text: str, section: str) -> str:
+    """A card with its section replaced; without one it goes in front of the first heading of the second level."""
+    marked = f"{_BEGIN}\n{section}\n{_END}"
+    replaced, count = re.subn(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", lambda _: marked, text, flags=re.DOTALL)
+    if count:
+        return replaced
+    lines = text.split("\n")
+    fences = 0
+    for number, line in enumerate(lines):
+        fences += line.startswith("```")
+        if line.startswith("## ") and fences % 2 == 0:
+            return "\n".join([*lines[:number], marked, "", *lines[number:]])
+    return f"{text.rstrip()}\n\n{marked}\n" if text.strip() else f"{marked}\n"
+
+
+def card_section(config: Any, directory: str | os.PathLike[str], facts: CardFacts) -> str:
+    """The section, as Markdown."""
+    name, source = _SOURCES[config.peft_type]
+    in_full = f", and {facts.saved_in_full:,} in other modules, saved in full" if facts.saved_in_full else ""
+    rows = {
+        "method": f"{name} ({source})",
+        "base model": f"`{config.base_model_name_or_path}`" if config.base_model_name_or_path else "without a name",
+        "adapted modules": _targets(config.target_modules),
+        "settings": ", ".join(f"`{key}={value!r}`" for key, value in settings_of(config.to_dict()).items()),
+        "trainable parameters": f"{facts.trained:,}{in_full}",
+        "bytes of the tensors": f"{facts.nbytes:,}",
+        "needed to load it": f"`import peft_sparsegrad`; without it PEFT says `KeyError: '{config.peft_type.value}'`",
+    }
+    cells = {label: value.replace("|", "\\|") for label, value in rows.items()}  # of a regular expression
+    table = "\n".join(f"| {label} | {value} |" for label, value in cells.items())
+    snippet = _snippet(config, directory, facts)
+    return f"## {name} adapter\n\n| | |\n|---|---|\n{table}\n\nIn this folder:\n\n```python\n{snippet}\n```"
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a method that have a value, by name."""
+    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
+    return {key: value for key, value in settings.items() if key not in NOT_SETTINGS and value not in (None, {}, [])}
+
+
+def _snippet(config: Any, directory: str | os.PathLike[str], facts: CardFacts) -> str:
+    lines = ["import peft_sparsegrad  # pip install peft-sparsegrad", "from peft import PeftModel"]
+    if facts.base_import is None:
+        lines += ["", f"base = ...  # the {facts.base_class} that was adapted, with its weights"]
+    else:
+        path = _seen_from(config.base_model_name_or_path or "path/to/the/base/model", directory)
+        arguments = [json.dumps(path)]
+        arguments += [f"revision={json.dumps(config.revision)}"] if config.revision else []
+        arguments += [f"num_labels={facts.num_labels}"] if facts.num_labels is not None else []
+        lines += [facts.base_import, "", f"base = {facts.base_class}.from_pretrained({', '.join(arguments)})"]
+    lines.append('model = PeftModel.from_pretrained(base, ".")  # or the name of this repository on the hub')
+    return "\n".join(lines)
+
+
+def _seen_from(base: str, directory: str | os.PathLike[str]) -> str:
+    """The path of a base model, for a process that runs in `directory`."""
+    if os.path.isabs(base) or not os.path.isdir(base):
+        return base
+    return Path(os.path.relpath(base, directory)).as_posix()
+
+
+def _targets(target_modules: Any) -> str:
+    if isinstance(target_modules, str):
+        return f"`{target_modules}`"
+    names = sorted(target_modules or ())
+    shown = ", ".join(f"`{name}`" for name in names[:_MOST_TARGETS])
+    return shown if len(names) <= _MOST_TARGETS else f"{shown} and {len(names) - _MOST_TARGETS} more"
+
+
+def _import_of_base(base_class: type[nn.Module], task_type: str | None) -> tuple[str | None, str]:
+    if task_type in TASK_CLASSES and issubclass(base_class, transformers.PreTrainedModel):
+        return f"from transformers import {TASK_CLASSES[task_type]}", TASK_CLASSES[task_type]
+    name = base_class.__name__
+    if not hasattr(base_class, "from_pretrained"):
+        return None, name
+    module = "transformers" if getattr(transformers, name, None) is base_class else base_class.__module__
+    return f"from {module} import {name}", name
+
+
+def _saved_in_full(model: nn.Module, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors of other modules that PEFT saves with the adapter."""
+    found: list[torch.Tensor] = []
+    for name, module in model.named_modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            name = name.removeprefix("_fsdp_wrapped_module.")  # the state dict is without it, as PEFT knows too
+            own = {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
+            saved = cast(Any, module).adapter_state_dict(adapter_name, own)
+            found += [tensor for tensor in saved.values() if isinstance(tensor, torch.Tensor)]
+    return found
+
+
+def _empty_card(config: Any) -> str:
+    """The front matter that PEFT gives the card of an adapter named `default`; it gives the others none."""
+    data = ModelCardData(base_model=config.base_model_name_or_path or None, library_name="peft")
+    return f"---\n{data.to_yaml()}\n---\n"

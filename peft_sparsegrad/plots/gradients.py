@@ -1,0 +1,116 @@
+"""A gradient before and after the change of basis: the paper's figure 2, and its magnitudes in order.
+
+Figures after Chekalina et al., *SparseGrad* (2024.emnlp-main.831), section 3.2.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from .style import COLOUR_MAP, look, panels, pooled, styled, tidy
+
+_DECADES = 3  # below the largest magnitude that colours tell apart
+_MARK = 0.01  # SparseGrad's default density
+
+
+@styled
+def gradient_heat_map(
+    gradient: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None, title: str = ""
+) -> Figure:
+    """Magnitudes of a gradient in the weight's own basis and in the adapter's, on one colour scale.
+
+    Args:
+        gradient: ∂L/∂W, shape (out, in).
+        U: Input transition matrix (in, r_in), or None for the identity.
+        V: Output transition matrix (out, r_out), or None for the identity.
+        title: Name of the layer, for instance.
+
+    Raises:
+        ValueError: If the shapes do not go together, or the gradient is zero or not finite.
+    """
+    before, after = _before_and_after(gradient, U, V)
+    largest = max(before.max().item(), after.max().item())
+    scale = LogNorm(largest * 10.0**-_DECADES, largest, clip=True)
+    figure, axes = panels(1, 2, 4.6, 4.2)
+    in_core = after.square().sum() / before.square().sum()
+    names = ("own basis: G = ∂L/∂W", f"change of basis: {_product(U, V)}, {in_core:.0%} of ‖G‖²")
+    sides = (
+        ("input feature (column of W)", "output feature (row of W)"),
+        ("column of U" if U is not None else "input feature", "column of V" if V is not None else "output feature"),
+    )
+    for axis, matrix, name, (x, y) in zip(axes[0], (before, after), names, sides, strict=True):
+        image = _heat_map(axis, matrix, scale)
+        axis.set(title=name, xlabel=f"{x}{image[1]}", ylabel=y)
+    bar = figure.colorbar(image[0], ax=axes[0].tolist(), extend="min", shrink=0.85)
+    bar.set_label("|entry|, loss per unit of weight")
+    figure.suptitle(title)
+    return figure
+
+
+@styled
+def gradient_magnitudes(
+    gradient: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None, title: str = ""
+) -> Figure:
+    """The magnitudes of a gradient's entries in descending order, and the share of ‖G‖² in the largest of them.
+
+    Arguments and errors as in `gradient_heat_map`. Shares are of the weight's entries in both bases.
+    """
+    before, after = _before_and_after(gradient, U, V)
+    figure, axes = panels(1, 2, 4.6, 3.6)
+    total, largest = before.square().sum().item(), max(before.max().item(), after.max().item())
+    for number, (matrix, name) in enumerate(((before, "own basis: G"), (after, f"change of basis: {_product(U, V)}"))):
+        magnitudes = np.sort(matrix.flatten().double().numpy())[::-1]
+        share = 100 * np.arange(1, len(magnitudes) + 1) / before.numel()
+        energy = 100 * np.cumsum(magnitudes**2) / total
+        marked = energy[np.searchsorted(share, 100 * _MARK, side="right") - 1] if share[0] <= 100 * _MARK else 0
+        points = _few(len(magnitudes))
+        axes[0, 0].plot(share[points], magnitudes[points], label=name, **look(number))
+        axes[0, 1].plot(share[points], energy[points], label=f"{name}, {marked:.0f}% in {_MARK:.0%}", **look(number))
+    axes[0, 0].set(yscale="log", ylabel="|entry|, loss per unit of weight", ylim=(largest * 1e-6, 2 * largest))
+    axes[0, 1].set(ylabel="share of ‖G‖² in them, %", ylim=(0, 102))
+    for axis in axes[0]:
+        axis.set(xscale="log", xlabel="largest entries, % of the weight's")
+        axis.axvline(100 * _MARK, color="grey", linewidth=0.8, linestyle=":")
+        axis.legend(frameon=False)
+        tidy(axis)
+    figure.suptitle(title)
+    return figure
+
+
+def _before_and_after(
+    gradient: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """|G| and |Vᵀ G U|, float32 on the CPU."""
+    G = gradient.detach().float().cpu()
+    if G.ndim != 2 or any(m is not None and len(m) != n for m, n in zip((V, U), G.shape, strict=True)):
+        shapes = [None if m is None else tuple(m.shape) for m in (G, U, V)]
+        raise ValueError(f"a gradient (out, in), U (in, r_in) and V (out, r_out) are needed, not {shapes}")
+    if not torch.isfinite(G).all() or not G.any():
+        raise ValueError("the gradient is zero, or has NaN or infinite entries")
+    after = G if U is None else G @ U.detach().float().cpu()
+    after = after if V is None else V.detach().float().cpu().T @ after
+    return G.abs(), after.abs()
+
+
+def _product(U: torch.Tensor | None, V: torch.Tensor | None) -> str:
+    return " ".join([*(["Vᵀ"] if V is not None else []), "G", *(["U"] if U is not None else [])])
+
+
+def _heat_map(axis: Axes, matrix: torch.Tensor, scale: LogNorm):
+    """Draw a matrix. Returns the image and what to add to the label of the axis."""
+    cells, how = pooled(matrix)
+    extent = (0, matrix.shape[1], matrix.shape[0], 0)
+    image = axis.imshow(
+        np.maximum(cells, scale.vmin or 0), norm=scale, cmap=COLOUR_MAP, extent=extent, aspect="auto",
+        interpolation="nearest",
+    )  # fmt: skip
+    return image, f"\n{how}" if how else ""
+
+
+def _few(count: int, most: int = 2000) -> np.ndarray:
+    """At most so many positions up to `count`, evenly spaced on a logarithmic axis."""
+    return np.unique(np.geomspace(1, count, num=min(count, most)).astype(int) - 1)

@@ -1,0 +1,50 @@
+"""`peft-sparsegrad doctor`: real runs, and a fault that it must find."""
+
+import importlib.util
+from importlib.metadata import version
+
+import pytest
+import torch
+from peft import PeftType
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+
+def test_everything_works_here(command):
+    result = command("doctor", "--json")
+    assert result.code == 0
+    assert result.json["versions"]["peft"] == version("peft")
+    checks = {check["name"]: check for check in result.json["checks"]}
+    assert {check["status"] for check in checks.values() if check["essential"]} == {"pass"}
+    assert checks["registered in PEFT"]["detail"] == "SPARSEGRAD, GRADDROP"
+    assert checks["step on the GPU"]["status"] == ("pass" if torch.cuda.is_available() else "skip")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        assert checks["4-bit base"]["status"] == "skip"
+
+
+def test_fault_is_found_and_ends_in_1(command, monkeypatch):
+    monkeypatch.delitem(PEFT_TYPE_TO_TUNER_MAPPING, PeftType["GRADDROP"])
+    result = command("doctor")
+    assert result.code == 1
+    lines = {line[:40].strip(): line for line in result.out.splitlines()}
+    assert "missing: GRADDROP" in next(line for line in lines.values() if "registered in PEFT" in line)
+    assert "fail" in next(line for line in lines.values() if line.startswith("GradDrop:"))
+    assert "pass" in next(line for line in lines.values() if line.startswith("SparseGrad:"))
+    assert "reinstall peft" in result.out
+
+
+def test_missing_package_is_named_with_its_extra(command, monkeypatch):
+    from peft_sparsegrad.cli import doctor
+
+    monkeypatch.setattr(doctor, "_RUNS", ())
+    monkeypatch.setitem(doctor._PACKAGES, "no-such-package", "train")
+    assert "not installed: pip install 'peft-sparsegrad[train]'" in command("doctor").out
+
+
+def test_run_that_computes_something_else_is_told(monkeypatch):
+    """The comparison behind every run."""
+    from peft_sparsegrad.cli.doctor_runs import _check_same
+
+    _check_same(torch.ones(2), torch.ones(2), 0.0)
+    for found in (torch.zeros(2), torch.full((2,), float("nan"))):
+        with pytest.raises(RuntimeError, match="computes something else"):
+            _check_same(found, torch.ones(2), 1e-3)

@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 # Models and data are made or shipped locally, so nothing is fetched from the hub.
-demo test bench: export HF_HUB_OFFLINE := 1
+demo test bench docs: export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,14 +35,14 @@ style: $(VENV)/.installed-dev ## Fix lint and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(VENV)/.installed-docs ## Build the documentation
-	$(BIN)/mkdocs build --strict $(ARGS)
+docs: $(VENV)/.installed-docs ## Build the documentation, with its pictures
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 bench: $(VENV)/.installed-train $(VENV)/.installed-plot ## Run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove .venv, caches and build output
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site docs/pictures *.egg-info .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## List the targets

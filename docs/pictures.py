@@ -1,0 +1,148 @@
+"""The pictures of the documentation, from a real run: a small LLaMA that knows docstrings meets source code.
+
+    python docs/pictures.py docs/pictures
+
+takes about a minute on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from peft import get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+from examples._text import draw_batches, standard_library_code, standard_library_docstrings
+from peft_sparsegrad import GradDropConfig, SparseGradCallback, SparseGradConfig, WarmUpReport, warmup
+from peft_sparsegrad.plots import (
+    active_entries,
+    energy_over_training,
+    gradient_heat_map,
+    gradient_magnitudes,
+    spectra,
+    support_maps,
+)
+from peft_sparsegrad.plots.supports import LayerSupport
+from peft_sparsegrad.sparsegrad.layer import sparsegrad_layers
+
+LENGTH, BATCH = 128, 16
+LAYER = "model.layers.1.mlp.up_proj"
+VARIANTS = ("GradDrop", "Anneal-Layer-GradDrop", "GradDrop-Epoch", "GradFreeze-TopDown")
+
+
+def draw_all(folder: Path) -> None:
+    """Train, and write every picture to `folder`, which appears only once it is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        path = Path(temporary) / "pictures"
+        path.mkdir()
+        for name, figure in {**sparsegrad_pictures(), **graddrop_pictures()}.items():
+            figure.savefig(path / f"{name}.png")
+        path.rename(folder)
+
+
+def sparsegrad_pictures() -> dict[str, Figure]:
+    """Name to figure, of one layer's gradient and of an adapter with the default settings."""
+    base, code = pretrained(), byte_blocks(standard_library_code(400_000))
+    batches = draw_batches(code[:-BATCH], 32, BATCH, seed=1)
+    report, supports = adapter_of(base, batches)
+    gradient, U, V = gradient_and_basis(base, batches, code[-BATCH:])
+    return {
+        "gradient_heat_map": gradient_heat_map(gradient, U, V, LAYER),
+        "sorted_magnitudes": gradient_magnitudes(gradient, U, V, LAYER),
+        "spectra": spectra(report),
+        "support_map": support_maps(supports),
+        "energy_over_training": energy_over_training(train_with_log(base, code)),
+    }
+
+
+def graddrop_pictures() -> dict[str, Figure]:
+    """Six blocks and five epochs of some variants."""
+    blocks = [f"block {number}" for number in range(1, 7)]
+    return {
+        f"active_entries_{name.lower()}": active_entries(
+            GradDropConfig.from_variant(name, num_epochs=5), blocks, title=name
+        )
+        for name in VARIANTS
+    }
+
+
+def byte_blocks(documents: list[str]) -> torch.Tensor:
+    """Blocks of `LENGTH` bytes, which are the tokens, in random order."""
+    tokens = torch.frombuffer(bytearray("\n\n".join(documents).encode()), dtype=torch.uint8).long()
+    blocks = tokens[: len(tokens) // LENGTH * LENGTH].view(-1, LENGTH)
+    return blocks[torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))]
+
+
+def pretrained() -> LlamaForCausalLM:
+    """A LLaMA with 2 blocks of width 128, trained on docstrings for 300 steps."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=256, tie_word_embeddings=True, **sizes))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for batch in draw_batches(byte_blocks(standard_library_docstrings()), 300, BATCH, seed=0):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+def copy_of(base: LlamaForCausalLM) -> LlamaForCausalLM:
+    model = LlamaForCausalLM(base.config)
+    model.load_state_dict(base.state_dict())
+    return model
+
+
+def gradient_and_basis(
+    base: LlamaForCausalLM, batches: list[dict[str, torch.Tensor]], held_out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """∂L/∂W of a batch that the warm-up has not seen, and the paper's two full transition matrices."""
+    adapted = get_peft_model(copy_of(base), SparseGradConfig(rank="full"))
+    warmup(adapted, batches, progress=False)
+    group = next(
+        layer for layer in sparsegrad_layers(adapted, "default") if layer.adapter("default").plan.name == LAYER
+    )
+    matrices = group.adapter("default").group
+    model = copy_of(base)
+    model(input_ids=held_out, labels=held_out).loss.backward()
+    gradient = model.get_submodule(LAYER).weight.grad
+    assert isinstance(gradient, torch.Tensor)
+    assert matrices.U is not None
+    assert matrices.V is not None
+    return gradient, matrices.U, matrices.V
+
+
+def adapter_of(
+    base: LlamaForCausalLM, batches: list[dict[str, torch.Tensor]]
+) -> tuple[WarmUpReport, list[LayerSupport]]:
+    """What a warm-up of the default settings finds."""
+    model = get_peft_model(copy_of(base), SparseGradConfig())
+    report = warmup(model, batches, progress=False)
+    supports = []
+    for layer in sparsegrad_layers(model, "default"):
+        plan, _, support, _ = layer.adapter("default")
+        assert support.indices is not None
+        supports.append(LayerSupport(plan.name, plan.role, support.indices, plan.core_shape))
+    return report, supports
+
+
+def train_with_log(base: LlamaForCausalLM, code: torch.Tensor) -> list[dict[str, float]]:
+    """The Trainer's log of 150 steps on source code."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, max_steps=150, per_device_train_batch_size=BATCH, learning_rate=1e-2, logging_steps=5,
+            save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
+        )  # fmt: skip
+        rows = [{"input_ids": block, "labels": block} for block in code]
+        model = get_peft_model(copy_of(base), SparseGradConfig(task_type="CAUSAL_LM"))
+        trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[SparseGradCallback()])  # pyright: ignore
+        trainer.train()
+    return trainer.state.log_history
+
+
+if __name__ == "__main__":
+    draw_all(Path(sys.argv[1]))

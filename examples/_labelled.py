@@ -29,24 +29,30 @@ class Sentences:
         return [names.index(label) for label in self.labels]
 
 
-def read_sentences(path: Path) -> Sentences:
-    """Read a .csv or .tsv file with columns `sentence` and `label`, or CoLA's source, label, star, sentence."""
+def read_table(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows of a .csv file, or of a tab-separated one in which quotation marks mean nothing, with their lines."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             quoted = path.suffix == ".csv"
             delimiter, quoting = (",", csv.QUOTE_MINIMAL) if quoted else ("\t", csv.QUOTE_NONE)
-            rows = [row for row in csv.reader(file, delimiter=delimiter, quoting=quoting) if row]
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            return [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {error}") from error
-    has_header = bool(rows) and "sentence" in rows[0]
-    header, rows = (rows[0], rows[1:]) if has_header else (["source", "label", "star", "sentence"], rows)
+
+
+def read_sentences(path: Path) -> Sentences:
+    """Read a .csv or .tsv file with columns `sentence` and `label`, or CoLA's source, label, star, sentence."""
+    rows = read_table(path)
+    has_header = bool(rows) and "sentence" in rows[0][1]
+    header, rows = (rows[0][1], rows[1:]) if has_header else (["source", "label", "star", "sentence"], rows)
     if not rows:
         raise InputError(f"{path} holds no sentences")
-    for number, row in enumerate(rows, start=1 + has_header):
+    for line, row in rows:
         if len(row) != len(header):
-            raise InputError(f"{path}, row {number}: {len(row)} columns, not the {len(header)} of {', '.join(header)}")
-    texts = [row[header.index("sentence")] for row in rows]
-    return Sentences(path, texts, [row[header.index("label")] for row in rows] if "label" in header else None)
+            raise InputError(f"{path}, line {line}: {len(row)} columns, not the {len(header)} of {', '.join(header)}")
+    texts = [row[header.index("sentence")] for _, row in rows]
+    return Sentences(path, texts, [row[header.index("label")] for _, row in rows] if "label" in header else None)
 
 
 def accuracy(predicted: list[int], true: list[int]) -> float:

@@ -1,0 +1,177 @@
+"""One run: train with transformers' Trainer, score the dev rows after every epoch, stop early, keep the best."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerState,
+    TrainingArguments,
+)
+
+from .._common import DEVICE, InputError
+from .._methods import make_callbacks
+from .checkpoints import checkpoint_path, keep_model, last_checkpoint
+from .dataset import Splits, take_rows
+from .model import TrainedModel, build_model
+from .optimizer import make_optimizer
+from .runs import Record, Run
+from .tasks import TASKS, Task
+
+EVAL_BATCH_SIZE = 64
+TIMES = ("_runtime", "_per_second")  # ends of the names of what the Trainer measures besides
+LR_WARMUP = 0.06  # share of the steps; the paper names none, and this is RoBERTa's for GLUE
+
+
+class TrainingError(InputError):
+    """The training itself has failed, for instance because its learning rate was too high."""
+
+
+@dataclass
+class Finetuner:
+    """What the runs of one command have in common.
+
+    Attributes:
+        tokenizer: Of the checkpoint.
+        splits: The rows of each task, as tokens.
+        folder: Where runs in progress have their folders.
+        report_to: Trackers that the Trainer logs to.
+        models: Where each run's best model is kept; None keeps none.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    splits: dict[str, Splits]
+    folder: Path
+    report_to: list[str]
+    models: Path | None = None
+
+    def finish(self, run: Run) -> Record:
+        """Do the run, or what is left of it. Returns its result; its folder stays until `clean_up`.
+
+        Raises:
+            InputError: If the checkpoint does not take the method, or there are too few rows.
+            TrainingError: If the training fails.
+        """
+        started, task, folder = time.perf_counter(), TASKS[run.task], self.folder / run.folder_name
+        trained = build_model(run, task)
+        found = last_checkpoint(folder)
+        if found is not None and is_over(found[1], run.patience):
+            state = found[1]
+        else:
+            trainer = self._trainer(run, task, trained, folder)
+            state = _train(trainer, run, None if found is None else str(found[0]))
+        if self.models is not None:
+            self._keep(run, checkpoint_path(folder, best_evaluation(state)["step"]))
+        return {**summarize(state), "trainable": trained.counts, "seconds": time.perf_counter() - started}
+
+    def clean_up(self, run: Run) -> None:
+        """Delete the run's checkpoints: its result has been written. What a tracker has logged beside them stays."""
+        folder = self.folder / run.folder_name
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        if folder.exists() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def _keep(self, run: Run, checkpoint: Path) -> None:
+        assert self.models is not None
+        self.models.mkdir(parents=True, exist_ok=True)
+        keep_model(checkpoint, self.models / run.folder_name)
+        self.tokenizer.save_pretrained(self.models / run.folder_name)
+
+    def _trainer(self, run: Run, task: Task, trained: TrainedModel, folder: Path) -> Trainer:
+        rows = take_rows(self.splits[run.task].train, run.train_rows, run.seed)
+        stop = EarlyStoppingCallback(early_stopping_patience=run.patience)
+        return Trainer(
+            trained.model,
+            training_arguments(run, folder, len(rows), self.report_to),
+            train_dataset=rows,  # pyright: ignore[reportArgumentType]
+            eval_dataset=self.splits[run.task].dev,  # pyright: ignore[reportArgumentType]
+            data_collator=DataCollatorWithPadding(self.tokenizer),
+            callbacks=[*make_callbacks(run.method, trained.model, run.warmup_steps, run.head_steps), stop],
+            optimizers=(make_optimizer(run, trained), None),
+            compute_metrics=_scorer(task),
+        )
+
+
+def training_arguments(run: Run, folder: Path, num_rows: int, report_to: list[str]) -> TrainingArguments:
+    steps = math.ceil(num_rows / run.batch_size) * run.epochs
+    return TrainingArguments(
+        output_dir=str(folder),
+        run_name=str(run),
+        num_train_epochs=run.epochs,
+        per_device_train_batch_size=run.batch_size,
+        per_device_eval_batch_size=EVAL_BATCH_SIZE,
+        learning_rate=run.lr,
+        lr_scheduler_type="linear",
+        warmup_steps=math.ceil(LR_WARMUP * steps),
+        seed=run.seed,
+        bf16=run.precision == "bf16",
+        use_cpu=DEVICE == "cpu",
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        logging_strategy="epoch",
+        # With 1, the Trainer would delete the last checkpoint before its result is written.
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
+        greater_is_better=True,
+        restore_callback_states_from_checkpoint=True,  # early stopping counts on where it was
+        label_names=["labels"],
+        report_to=report_to,
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=DEVICE == "cuda",
+    )
+
+
+def _scorer(task: Task) -> Callable[[EvalPrediction], dict[str, float]]:
+    def score(prediction: EvalPrediction) -> dict[str, float]:
+        return task.score(prediction.predictions, prediction.label_ids)  # pyright: ignore[reportArgumentType]
+
+    return score
+
+
+def _train(trainer: Trainer, run: Run, checkpoint: str | None) -> TrainerState:
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except ValueError as error:  # what the warm-up raises for a loss that is no number
+        raise TrainingError(f"{run}: {error}") from error
+    return trainer.state
+
+
+def evaluations(state: TrainerState) -> list[dict[str, Any]]:
+    """What each evaluation has found, without the Trainer's `eval_`."""
+    entries = [entry for entry in state.log_history if "eval_score" in entry]
+    return [
+        {key.removeprefix("eval_"): value for key, value in entry.items() if not key.endswith(TIMES)}
+        for entry in entries
+    ]
+
+
+def is_over(state: TrainerState, patience: int) -> bool:
+    """Whether a run with this state has nothing left to train."""
+    scores = [entry["score"] for entry in evaluations(state)]
+    since_best = len(scores) - 1 - scores.index(max(scores)) if scores else 0
+    return state.global_step >= state.max_steps or since_best >= patience
+
+
+def best_evaluation(state: TrainerState) -> dict[str, Any]:
+    """The one with the highest score, the first of equals: the Trainer keeps the same one's checkpoint."""
+    return max(evaluations(state), key=lambda entry: entry["score"])
+
+
+def summarize(state: TrainerState) -> Record:
+    """The score of the best epoch, and what was found after each."""
+    best = best_evaluation(state)
+    return {"score": best["score"], "best_epoch": round(best["epoch"]), "evaluations": evaluations(state)}

@@ -1,0 +1,36 @@
+"""The optimizer of a run, with one learning rate for the method's own values and one for the rest."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from peft_sparsegrad.methods import METHODS
+
+from .model import TrainedModel
+from .runs import Run
+
+
+def make_optimizer(run: Run, trained: TrainedModel) -> Optimizer:
+    """The method's optimizer, or AdamW, without weight decay.
+
+    The method's own values have the rate `run.adapter_lr`, if there is one, and all else has `run.lr`.
+    """
+    adapter_lr = run.lr if run.adapter_lr is None else run.adapter_lr
+    make = METHODS[run.method].make_optimizer
+    if make is not None:
+        optimizer = make(trained.model, adapter_lr)
+    else:
+        optimizer = AdamW([*trained.adapter, *trained.rest], lr=adapter_lr, weight_decay=0.0)
+    _set_rate(optimizer, set(trained.rest), run.lr)
+    return optimizer
+
+
+def _set_rate(optimizer: Optimizer, parameters: set[nn.Parameter], lr: float) -> None:
+    """Give the parameters groups of their own, with the rate `lr`."""
+    for group in list(optimizer.param_groups):
+        apart = [parameter for parameter in group["params"] if parameter in parameters]
+        group["params"] = [parameter for parameter in group["params"] if parameter not in parameters]
+        if apart:
+            optimizer.add_param_group({**group, "params": apart, "lr": lr})
+    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]

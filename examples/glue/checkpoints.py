@@ -14,6 +14,7 @@ TRAINING_ONLY = (
     "rng_state*.pth",
     "scaler.pt",
     "training_args.bin",
+    "sparsegrad_gradient_sums_*.safetensors",
     TRAINER_STATE_NAME,
 )
 

@@ -1,0 +1,82 @@
+"""The encoder with a task's head, without dropout, and with the trainable parameters of a method."""
+
+from __future__ import annotations
+
+from numbers import Real
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
+
+from .._common import DEVICE, InputError, load_pretrained
+from .._methods import attach_method
+from .kinds import KINDS
+from .runs import Run
+from .tasks import TASKS
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The encoder's tokenizer, which has to say which characters and words its tokens come from.
+
+    Raises:
+        InputError: If it cannot be loaded, or is one that does not say.
+    """
+    tokenizer = load_pretrained(AutoTokenizer, path)
+    if not tokenizer.is_fast:
+        raise InputError(f"{path} has no fast tokenizer, which is needed to find the words and spans of its tokens")
+    return tokenizer
+
+
+def build_model(run: Run) -> Any:
+    """The run's model, ready to train, on the device; its new head is drawn with the run's seed.
+
+    Raises:
+        InputError: If it cannot be loaded, or the method cannot be put onto it.
+    """
+    set_seed(run.seed)
+    kind = KINDS[TASKS[run.task].kind]
+    model = load_pretrained(kind.auto_class, run.model, config=load_config(run), dtype="float32").to(DEVICE)
+    return attach(run, model)
+
+
+def load_config(run: Run) -> Any:
+    """The encoder's configuration with the task's labels and the run's dropout."""
+    config = load_pretrained(AutoConfig, run.model)
+    set_dropout(config, run.dropout)
+    if labels := TASKS[run.task].labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    return config
+
+
+def attach(run: Run, model: Any) -> Any:
+    """Give the model the method's trainable parameters, and train its head in full.
+
+    Raises:
+        InputError: If the method cannot be put onto it.
+    """
+    return attach_method(
+        run.method,
+        model,
+        list(run.target_modules) or None,
+        run.density,
+        run.seed,
+        task_type=KINDS[TASKS[run.task].kind].task_type,
+        modules_to_save=head_modules(model),
+    )
+
+
+def set_dropout(config: Any, rate: float) -> None:
+    """Give every kind of dropout in a model's configuration that rate: the paper trains without (section IV)."""
+    for name, value in vars(config).items():
+        if "dropout" in name and isinstance(value, Real) and not isinstance(value, bool):
+            setattr(config, name, rate)
+
+
+def head_modules(model: Any) -> list[str]:
+    """Names of the modules that are trained for the task alone: all outside of the encoder, and its pooler."""
+    outside = [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and next(module.parameters(), None) is not None
+    ]
+    return outside + [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "pooler"]

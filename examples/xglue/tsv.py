@@ -1,0 +1,46 @@
+"""Tab-separated pairs of texts with a label: XNLI, NC, PAWS-X, QAM, QADSM and WPR."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .._common import InputError
+from .lines import read_lines
+from .tasks import Task
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """Two texts and the index of their label in the task's labels. A third text is part of the second."""
+
+    first: str
+    second: str
+    label: int
+
+
+def read_text_pairs(path: Path, task: Task) -> list[TextPair]:
+    """The rows of a file, which has a header line if its name ends in `.tsv`.
+
+    Raises:
+        InputError: If the file cannot be read, or a row has other columns than the task's or an unknown label.
+    """
+    rows = [(number, line.split("\t")) for number, line in enumerate(read_lines(path), start=1) if line]
+    if path.suffix == ".tsv" and rows:
+        number, header = rows.pop(0)
+        if header[-1].strip() in task.labels:
+            raise InputError(f"{path}, line {number}: a header is needed here, and this is a row")
+    return [_text_pair(row, task, f"{path}, line {number}") for number, row in rows]
+
+
+def _text_pair(row: list[str], task: Task, where: str) -> TextPair:
+    if len(row) != len(task.columns):
+        raise InputError(
+            f"{where}: {len(row)} columns in place of {len(task.columns)}, which are {', '.join(task.columns)}"
+        )
+    label = row[-1].strip()
+    label = task.aliases.get(label, label)
+    if label not in task.labels:
+        raise InputError(f"{where}: {label!r} is no label of {task.name}, which has {', '.join(task.labels)}")
+    first, *others = row[1:-1] if task.columns[0] == "id" else row[:-1]
+    return TextPair(first, " ".join(others), task.labels.index(label))

@@ -1,0 +1,53 @@
+"""Questions to a judge behind an OpenAI-compatible endpoint."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+import openai
+
+from .._common import InputError
+from .judge_prompt import parse_rating
+
+ATTEMPTS = 2  # a judgment without a rating is asked for once more
+
+
+def connect(args: argparse.Namespace) -> openai.OpenAI:
+    """A client that repeats a request after an overload, a server's error or a lost connection, later each time."""
+    key = os.environ.get(args.api_key_env)
+    if key is None and args.base_url is None:
+        raise InputError(f"the environment variable {args.api_key_env} holds no key: set it, or give --base-url")
+    # A server of one's own asks for no key, and the client will not start without one.
+    return openai.OpenAI(api_key=key or "none", base_url=args.base_url, max_retries=args.max_retries)
+
+
+def ask_for_rating(
+    client: openai.OpenAI, system: str, user: str, args: argparse.Namespace
+) -> tuple[str, float | None]:
+    """The judgment and its rating, None where it still gave none when asked again."""
+    judgment, rating = "", None
+    for _ in range(ATTEMPTS):
+        judgment = _complete(client, system, user, args)
+        rating = parse_rating(judgment)
+        if rating is not None:
+            break
+    return judgment, rating
+
+
+def _complete(client: openai.OpenAI, system: str, user: str, args: argparse.Namespace) -> str:
+    try:
+        completion = client.chat.completions.create(
+            model=args.judge,
+            messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
+            temperature=0,
+            max_tokens=args.max_tokens,
+        )
+        return completion.choices[0].message.content or ""
+    except openai.OpenAIError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"the judge at {client.base_url} did not answer: {reason}; what it judged is kept, start again to go on"
+        ) from error
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise InputError(f"{client.base_url} answered with no chat completion: is it the right --base-url?") from error

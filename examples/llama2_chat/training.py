@@ -1,0 +1,114 @@
+"""TRL's SFTTrainer for a model that a method is already on, and what a run measures."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import nn
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
+
+from peft_sparsegrad.methods import METHODS
+
+from .._common import DEVICE
+from .._methods import make_callbacks
+from .load_model import is_quantized
+from .run_folder import MarkCompleteCheckpoints, last_checkpoint
+
+PACKAGES = ("accelerate", "bitsandbytes", "peft", "peft-sparsegrad", "torch", "transformers", "trl")
+Rows = list[dict[str, list[int]]]
+
+
+def make_sft_config(args: argparse.Namespace) -> SFTConfig:
+    """The Trainer's arguments. Making them joins the processes that `accelerate launch` started."""
+    return SFTConfig(
+        output_dir=str(args.out),
+        num_train_epochs=args.epochs,
+        max_steps=args.steps or -1,
+        per_device_train_batch_size=args.batch_size,
+        per_device_eval_batch_size=args.batch_size,
+        gradient_accumulation_steps=args.accumulate,
+        gradient_checkpointing=args.gradient_checkpointing,
+        learning_rate=args.lr,
+        lr_scheduler_type="cosine",
+        # On a CPU the quantised bases compute in float32; see load_base.
+        bf16=args.base == "bf16" or (is_quantized(args.base) and DEVICE == "cuda"),
+        use_cpu=DEVICE == "cpu",
+        save_steps=args.save_steps,
+        save_total_limit=2,  # while one is being written, the one before must stay
+        logging_steps=args.logging_steps,
+        report_to=args.report_to,
+        seed=args.seed,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokens and labels already
+        disable_tqdm=not sys.stderr.isatty(),
+        dataloader_pin_memory=DEVICE == "cuda",
+    )
+
+
+def make_trainer(
+    model: Any, tokenizer: Any, rows: Rows, validation: Rows, config: SFTConfig, args: argparse.Namespace
+) -> SFTTrainer:
+    """The Trainer, with the method's callbacks and optimizer."""
+    method = METHODS[args.method]
+    train_in_float32(model)
+    # Not by `evaluate` before `train`: that prepares the model for inference, and DDP would not synchronise gradients.
+    config.eval_on_start = last_checkpoint(args.out) is None
+    trainer = SFTTrainer(
+        model,
+        config,
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=Dataset.from_list(validation),
+        processing_class=tokenizer,
+        callbacks=[*make_callbacks(args.method, model, args.warmup_steps), MarkCompleteCheckpoints()],
+        optimizers=(method.make_optimizer(model, args.lr) if method.make_optimizer else None, None),
+    )
+    train_in_float32(model)  # TRL has cast them to bf16 where the base is quantised
+    return trainer
+
+
+def train_in_float32(model: nn.Module) -> None:
+    """Hold what trains in float32: bf16 has 8 bits for a value, and swallows most updates of a small learning rate."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def validation_loss(trainer: SFTTrainer) -> float:
+    """The mean over the validation batches of the mean cross-entropy (nats) of a batch's answer tokens."""
+    return trainer.evaluate()["eval_loss"]
+
+
+def first_validation_loss(trainer: SFTTrainer) -> float:
+    """The same before the first step, from the log, which checkpoints keep."""
+    return next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+
+
+def peak_memory() -> dict[str, int]:
+    """Bytes at the peak of this process: allocated on its GPU, or else resident."""
+    if DEVICE == "cuda":
+        return {"peak_gpu_bytes": torch.cuda.max_memory_allocated()}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {"peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+
+
+def saved_bytes(folder: Path) -> int:
+    """Size of the saved adapter, or of the saved model."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def versions() -> dict[str, str]:
+    installed = {}
+    for name in PACKAGES:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # bitsandbytes is optional
+            continue
+    return installed

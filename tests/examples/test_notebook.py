@@ -8,7 +8,8 @@ from nbclient import NotebookClient
 PATH = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
 
 
-def test_notebook_runs(tmp_path):
+def test_notebook_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # small tensors: threads would wait for each other
     notebook = nbformat.read(PATH, as_version=4)
     NotebookClient(notebook, timeout=280, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     shown = [data for cell in notebook.cells for output in cell.get("outputs", ()) for data in output.get("data", {})]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -81,7 +82,12 @@ def byte_blocks(documents: list[str]) -> torch.Tensor:
 def pretrained() -> LlamaForCausalLM:
     """A LLaMA with 2 blocks of width 128, trained on docstrings for 300 steps."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=256, tie_word_embeddings=True, **sizes))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for batch in draw_batches(byte_blocks(standard_library_docstrings()), 300, BATCH, seed=0):

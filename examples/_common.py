@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from transformers.utils import logging
 
-from peft_sparsegrad.cli.errors import InputError, disk_is_full
+from peft_sparsegrad.cli.errors import InputError, one_line_errors
 from peft_sparsegrad.methods import lora_rank, targeted
 from peft_sparsegrad.sparsegrad.plan import check_is_linear
 from peft_sparsegrad.targeting import in_out_features
@@ -22,18 +20,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def run_and_exit(main: Callable[[], int]) -> NoReturn:
     """Exit with `main`'s status, or with 2 and one line where the input is wrong or the disk is full."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    try:
+    with one_line_errors():
         sys.exit(main())
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-    except Exception as error:
-        if not disk_is_full(error):
-            raise
-        sys.stderr.write(f"error: the disk is full ({str(error).splitlines()[0]}); make room and start again\n")
-    sys.exit(2)
 
 
 def load_pretrained(auto_class: Any, path: str | Path, **settings: Any) -> Any:

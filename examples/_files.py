@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ._common import InputError, disk_is_full
+from peft_sparsegrad.cli.errors import InputError, disk_is_full
 
 
 def make_folder(path: Path) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-import json
 import random
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -17,7 +15,6 @@ from ._common import InputError
 
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip"}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-RECORD_FIELDS = "`text`, `messages` (with `content`), or `instruction` with `output` or `instances`"
 
 
 def standard_library_docstrings() -> list[str]:
@@ -55,50 +52,6 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return tree
-
-
-def read_documents(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
-    """The documents of a .txt file (separated by blank lines) or a .jsonl file (one a line).
-
-    The tokenizer's chat template, if there is one, puts together the messages of a conversation.
-    """
-    if path.suffix not in (".txt", ".jsonl"):
-        raise InputError(f"the data file {path} must end in .txt or .jsonl")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the data file {path}: {error}") from error
-    if path.suffix == ".txt":
-        documents = content.split("\n\n")
-    else:
-        lines = enumerate(content.split("\n"), start=1)
-        documents = [_parse_record(f"{path}, line {n}", text, tokenizer) for n, text in lines if text.strip()]
-    documents = [document for document in documents if document.strip()]
-    if not documents:
-        raise InputError(f"the data file {path} holds no text")
-    return documents
-
-
-def _parse_record(where: str, line: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    try:
-        return _record_text(json.loads(line), tokenizer)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: this is not JSON: {error}") from error
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise InputError(f"{where}: a record needs {RECORD_FIELDS}, all of them strings") from error
-
-
-def _record_text(record: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> str:
-    if "text" in record:
-        parts = [record["text"]]
-    elif "messages" in record and tokenizer is not None and tokenizer.chat_template:
-        parts = [str(tokenizer.apply_chat_template(record["messages"], tokenize=False))]
-    elif "messages" in record:
-        parts = [message["content"] for message in record["messages"]]
-    else:
-        answered = record["instances"][0] if "instances" in record else record
-        parts = [record["instruction"], answered.get("input", ""), answered["output"]]
-    return "\n\n".join(part for part in parts if part != "")
 
 
 def split_into_blocks(

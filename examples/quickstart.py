@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedul
 
 import peft_sparsegrad
 from peft_sparsegrad import SparseGradConfig
+from peft_sparsegrad.cli.data import read_texts
 from peft_sparsegrad.methods import METHODS
 
 from ._common import (
@@ -46,7 +47,7 @@ from ._common import (
     show_table,
 )
 from ._small_llama import new_small_llama, train_tokenizer
-from ._text import draw_batches, read_documents, split_into_blocks, standard_library_code, standard_library_docstrings
+from ._text import draw_batches, split_into_blocks, standard_library_code, standard_library_docstrings
 
 Batch = dict[str, torch.Tensor]
 
@@ -71,7 +72,7 @@ def main() -> int:
     started = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.data is not None:
-        read_documents(args.data)  # a file that cannot be read is better known before a model is trained
+        read_texts(args.data)  # a file that cannot be read is better known before a model is trained
     args.model = args.model or train_base_model(args)
     batches, held_out = prepare_data(args)
     sparsegrad, lora = adapt_with_both(args, batches, held_out)
@@ -105,7 +106,7 @@ def prepare_data(args: argparse.Namespace) -> tuple[list[Batch], torch.Tensor]:
     """The batches to train on, and the held-out blocks, which are left in a file for the fresh process."""
     heading(f"A new kind of text: {args.data or 'source code of the standard library'}")
     tokenizer = load_pretrained(AutoTokenizer, args.model)
-    documents = read_documents(args.data, tokenizer) if args.data else standard_library_code()
+    documents = read_texts(args.data, tokenizer) if args.data else standard_library_code()
     training, held_out = split_into_blocks(documents, tokenizer, args.block_length, args.seed)
     show("training text", f"{training.numel():,} tokens in {len(documents):,} documents")
     show("held-out text", f"{held_out.numel():,} tokens")

@@ -23,11 +23,12 @@ from transformers import (
 
 from .._common import DEVICE, InputError
 from .._methods import make_callbacks
+from .._runs import Record
 from .checkpoints import checkpoint_path, keep_model, last_checkpoint
 from .dataset import Splits, take_rows
 from .model import TrainedModel, build_model
 from .optimizer import make_optimizer
-from .runs import Record, Run
+from .runs import Run
 from .tasks import TASKS, Task
 
 EVAL_BATCH_SIZE = 64

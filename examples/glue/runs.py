@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from .._common import InputError
-from .._files import append_json_line, read_json_lines
-
-Record = dict[str, Any]
+from .._runs import Record, folder_name, read_runs
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,7 @@ class Run:
     @property
     def folder_name(self) -> str:
         """A name of its own for the run's folder, short and the same in every process."""
-        settings = json.dumps(asdict(self), sort_keys=True).encode()
-        return f"{self.task}-{self.method}-{self.seed}-{hashlib.sha256(settings).hexdigest()[:12]}"
+        return folder_name(self)
 
     @property
     def capacity(self) -> str:
@@ -85,13 +78,7 @@ def read_results(path: Path) -> dict[Run, Record]:
     Raises:
         InputError: If the file cannot be read, or a line in it is not a result.
     """
-    results: dict[Run, Record] = {}
-    for number, record in enumerate(read_json_lines(path), start=1):
-        try:
-            results[_run_of(record)] = record
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}, line {number} is no result of examples.glue.train: {error}") from error
-    return results
+    return read_runs(path, _run_of, "examples.glue.train")
 
 
 def _run_of(record: Record) -> Run:
@@ -105,7 +92,3 @@ def _run_of(record: Record) -> Run:
 def finished_runs(path: Path) -> set[Run]:
     """The runs in a file that need not exist yet. Raises InputError as `read_results` does."""
     return set(read_results(path)) if path.exists() else set()
-
-
-def append_result(path: Path, run: Run, result: Record) -> None:
-    append_json_line(path, {"run": asdict(run), **result})

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from .._common import InputError, run_and_exit
 from .._files import make_folder, write_whole
-from .runs import Record, Run, read_results
+from .._runs import Record
+from .runs import Run, read_results
 from .tasks import TASKS
 
 SEARCHED_FIELDS = ("lr", "adapter_lr", "batch_size")

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from .._common import InputError, heading, positive_float, positive_int, run_and_exit, show
 from .._files import make_folder
+from .._runs import append_run
 from .arguments import add_shared_arguments, capacity, check_models, make_finetuner, run_settings
 from .finetune import Finetuner, TrainingError
 from .hyperparameters import PRESETS, Hyperparameters, preset_of, read_found
-from .runs import Run, append_result, finished_runs
+from .runs import Run, finished_runs
 
 RESULTS = "results.jsonl"
 DEFAULT_BATCH_SIZE = 32
@@ -50,7 +51,7 @@ def finish(run: Run, finetuner: Finetuner, results: Path) -> bool:
     except TrainingError as error:
         show("the training failed", str(error))
         return False
-    append_result(results, run, result)
+    append_run(results, run, result)
     finetuner.clean_up(run)
     show(f"{100 * result['score']:.2f} in epoch {result['best_epoch']}", f"{result['seconds']:.0f} s: {run}")
     return True

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from peft_sparsegrad.methods import METHODS
 
-from .._common import InputError
-from .._files import append_json_line, read_json_lines
+from .._runs import Record, folder_name, read_runs
 from .tasks import TASKS, Split
 
-Record = dict[str, Any]
 FINE_TUNING = "graddrop-off"  # plain fine-tuning of what GradDrop trains
 
 
@@ -61,8 +57,7 @@ class Run:
     @property
     def folder(self) -> str:
         """Name of the folder of its checkpoints, which no other run has."""
-        settings = json.dumps(asdict(self), sort_keys=True)
-        return f"{self.task}-{self.method}-{self.seed}-{hashlib.sha256(settings.encode()).hexdigest()[:12]}"
+        return folder_name(self)
 
     def __str__(self) -> str:
         return f"{self.task} {self.method} seed {self.seed}"
@@ -77,13 +72,7 @@ def read_results(path: Path) -> dict[Run, Record]:
     Raises:
         InputError: If the file cannot be read, or a line in it is not a result.
     """
-    results: dict[Run, Record] = {}
-    for number, record in enumerate(read_json_lines(path), start=1):
-        try:
-            results[_run_of(record)] = record
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}, line {number} is no result of examples.xglue.train: {error}") from error
-    return results
+    return read_runs(path, _run_of, "examples.xglue.train")
 
 
 def _run_of(record: Record) -> Run:
@@ -101,7 +90,3 @@ def _run_of(record: Record) -> Run:
 def finished_runs(path: Path) -> set[Run]:
     """The finished runs in a file that need not exist yet. Raises InputError as `read_results` does."""
     return set(read_results(path)) if path.exists() else set()
-
-
-def append_result(path: Path, run: Run, measured: Record) -> None:
-    append_json_line(path, {"run": asdict(run), **measured})

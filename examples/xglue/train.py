@@ -20,8 +20,9 @@ from peft_sparsegrad.methods import METHODS
 
 from .._common import InputError, heading, positive_float, positive_int, run_and_exit, share
 from .._files import make_folder
+from .._runs import append_run
 from .checks import check_input
-from .runs import FINE_TUNING, Run, append_result, finished_runs
+from .runs import FINE_TUNING, Run, finished_runs
 from .tasks import TASKS
 from .training import execute
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number, run in enumerate(pending, start=1):
         heading(f"[{number}/{len(pending)}] {run}")
         folder = args.out / "checkpoints" / run.folder
-        append_result(results, run, execute(run, folder, args.save_steps))
+        append_run(results, run, execute(run, folder, args.save_steps))
         shutil.rmtree(folder, ignore_errors=True)
     for run in finished.intersection(runs):  # killed before it could do so
         shutil.rmtree(args.out / "checkpoints" / run.folder, ignore_errors=True)

@@ -23,12 +23,13 @@ from peft_sparsegrad.methods import METHODS
 
 from .._common import DEVICE, show
 from .._methods import count_trainable
+from .._runs import Record
 from .checkpoints import SaveWithinEpochs, last_complete_checkpoint
 from .encoder import build_model, load_tokenizer
 from .evaluation_set import EvaluationSet, Features
 from .features import load_features
 from .kinds import KINDS
-from .runs import Record, Run
+from .runs import Run
 from .tasks import TASKS
 
 LR_WARMUP = 0.06  # share of the steps in which the learning rate rises

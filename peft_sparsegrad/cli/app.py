@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from transformers.utils import logging
 
 from .. import __version__
 from .convert import convert_command
 from .diff import diff_command
 from .doctor import doctor_command
-from .errors import InputError, disk_is_full
+from .errors import one_line_errors
 from .inspect import inspect_command
 from .plot import plot_command
 from .warmup import warmup_command
@@ -56,15 +53,5 @@ def run(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: Words after the program's name; None for those of the process.
     """
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    try:
+    with one_line_errors():
         app(arguments, prog_name="peft-sparsegrad")
-    except InputError as error:
-        sys.stderr.write(f"error: {error}\n")
-    except Exception as error:
-        if not disk_is_full(error):
-            raise
-        sys.stderr.write(f"error: the disk is full ({str(error).splitlines()[0]}); make room and start again\n")
-    sys.exit(2)

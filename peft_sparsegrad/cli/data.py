@@ -46,8 +46,10 @@ def read_texts(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> 
     """The documents of a .txt file (separated by blank lines) or a .jsonl file (one a line).
 
     Raises:
-        InputError: If the file cannot be read, holds no text, or has a line that is no record.
+        InputError: If the file has another ending, cannot be read, holds no text, or has a line that is no record.
     """
+    if path.suffix not in TEXT_SUFFIXES:
+        raise InputError(f"the data file {path} must end in {' or '.join(TEXT_SUFFIXES)}")
     content = _read(path)
     if path.suffix == ".txt":
         documents = content.split("\n\n")

@@ -16,10 +16,11 @@ import pytest
 from matplotlib.image import imread
 
 from examples._common import InputError
+from examples._runs import append_run
 from examples.xglue.comparison import gains, paired_test, understanding_scores
 from examples.xglue.figures import epoch_figure, gain_figure, t_figure
 from examples.xglue.report import main, paired_tests
-from examples.xglue.runs import Run, append_result, read_results
+from examples.xglue.runs import Run, read_results
 from examples.xglue.scores import load_results
 from examples.xglue.tables import language_table, score_table, significance_table, task_table
 from examples.xglue.tasks import TASKS
@@ -39,7 +40,7 @@ def add(path: Path, after_epochs: list[tuple[float, float, float]], **settings) 
     metric = TASKS[run.task].metric
     names = ("en", "de", "english dev")
     scores = [{name: {metric: value} for name, value in zip(names, epoch, strict=True)} for epoch in after_epochs]
-    append_result(path, run, {"epochs": [{"epoch": i + 1, "scores": each} for i, each in enumerate(scores)]})
+    append_run(path, run, {"epochs": [{"epoch": i + 1, "scores": each} for i, each in enumerate(scores)]})
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each method (default: 5)")
     parser.add_argument("--only", choices=("step", "warmup", "graddrop"), help="run one part; default: all")
     parser.add_argument("--shapes", choices=("bert", "llama"), help="run one model; default: both")
+    parser.add_argument("--batch-size", type=int, help="sequences in a batch; default: those of the shape")
     parser.add_argument("--density", type=float, default=0.01, help="trained share of each weight (default: 0.01)")
     parser.add_argument("--sweep-rank", action="store_true", help="step of SparseGrad alone, for several core sizes")
     parser.add_argument("--json", type=Path, default=Path("outputs/bench.json"), help="default: outputs/bench.json")
@@ -39,6 +40,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     shapes = {k: v for k, v in SHAPES[device.type].items() if arguments.shapes in (None, k)}
+    if arguments.batch_size is not None:
+        shapes = {k: dataclasses.replace(v, batch=arguments.batch_size) for k, v in shapes.items()}
     result: dict[str, Any] = {
         "environment": describe_environment(device),
         "settings": {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -95,9 +95,15 @@ def _attached(name: str, model: nn.Module, density: float, **settings: Any) -> t
     return model, torch.optim.AdamW(trained, lr=LEARNING_RATE)
 
 
-def _with_sparse_by_dense() -> AbstractContextManager[Any]:
+@contextmanager
+def _with_sparse_by_dense() -> Iterator[None]:
     """Forward passes inside form the core's gradient with the product of the paper's section 3.3.
 
     The layer has no setting for it, because the plain product is as fast or faster.
     """
-    return mock.patch.object(sparsegrad_layer, "delta_product", functools.partial(delta_product, skip_zeros=True))
+    product = functools.partial(delta_product, skip_zeros=True)
+    with (
+        mock.patch.object(sparsegrad_layer, "delta_product", product),
+        mock.patch.object(sparsegrad_layer, "adapter_to_materialise", return_value=None),
+    ):
+        yield

@@ -13,6 +13,7 @@ from .masks import (
     layer_sets,
     set_mask,
 )
+from .materialised import materialised_linear, materialising_pays
 from .schedules import SCHEDULES
 from .sparse_by_dense import sparse_by_dense
 from .streams import stream_key
@@ -51,6 +52,8 @@ __all__ = [
     "masked_layer",
     "masked_linear",
     "masked_sum",
+    "materialised_linear",
+    "materialising_pays",
     "move_entries",
     "num_trained_values",
     "observe_gradient",

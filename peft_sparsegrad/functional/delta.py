@@ -64,7 +64,7 @@ def delta_weight(
     core_shape: tuple[int, int],
 ) -> torch.Tensor:
     """`V S Uᵀ`, shape (out, in), in the dtype of `values`. Arguments as in `delta_product`."""
-    delta = _core(values, indices, core_shape, values.dtype)
+    delta = core_matrix(values, indices, core_shape, values.dtype)
     delta = delta if U is None else delta @ U.to(values.dtype).T
     return delta if V is None else V.to(values.dtype) @ delta
 
@@ -92,12 +92,29 @@ def observe_gradient(
     return _ObserveGradient.apply(result, x, values, observer, blocks)  # pyright: ignore[reportReturnType]
 
 
-def _core(values, indices, core_shape, dtype):
-    """The core S (r_out, r_in) as a dense matrix."""
+def core_matrix(
+    values: torch.Tensor, indices: torch.Tensor | None, core_shape: tuple[int, int], dtype: torch.dtype
+) -> torch.Tensor:
+    """The core S (r_out, r_in) as a dense matrix. Arguments as in `delta_product`."""
     if indices is None:
         return values.to(dtype).view(core_shape)
     core = values.new_zeros(core_shape[0] * core_shape[1], dtype=dtype)
     return core.index_copy(0, indices, values.to(dtype)).view(core_shape)
+
+
+def values_gradient(
+    dcore: torch.Tensor,
+    values: torch.Tensor,
+    indices: torch.Tensor | None,
+    top_k: int | None,
+    core_sum: torch.Tensor | None,
+) -> torch.Tensor:
+    """∂L/∂values (k,) from the gradient of the core (r_out, r_in), which is added to `core_sum` on the way."""
+    if core_sum is not None and (dcore.dtype != torch.float16 or torch.isfinite(dcore).all()):
+        core_sum += dcore  # but for an overflow, whose step is skipped
+    gradient = dcore.flatten() if indices is None else dcore.flatten()[indices]
+    gradient = gradient if top_k is None else _keep_largest(gradient, top_k)
+    return gradient.to(values.dtype)
 
 
 def _keep_largest(gradient, k):
@@ -111,7 +128,7 @@ def _keep_largest(gradient, k):
 class _DeltaProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, result, x, values, indices, U, V, core_shape, top_k, skip_zeros, core_sum):
-        core = _core(values, indices, core_shape, result.dtype)
+        core = core_matrix(values, indices, core_shape, result.dtype)
         xu = x if U is None else x @ U
         inner, outer = (xu, core) if V is None else (xu @ core.T, V)
         ctx.core_shape, ctx.top_k, ctx.skip_zeros, ctx.core_sum = core_shape, top_k, skip_zeros, core_sum
@@ -125,15 +142,11 @@ class _DeltaProduct(torch.autograd.Function):
         dz = dy if V is None else dy @ V
         dx = dvalues = None
         if ctx.needs_input_grad[1]:
-            dx = dz @ _core(values, indices, ctx.core_shape, dz.dtype)
+            dx = dz @ core_matrix(values, indices, ctx.core_shape, dz.dtype)
             dx = dx if U is None else dx @ U.T
         if ctx.needs_input_grad[2]:
             dcore = sparse_by_dense(dz.T, xu) if ctx.skip_zeros else dz.T @ xu
-            if ctx.core_sum is not None and (dcore.dtype != torch.float16 or torch.isfinite(dcore).all()):
-                ctx.core_sum += dcore  # but for an overflow, whose step is skipped
-            dvalues = dcore.flatten() if indices is None else dcore.flatten()[indices]
-            dvalues = dvalues if ctx.top_k is None else _keep_largest(dvalues, ctx.top_k)
-            dvalues = dvalues.to(values.dtype)
+            dvalues = values_gradient(dcore, values, indices, ctx.top_k, ctx.core_sum)
         return (dy if ctx.needs_input_grad[0] else None), dx, dvalues, None, None, None, None, None, None, None
 
 

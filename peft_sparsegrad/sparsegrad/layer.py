@@ -11,8 +11,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..delta_layer import DeltaLayer, restore_float32
-from ..functional import delta_product, delta_weight, hosvd_of_weight, observe_gradient
+from ..functional import delta_product, delta_weight, hosvd_of_weight, materialised_linear, observe_gradient
 from ..targeting import in_out_features
+from .materialise import adapter_to_materialise
 from .plan import LayerPlan
 from .regrowth import watch
 from .state import Support, TransitionMatrices
@@ -116,6 +117,12 @@ class SparseGradLayer(DeltaLayer):
     def has_adapter(self, adapter_name: str) -> bool:
         return adapter_name in self.sparsegrad_values
 
+    def observer(self, adapter_name: str) -> Observer | None:
+        """What watches the gradients of an adapter's layer in the next backward pass."""
+        _, values, support, _ = self.adapter(adapter_name)
+        observers: Mapping[str, Observer] = self.sparsegrad_probe if support.is_settled else self.sparsegrad_warmup
+        return observers.get(adapter_name) if torch.is_grad_enabled() and values.requires_grad else None
+
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """`V S Uᵀ` in the layout of the base weight: (out, in), or (in, out) for Conv1D; at least float32."""
         plan, values, support, group = self.adapter(adapter_name)
@@ -163,6 +170,9 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
             if self.merged:
                 self.unmerge()
             return base_layer(x, *args, **kwargs)
+        sole = None if args or kwargs else adapter_to_materialise(self, x)
+        if sole is not None:
+            return self._materialised(sole, x)
         result = base_layer(x, *args, **kwargs)
         if self.merged:
             return result
@@ -173,16 +183,23 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
                 result = self._add_delta(adapter_name, result, x)
         return result
 
+    def _materialised(self, adapter_name: str, x: torch.Tensor) -> torch.Tensor:
+        plan, values, support, group = self.adapter(adapter_name)
+        base_layer = cast(nn.Linear, self.base_layer)
+        U, V = group.on(x.device, x.dtype)
+        return materialised_linear(
+            x, base_layer.weight, base_layer.bias, values, support.indices, U, V, plan.core_shape, plan.top_k,
+            support.core_sum,
+        )  # fmt: skip
+
     def _add_delta(self, adapter_name: str, result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         plan, values, support, group = self.adapter(adapter_name)
-        observers: Mapping[str, Observer] = self.sparsegrad_probe if support.is_settled else self.sparsegrad_warmup
-        observer = observers.get(adapter_name) if torch.is_grad_enabled() and values.requires_grad else None
+        observer = self.observer(adapter_name)
         if observer is not None and not support.is_settled:  # the values are zero and stay so
             return _observe(self, result, x, values, observer, True)  # pyright: ignore[reportCallIssue]
         U, V = group.on(result.device, result.dtype)
-        top_k = plan.k if plan.dynamic else None
         result = delta_product(
-            result, x, values, support.indices, U, V, plan.core_shape, top_k, core_sum=support.core_sum
+            result, x, values, support.indices, U, V, plan.core_shape, plan.top_k, core_sum=support.core_sum
         )
         if observer is None:
             return result

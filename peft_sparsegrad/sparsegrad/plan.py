@@ -55,6 +55,11 @@ class LayerPlan:
         return core_shape(*self.weight_shape, self.ranks)
 
     @property
+    def top_k(self) -> int | None:
+        """Entries of each step's gradient that are kept, with a dynamic support."""
+        return self.k if self.dynamic else None
+
+    @property
     def num_entries(self) -> int:
         """Entries of the core."""
         return self.core_shape[0] * self.core_shape[1]

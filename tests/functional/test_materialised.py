@@ -1,0 +1,135 @@
+"""The weight written out, against a linear layer and `delta_product`, and against autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+from torch.nn.functional import linear
+
+from peft_sparsegrad.functional import delta_product, materialised_linear, materialising_pays
+
+IN, OUT, R_IN, R_OUT = 7, 6, 4, 3
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+RANKS = pytest.mark.parametrize("ranks", [(None, None), (None, R_IN), (R_OUT, None), (R_OUT, R_IN)], ids=str)
+SHAPES = pytest.mark.parametrize("shape", [(IN,), (5, IN), (2, 3, IN), (0, IN)], ids=str)
+
+
+class Problem:
+    """Random operands in float64; a third of the core trains, all of it with `dense`."""
+
+    def __init__(self, ranks, shape=(5, IN), dense=False, bias=True) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def randn(*size: int) -> torch.Tensor:
+            return torch.randn(*size, dtype=torch.float64, generator=generator)
+
+        r_out, r_in = ranks
+        self.core_shape = (r_out or OUT, r_in or IN)
+        entries = self.core_shape[0] * self.core_shape[1]
+        k = entries if dense else entries // 3
+        self.indices = None if dense else torch.randperm(entries, generator=generator)[:k].sort().values
+        self.U, self.V = (None if r_in is None else randn(IN, r_in)), (None if r_out is None else randn(OUT, r_out))
+        self.weight, self.bias = randn(OUT, IN), (randn(OUT) if bias else None)
+        self.x, self.values = randn(*shape).requires_grad_(), randn(k).requires_grad_()
+        self.dy = randn(*shape[:-1], OUT)
+
+    def ours(self, x=None, values=None, **options) -> torch.Tensor:
+        x, values = self.x if x is None else x, self.values if values is None else values
+        operands = (self.weight, self.bias, values, self.indices, self.U, self.V, self.core_shape)
+        return materialised_linear(x, *operands, **options)
+
+    def twin(self, **options) -> torch.Tensor:
+        result = linear(self.x, self.weight, self.bias)
+        operands = (self.values, self.indices, self.U, self.V, self.core_shape)
+        return delta_product(result, self.x, *operands, **options)
+
+    def gradients(self, output: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(output, [self.x, self.values], self.dy))
+
+
+@RANKS
+@SHAPES
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_agrees_with_the_delta_on_the_output(ranks, shape, dense, bias):
+    p = Problem(ranks, shape, dense, bias)
+    torch.testing.assert_close(p.ours(), p.twin(), **EXACT)
+    for gradient, expected in zip(p.gradients(p.ours()), p.gradients(p.twin()), strict=True):
+        torch.testing.assert_close(gradient, expected, **EXACT)
+
+
+@RANKS
+@pytest.mark.parametrize("dense", [False, True])
+def test_gradcheck(ranks, dense):
+    p = Problem(ranks, (2, 3, IN), dense)
+    assert gradcheck(lambda x, values: p.ours(x, values), (p.x, p.values))
+
+
+@RANKS
+@pytest.mark.parametrize("top_k", [1, 3, 100])
+def test_dynamic_support_and_core_sum_are_those_of_the_delta(ranks, top_k):
+    p = Problem(ranks, dense=True)
+    sums = [torch.zeros(p.core_shape, dtype=torch.float64) for _ in range(2)]
+    for _ in range(2):
+        ours = p.gradients(p.ours(top_k=top_k, core_sum=sums[0]))
+        twin = p.gradients(p.twin(top_k=top_k, core_sum=sums[1]))
+        torch.testing.assert_close(ours, twin, **EXACT)
+    torch.testing.assert_close(*sums, **EXACT)
+    assert sums[0].all()
+
+
+@RANKS
+def test_values_of_zero_change_no_bit(ranks):
+    p = Problem(ranks)
+    assert torch.equal(p.ours(values=torch.zeros_like(p.values)), linear(p.x, p.weight, p.bias))
+
+
+@RANKS
+def test_what_is_kept_for_the_backward_pass(ranks):
+    """The weight itself, and no sum of that size; of the input x U where there is a U."""
+    tokens = 11
+    p = Problem(ranks, (tokens, IN))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        p.ours()
+    assert [t.data_ptr() for t in kept if t.shape == (OUT, IN)] == [p.weight.data_ptr()]
+    assert [tuple(t.shape) for t in kept if tokens in t.shape] == [(tokens, ranks[1] or IN)]
+
+
+@RANKS
+def test_frozen_values_keep_nothing_that_grows_with_the_tokens(ranks):
+    p, kept = Problem(ranks, (11, IN)), []
+    p.values.requires_grad_(False)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        output = p.ours()
+    assert not [shape for shape in kept if 11 in shape]
+    torch.testing.assert_close(torch.autograd.grad(output, p.x, p.dy), torch.autograd.grad(p.twin(), p.x, p.dy))
+
+
+@pytest.mark.parametrize("frozen", ["x", "values"])
+def test_gradients_only_of_what_needs_them(frozen):
+    p = Problem((None, R_IN))
+    expected = dict(zip(["x", "values"], p.gradients(p.ours()), strict=True))
+    getattr(p, frozen).requires_grad_(False)
+    p.ours().backward(p.dy)
+    for name, gradient in expected.items():
+        tensor = getattr(p, name)
+        assert tensor.grad is None if name == frozen else torch.equal(tensor.grad, gradient)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "weight_shape", "ranks", "pays"),
+    [
+        (1024, (3072, 768), (None, 80), False),  # measured: 0.98
+        (2048, (3072, 768), (None, 80), True),  # 0.93
+        (1024, (768, 3072), (80, None), False),
+        (2048, (768, 3072), (80, None), True),
+        (1, (768, 3072), (None, None), False),
+        (16, (768, 3072), (None, None), True),
+        (1024, (768, 3072), (64, 64), False),
+        (8192, (768, 3072), (64, 64), True),
+    ],
+)
+def test_pays_where_tokens_are_many_or_the_core_is_the_weight(tokens, weight_shape, ranks, pays):
+    assert materialising_pays(tokens, weight_shape, ranks) is pays

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,12 +19,3 @@ torch.set_num_threads(1)  # tiny tensors: threads would wait for each other
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(autouse=True)
-def _heard() -> None:
-    """Libraries that set up logging, as alembic under optuna does, disable the loggers that are there already."""
-    logging.disable(logging.NOTSET)
-    logger = logging.getLogger("peft_sparsegrad")
-    logger.disabled, logger.propagate = False, True
-    logger.setLevel(logging.NOTSET)

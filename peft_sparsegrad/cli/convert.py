@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from dataclasses import dataclass
 from enum import Enum
@@ -21,7 +20,7 @@ from ..lora_conversion import convert_to_lora
 from .base_models import load_adapted, load_tokenizer
 from .errors import InputError
 from .files import check_file, check_folder, replacing_file, replacing_folder
-from .output import new_console, print_facts, print_json, print_table
+from .output import errors_only, new_console, print_facts, print_json, print_table
 from .saved.adapter import SavedAdapter
 from .saved.deltas import WITH_DELTAS
 
@@ -106,12 +105,12 @@ def convert_adapter(
     if out.resolve() == adapter.folder.resolve():
         raise InputError(f"--out {out} is the adapter itself: name another folder")
     check_file(out, overwrite, (".safetensors",)) if to is Target.dense else check_folder(out, overwrite)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    model = load_adapted(adapter, base)
-    _check_finite(adapter, model)
-    if to is Target.lora:
-        return _to_lora(model, out, rank)
-    return _to_merged(adapter, model, base, out) if to is Target.merged else _to_dense(model, out)
+    with errors_only("bitsandbytes"):
+        model = load_adapted(adapter, base)
+        _check_finite(adapter, model)
+        if to is Target.lora:
+            return _to_lora(model, out, rank)
+        return _to_merged(adapter, model, base, out) if to is Target.merged else _to_dense(model, out)
 
 
 def _check_finite(adapter: SavedAdapter, model: PeftModel) -> None:

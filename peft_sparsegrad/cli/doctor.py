@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import warnings
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from rich.console import Console
 
 from .doctor_runs import Skipped, run_cuda, run_four_bit, run_graddrop, run_lora_conversion, run_sparsegrad
-from .output import new_console, print_facts, print_json, print_table
+from .output import errors_only, new_console, print_facts, print_json, print_table
 
 # What is needed, and the extra that brings the rest.
 _PACKAGES = {
@@ -90,9 +89,7 @@ def check_registration() -> Check:
 
 def run_checks() -> list[Check]:
     """Try every part, whatever becomes of the others."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    logging.getLogger("peft_sparsegrad").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), errors_only("bitsandbytes", "peft_sparsegrad"):
         warnings.simplefilter("ignore")
         return [_try(*run) for run in _RUNS]
 

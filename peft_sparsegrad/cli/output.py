@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 _WIDTH = 160  # of what is not printed to a terminal, where nothing is to be cut off
+
+
+@contextmanager
+def errors_only(*names: str) -> Iterator[None]:
+    """Inside, the loggers `names` report errors alone."""
+    levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def new_console() -> Console:

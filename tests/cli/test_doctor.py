@@ -1,6 +1,7 @@
 """`peft-sparsegrad doctor`: real runs, and a fault that it must find."""
 
 import importlib.util
+import logging
 from importlib.metadata import version
 
 import pytest
@@ -10,7 +11,9 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 
 def test_everything_works_here(command):
+    levels = {name: logging.getLogger(name).level for name in ("bitsandbytes", "peft_sparsegrad")}
     result = command("doctor", "--json")
+    assert levels == {name: logging.getLogger(name).level for name in levels}, "restored for a Python program"
     assert result.code == 0
     assert result.json["versions"]["peft"] == version("peft")
     checks = {check["name"]: check for check in result.json["checks"]}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .contenders import CONTENDERS, SWEEP
+from .contenders import CONTENDERS, SWEEP, TO_COMPILE
 from .environment import describe_environment
 from .graddrop import adapter_bytes, benchmark_graddrop
 from .memory import keep_freed_memory
@@ -18,6 +18,8 @@ from .models import SHAPES, dtype_on
 from .step import benchmark_step
 from .targets import targets_of
 from .warmup import benchmark_warmup
+
+CONTENDERS_OF = {"all": CONTENDERS, "widths": SWEEP, "compiled": TO_COMPILE}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -29,7 +31,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shapes", choices=("bert", "llama"), help="run one model; default: both")
     parser.add_argument("--batch-size", type=int, help="sequences in a batch; default: those of the shape")
     parser.add_argument("--density", type=float, default=0.01, help="trained share of each weight (default: 0.01)")
-    parser.add_argument("--sweep-rank", action="store_true", help="step of SparseGrad alone, for several core sizes")
+    parser.add_argument(
+        "--contenders",
+        choices=CONTENDERS_OF,
+        default="all",
+        help="widths: SparseGrad with several core sizes, compiled: with torch.compile; both the step alone",
+    )
     parser.add_argument("--json", type=Path, default=Path("outputs/bench.json"), help="default: outputs/bench.json")
     return parser.parse_args()
 
@@ -52,14 +59,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         },
     }
     if arguments.only in (None, "step"):
-        names = SWEEP if arguments.sweep_rank else CONTENDERS
+        names = CONTENDERS_OF[arguments.contenders]
         result["step"] = {
             name: benchmark_step(shape, device, arguments.rounds, arguments.density, names)
             for name, shape in shapes.items()
         }
-    if arguments.only in (None, "warmup") and not arguments.sweep_rank:
+    if arguments.only in (None, "warmup") and arguments.contenders == "all":
         result["warmup"] = benchmark_warmup(device)
-    if arguments.only in (None, "graddrop") and not arguments.sweep_rank:
+    if arguments.only in (None, "graddrop") and arguments.contenders == "all":
         result["graddrop"] = {
             name: benchmark_graddrop(shape, device, 2 * arguments.rounds) for name, shape in shapes.items()
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -23,9 +23,12 @@ from .paper_layer import attach_paper_layers
 
 FROZEN, LORA, STATIC, MEPROP, PAPER, FULL = "frozen", "lora", "sparsegrad", "meprop", "paper layer", "full"
 DYNAMIC, DYNAMIC_SD = "sparsegrad-dynamic", "sparsegrad-dynamic, sparse-by-dense"
-CONTENDERS = (FROZEN, LORA, STATIC, MEPROP, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
+ON_OUTPUT = ", delta on the output"  # never written out
+CONTENDERS = (FROZEN, LORA, STATIC, STATIC + ON_OUTPUT, MEPROP, MEPROP + ON_OUTPUT, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
 SLACKS = (3.0, 6.0, 12.0, 24.0)
 SWEEP = (LORA, *(f"slack {slack:g}" for slack in SLACKS))
+COMPILED = ", compiled"
+TO_COMPILE = (LORA, STATIC, LORA + COMPILED, STATIC + COMPILED)
 
 LEARNING_RATE = 1e-4
 
@@ -69,7 +72,10 @@ class Contender:
 
 
 def build_contender(name: str, shape: Shape, device: torch.device, density: float) -> Contender:
-    """The contender `name` of `CONTENDERS` or `SWEEP`, on its own copy of the model of `shape`."""
+    """The contender `name` of `CONTENDERS`, `SWEEP` or `TO_COMPILE`, on its own copy of the model of `shape`."""
+    if name.endswith(COMPILED):
+        contender = build_contender(name.removesuffix(COMPILED), shape, device, density)
+        return replace(contender, name=name, model=torch.compile(contender.model))  # pyright: ignore[reportArgumentType]
     model = build_model(shape, device)
     if name == FROZEN:
         return Contender(name, model.requires_grad_(False), None)
@@ -79,6 +85,9 @@ def build_contender(name: str, shape: Shape, device: torch.device, density: floa
         return Contender(name, model, SparseGradAdam(trained, lr=LEARNING_RATE))
     if name == DYNAMIC_SD:
         return Contender(name, *_attached(DYNAMIC, model, density), around_forward=_with_sparse_by_dense)
+    if name.endswith(ON_OUTPUT):
+        attached = _attached(name.removesuffix(ON_OUTPUT), model, density)
+        return Contender(name, *attached, around_forward=_with_delta_on_the_output)
     if name in SWEEP and name != LORA:
         return Contender(name, *_attached(STATIC, model, density, slack=float(name.removeprefix("slack "))))
     return Contender(name, *_attached(name, model, density))
@@ -95,6 +104,11 @@ def _attached(name: str, model: nn.Module, density: float, **settings: Any) -> t
     return model, torch.optim.AdamW(trained, lr=LEARNING_RATE)
 
 
+def _with_delta_on_the_output() -> AbstractContextManager[Any]:
+    """Forward passes inside leave the weight as it is, however many tokens there are."""
+    return mock.patch.object(sparsegrad_layer, "adapter_to_materialise", return_value=None)
+
+
 @contextmanager
 def _with_sparse_by_dense() -> Iterator[None]:
     """Forward passes inside form the core's gradient with the product of the paper's section 3.3.
@@ -102,8 +116,5 @@ def _with_sparse_by_dense() -> Iterator[None]:
     The layer has no setting for it, because the plain product is as fast or faster.
     """
     product = functools.partial(delta_product, skip_zeros=True)
-    with (
-        mock.patch.object(sparsegrad_layer, "delta_product", product),
-        mock.patch.object(sparsegrad_layer, "adapter_to_materialise", return_value=None),
-    ):
+    with mock.patch.object(sparsegrad_layer, "delta_product", product), _with_delta_on_the_output():
         yield

@@ -37,7 +37,7 @@ def targets_of(result: dict[str, Any]) -> list[Target]:
     """The targets that the parts of `result` which were run have something to say about."""
     found = []
     for family, batches in result.get("step", {}).items():
-        if c.STATIC in batches["full batch"]:
+        if c.PAPER in batches["full batch"]:
             found += _step_targets(family, batches["full batch"])
     if "warmup" in result:
         found += _warmup_targets(result["warmup"]["methods"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .contenders import CONTENDERS, SWEEP, TO_COMPILE
+from .contenders import CONTENDERS, SWEEP, TO_COMPILE, TWO_WAYS
 from .environment import describe_environment
 from .graddrop import adapter_bytes, benchmark_graddrop
 from .memory import keep_freed_memory
@@ -19,7 +19,7 @@ from .step import benchmark_step
 from .targets import targets_of
 from .warmup import benchmark_warmup
 
-CONTENDERS_OF = {"all": CONTENDERS, "widths": SWEEP, "compiled": TO_COMPILE}
+CONTENDERS_OF = {"all": CONTENDERS, "two-ways": TWO_WAYS, "widths": SWEEP, "compiled": TO_COMPILE}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,7 +35,8 @@ def parse_arguments() -> argparse.Namespace:
         "--contenders",
         choices=CONTENDERS_OF,
         default="all",
-        help="widths: SparseGrad with several core sizes, compiled: with torch.compile; both the step alone",
+        help="two-ways: with the delta on the weight and on the output, widths: SparseGrad with several core sizes, "
+        "compiled: with torch.compile; these time the step alone",
     )
     parser.add_argument("--json", type=Path, default=Path("outputs/bench.json"), help="default: outputs/bench.json")
     return parser.parse_args()
@@ -75,11 +76,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def print_tables(result: dict[str, Any]) -> None:
-    from rich.console import Console  # the JSON does not need it
+    from peft_sparsegrad.cli.output import new_console  # rich, which the JSON does not need
 
     from .report import print_bytes, print_graddrop, print_step, print_targets, print_warmup
 
-    console = Console()
+    console = new_console()
     for family, batches in result.get("step", {}).items():
         print_step(console, family, batches)
     if "warmup" in result:

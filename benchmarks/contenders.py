@@ -24,7 +24,8 @@ from .paper_layer import attach_paper_layers
 FROZEN, LORA, STATIC, MEPROP, PAPER, FULL = "frozen", "lora", "sparsegrad", "meprop", "paper layer", "full"
 DYNAMIC, DYNAMIC_SD = "sparsegrad-dynamic", "sparsegrad-dynamic, sparse-by-dense"
 ON_OUTPUT = ", delta on the output"  # never written out
-CONTENDERS = (FROZEN, LORA, STATIC, STATIC + ON_OUTPUT, MEPROP, MEPROP + ON_OUTPUT, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
+CONTENDERS = (FROZEN, LORA, STATIC, MEPROP, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
+TWO_WAYS = (LORA, STATIC, STATIC + ON_OUTPUT, MEPROP, MEPROP + ON_OUTPUT)
 SLACKS = (3.0, 6.0, 12.0, 24.0)
 SWEEP = (LORA, *(f"slack {slack:g}" for slack in SLACKS))
 COMPILED = ", compiled"
@@ -72,7 +73,7 @@ class Contender:
 
 
 def build_contender(name: str, shape: Shape, device: torch.device, density: float) -> Contender:
-    """The contender `name` of `CONTENDERS`, `SWEEP` or `TO_COMPILE`, on its own copy of the model of `shape`."""
+    """The contender `name` of one of the lists above, on its own copy of the model of `shape`."""
     if name.endswith(COMPILED):
         contender = build_contender(name.removesuffix(COMPILED), shape, device, density)
         return replace(contender, name=name, model=torch.compile(contender.model))  # pyright: ignore[reportArgumentType]
@@ -106,7 +107,11 @@ def _attached(name: str, model: nn.Module, density: float, **settings: Any) -> t
 
 def _with_delta_on_the_output() -> AbstractContextManager[Any]:
     """Forward passes inside leave the weight as it is, however many tokens there are."""
-    return mock.patch.object(sparsegrad_layer, "adapter_to_materialise", return_value=None)
+    return mock.patch.object(sparsegrad_layer, "adapter_to_materialise", _none)
+
+
+def _none(layer: nn.Module, x: torch.Tensor) -> None:
+    """In place of a mock, which would hold every `x` that it was called with."""
 
 
 @contextmanager

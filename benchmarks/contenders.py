@@ -12,9 +12,9 @@ from unittest import mock
 import torch
 from torch import nn
 
+from experiments.methods import METHODS, targeted
 from peft_sparsegrad import SparseGradAdam
 from peft_sparsegrad.functional import delta_product
-from peft_sparsegrad.methods import METHODS, targeted
 from peft_sparsegrad.sparsegrad import layer as sparsegrad_layer
 
 from .memory import resident_tensors

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from experiments.methods import METHODS
 from peft_sparsegrad import GradDrop
 from peft_sparsegrad.graddrop import VARIANTS
 from peft_sparsegrad.graddrop.blocks import find_blocks
 from peft_sparsegrad.graddrop.targets import default_targets
-from peft_sparsegrad.methods import METHODS
 
 from .contenders import FROZEN, FULL, LEARNING_RATE, Contender
 from .models import Shape, build_model, make_batch

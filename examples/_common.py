@@ -10,10 +10,10 @@ from typing import Any, NoReturn
 
 import torch
 
+from experiments.methods import lora_rank, targeted
 from peft_sparsegrad.cli.errors import InputError, one_line_errors
-from peft_sparsegrad.methods import lora_rank, targeted
+from peft_sparsegrad.common.targeting import in_out_features
 from peft_sparsegrad.sparsegrad.plan import check_is_linear
-from peft_sparsegrad.targeting import in_out_features
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -7,9 +7,9 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
+from experiments.methods import METHODS
 from peft_sparsegrad import GradDropCallback, GradDropConfig, SparseGradCallback, SparseGradModel
 from peft_sparsegrad.graddrop import VARIANTS
-from peft_sparsegrad.methods import METHODS
 
 from ._common import InputError
 

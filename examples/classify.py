@@ -32,9 +32,9 @@ from transformers import (
     set_seed,
 )
 
+from experiments.methods import METHODS
 from peft_sparsegrad import GradDropCallback, GradDropConfig, SparseGradCallback
 from peft_sparsegrad.graddrop import VARIANTS
-from peft_sparsegrad.methods import METHODS
 
 from ._common import (
     DEVICE,

@@ -28,9 +28,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 
 import peft_sparsegrad
+from experiments.methods import METHODS
 from peft_sparsegrad import SparseGradConfig
 from peft_sparsegrad.cli.data import read_texts
-from peft_sparsegrad.methods import METHODS
 
 from ._common import (
     DEVICE,

@@ -1,8 +1,9 @@
 """SparseGrad and GradDrop as PEFT methods. Importing this package registers them."""
 
-from .callback import SparseGradCallback
+from .common.registration import register
 from .graddrop import (
     GradDrop,
+    GradDropCallback,
     GradDropConfig,
     GradDropConv2d,
     GradDropLayer,
@@ -10,19 +11,20 @@ from .graddrop import (
     GradDropModel,
     GradDropParameters,
 )
-from .graddrop_callback import GradDropCallback
-from .lora_conversion import LoraConversion, convert_to_lora
-from .optimizer import SparseGradAdam, create_sparsegrad_optimizer
-from .registration import register
-from .run_warmup import warmup
 from .sparsegrad import (
     GroupReport,
+    LoraConversion,
+    SparseGradAdam,
+    SparseGradCallback,
     SparseGradConfig,
     SparseGradLayer,
     SparseGradLinear,
     SparseGradModel,
     WarmUpReport,
+    convert_to_lora,
+    create_sparsegrad_optimizer,
     save_transition_matrices,
+    warmup,
 )
 
 __version__ = "0.1.0"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 from .tasks import TASKS
 

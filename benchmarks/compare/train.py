@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer, PrinterCallback, TrainingArguments, set_seed
 
 from benchmarks.environment import describe_environment
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 from .head import head_batches, head_modules, settle_head
 from .measures import bytes_to_keep, count_trained

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 from .._common import DEVICE, InputError, load_pretrained, positive_float, positive_int, share
 from .._methods import masks_gradients

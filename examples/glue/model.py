@@ -11,9 +11,9 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 
-from peft_sparsegrad.methods import targeted
+from experiments.methods import targeted
+from peft_sparsegrad.common.targeting import in_out_features
 from peft_sparsegrad.sparsegrad.plan import check_is_linear
-from peft_sparsegrad.targeting import in_out_features
 
 from .._common import DEVICE, InputError, load_pretrained
 from .._methods import attach_method, count_trainable

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 from .model import TrainedModel
 from .runs import Run

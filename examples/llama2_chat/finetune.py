@@ -23,8 +23,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from experiments.methods import METHODS
 from peft_sparsegrad import SparseGradCallback
-from peft_sparsegrad.methods import METHODS
 
 from .._common import InputError, heading, run_and_exit, show, show_lines
 from .._methods import attach_method, check_epochs, count_trainable

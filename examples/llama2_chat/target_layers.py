@@ -6,7 +6,7 @@ import re
 
 from torch import nn
 
-from peft_sparsegrad.targeting import in_out_features, is_linear
+from peft_sparsegrad.common.targeting import in_out_features, is_linear
 
 from .._common import InputError
 from .._methods import masks_gradients

@@ -15,7 +15,7 @@ from torch import nn
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 from .._common import DEVICE
 from .._methods import make_callbacks

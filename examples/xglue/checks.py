@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
+from experiments.methods import targeted
 from peft_sparsegrad import GradDrop
-from peft_sparsegrad.methods import targeted
 
 from .._common import InputError, load_pretrained
 from .._methods import masks_gradients

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 from .._common import run_and_exit
 from .._files import make_folder, write_whole

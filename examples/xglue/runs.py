@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 from .._runs import Record, folder_name, read_runs
 from .tasks import TASKS, Split

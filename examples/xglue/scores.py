@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 from .._common import InputError
 from .features import ENGLISH_DEV

@@ -15,8 +15,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.methods import METHODS
 from peft_sparsegrad.graddrop import VARIANTS
-from peft_sparsegrad.methods import METHODS
 
 from .._common import InputError, heading, positive_float, positive_int, run_and_exit, share
 from .._files import make_folder

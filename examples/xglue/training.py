@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 from .._common import DEVICE, show
 from .._methods import count_trainable

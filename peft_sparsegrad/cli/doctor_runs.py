@@ -11,9 +11,9 @@ from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
 from ..graddrop import GradDropConfig
-from ..lora_conversion import convert_to_lora
-from ..run_warmup import warmup
 from ..sparsegrad import SparseGradConfig
+from ..sparsegrad.lora_conversion import convert_to_lora
+from ..sparsegrad.warmup import warmup
 
 _VOCABULARY = 64
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..model_card import settings_of
+from ..common.model_card import settings_of
 from .inspect_graddrop import ChangedTensor, changed_tensors
 from .inspect_sparsegrad import GroupFacts, LayerFacts, group_facts, layer_facts
 from .output import new_console, percent, print_facts, print_json, print_table, shape

@@ -17,10 +17,10 @@ from transformers import (
     set_seed,
 )
 
-from ..callback import settle_head
-from ..run_warmup import warmup
 from ..sparsegrad import SparseGradConfig, WarmUpReport, save_transition_matrices
+from ..sparsegrad.callback import settle_head
 from ..sparsegrad.layer import sparsegrad_layers
+from ..sparsegrad.warmup import warmup
 from .base_models import load_pretrained
 from .data import Batch, is_labelled, labelled_batches, language_batches, read_labelled, read_texts
 from .errors import InputError

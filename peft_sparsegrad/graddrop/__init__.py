@@ -1,5 +1,6 @@
 """GradDrop: the chosen weights train in full, with randomly masked gradients."""
 
+from .callback import GradDropCallback
 from .config import GradDropConfig
 from .layer import GradDropConv2d, GradDropLayer, GradDropLinear, GradDropParameters
 from .model import GradDropModel
@@ -9,6 +10,7 @@ from .variants import VARIANTS
 __all__ = [
     "VARIANTS",
     "GradDrop",
+    "GradDropCallback",
     "GradDropConfig",
     "GradDropConv2d",
     "GradDropLayer",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..adapter_file import ADVICE, check_tensors
+from ..common.adapter_file import ADVICE, check_tensors
 from ..functional import pack_support, packed_support_size, unpack_support
 from .config import GradDropConfig
 from .layer import GradDropLayer

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, Literal
 
+from ..common.registration import add_peft_type
+from ..common.targeted_config import TargetedConfig
 from ..functional import SCHEDULES
-from ..registration import add_peft_type
-from ..targeted_config import TargetedConfig
 from .model_card import note_saved_energy
 from .variants import variant_settings
 

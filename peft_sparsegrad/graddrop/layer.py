@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from ..delta_layer import DeltaLayer, restore_float32
-from ..distributed import world_size
+from ..common.delta_layer import DeltaLayer, restore_float32
+from ..common.distributed import world_size
+from ..common.targeting import in_out_features
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
-from ..targeting import in_out_features
 from .gradient_masks import GradientMasks
 from .optimizer_steps import MaskedParameter, watch
 

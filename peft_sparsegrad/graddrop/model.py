@@ -10,9 +10,9 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_a
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
-from ..bitsandbytes_cpu import restore_scales
-from ..model_card import collect_facts
-from ..targeting import targeted_modules
+from ..common.bitsandbytes_cpu import restore_scales
+from ..common.model_card import collect_facts
+from ..common.targeting import targeted_modules
 from .blocks import block_of, find_blocks, selected_blocks
 from .checkpoint import compress, decompress
 from .config import GradDropConfig

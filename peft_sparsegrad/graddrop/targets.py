@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ..targeting import base_modules, is_linear
+from ..common.targeting import base_modules, is_linear
 from .blocks import block_of
 from .layer import GradDropConv2d, GradDropLayer, GradDropLinear, GradDropParameters
 

@@ -7,7 +7,7 @@ import warnings
 import torch
 from torch import nn
 
-from ..adapter_file import ADVICE, check_tensors
+from ..common.adapter_file import ADVICE, check_tensors
 from ..functional import unpack_support
 from .layer import SparseGradLayer
 

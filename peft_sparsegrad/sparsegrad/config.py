@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..registration import add_peft_type
-from ..targeted_config import TargetedConfig
+from ..common.registration import add_peft_type
+from ..common.targeted_config import TargetedConfig
 
 
 @dataclass

@@ -10,14 +10,14 @@ from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..delta_layer import DeltaLayer, restore_float32
+from ..common.delta_layer import DeltaLayer, restore_float32
+from ..common.targeting import in_out_features
 from ..functional import delta_product, delta_weight, hosvd_of_weight, materialised_linear, observe_gradient
-from ..targeting import in_out_features
 from .materialise import adapter_to_materialise
 from .plan import LayerPlan
-from .regrowth import watch
+from .renewal import watch
 from .state import Support, TransitionMatrices
-from .warmup import WarmUp
+from .warmup_collector import WarmUp
 
 # Called with (layer, x, dy), both (tokens, features), in the backward pass; returns whether it could use them.
 Observer = Callable[["SparseGradLayer", torch.Tensor, torch.Tensor], bool]

@@ -10,9 +10,9 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_a
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
-from ..bitsandbytes_cpu import restore_scales
-from ..model_card import collect_facts
-from ..targeting import targeted_modules
+from ..common.bitsandbytes_cpu import restore_scales
+from ..common.model_card import collect_facts
+from ..common.targeting import targeted_modules
 from .checkpoint import check_adapter_tensors, check_settled
 from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear, sparsegrad_layers
@@ -20,7 +20,7 @@ from .plan import LayerPlan, plan_layer
 from .state import TransitionMatrices
 from .targets import TARGET_MODULES, set_default_targets
 from .transition_file import TransitionFile
-from .warmup import WarmUp
+from .warmup_collector import WarmUp
 
 
 class SparseGradModel(BaseTuner):

@@ -9,8 +9,8 @@ from typing import Any
 from peft.utils.other import get_pattern_key
 from torch import nn
 
+from ..common.targeting import in_out_features, is_linear
 from ..functional import core_ranks, core_shape, num_trained_values
-from ..targeting import in_out_features, is_linear
 from .config import SparseGradConfig
 
 

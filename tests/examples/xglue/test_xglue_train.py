@@ -20,7 +20,7 @@ from examples.xglue import report, tiny_encoder, train
 from examples.xglue.encoder import build_model, head_modules
 from examples.xglue.runs import read_results
 from examples.xglue.tasks import TASKS
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = [sys.executable, "-m", "examples.xglue.train"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from .sparsegrad.layer import SparseGradLayer
+from .layer import SparseGradLayer
 
 
 def save_gradient_sums(layers: list[SparseGradLayer], adapter_name: str, folder: Path, rank: int) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from .sparsegrad.layer import SparseGradLayer
+from .layer import SparseGradLayer
 
 
 class SparseGradAdam(Optimizer):

@@ -14,8 +14,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import nn
 
-from .sparsegrad.checkpoint import check_settled
-from .sparsegrad.layer import SparseGradLayer, sparsegrad_layers
+from .checkpoint import check_settled
+from .layer import SparseGradLayer, sparsegrad_layers
 
 
 @dataclass

@@ -21,8 +21,8 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear, create_sparsegrad_optimizer, warmup
-from peft_sparsegrad.sparsegrad import regrowth
-from peft_sparsegrad.sparsegrad.regrowth import move_state, next_renewal
+from peft_sparsegrad.sparsegrad import renewal
+from peft_sparsegrad.sparsegrad.renewal import move_state, next_renewal
 
 TESTS = Path(__file__).parent.parent
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -551,12 +551,12 @@ def test_copy_renews_by_itself(how):
 
 
 def test_models_are_not_kept_alive():
-    before = len(regrowth._LAYERS)
+    before = len(renewal._LAYERS)
     model = adapted()
-    assert len(regrowth._LAYERS) == before + 6
+    assert len(renewal._LAYERS) == before + 6
     del model
     gc.collect()
-    assert len(regrowth._LAYERS) <= before
+    assert len(renewal._LAYERS) <= before
 
 
 def test_layers_are_taken_in_the_same_order_on_every_rank():
@@ -564,7 +564,7 @@ def test_layers_are_taken_in_the_same_order_on_every_rank():
     model = adapted()
     twin = copy.deepcopy(model)
     for made in (model, twin):
-        found = [layer for layer in regrowth._LAYERS if any(layer is own for own in layers(made))]
+        found = [layer for layer in renewal._LAYERS if any(layer is own for own in layers(made))]
         assert [id(layer) for layer in found] == [id(layer) for layer in layers(made)]
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..distributed import copy_from_main, sum_over_ranks
+from ..common.distributed import copy_from_main, sum_over_ranks
 from ..functional import move_entries, renew_support
 
 if TYPE_CHECKING:

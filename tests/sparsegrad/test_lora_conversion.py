@@ -19,7 +19,7 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear, convert_to_lora
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 IDS = torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
 
 

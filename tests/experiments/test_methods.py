@@ -8,8 +8,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
+from experiments.methods import METHODS, lora_rank, targeted
 from peft_sparsegrad import GradDrop
-from peft_sparsegrad.methods import METHODS, lora_rank, targeted
 
 DENSITY = 0.05
 EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)

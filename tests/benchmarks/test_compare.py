@@ -25,9 +25,9 @@ from benchmarks.compare.recording import RecordingTrainer
 from benchmarks.compare.runs import Run, done, read
 from benchmarks.compare.tasks import TASKS
 from benchmarks.compare.train import build_model, execute
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MLP = 2 * (32 * 64 + 64 + 64 * 32 + 32)
 POOLER = 32 * 32 + 32
 HEAD = {"cola": POOLER + 2 * 32 + 2, "stsb": POOLER + 32 + 1}

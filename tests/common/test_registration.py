@@ -15,10 +15,11 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
 import peft_sparsegrad
-from peft_sparsegrad import SparseGradConfig, SparseGradModel, registration
-from peft_sparsegrad.registration import add_peft_type, register
+from peft_sparsegrad import SparseGradConfig, SparseGradModel
+from peft_sparsegrad.common import registration
+from peft_sparsegrad.common.registration import add_peft_type, register
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAMES = pytest.mark.parametrize("name", ["SPARSEGRAD", "GRADDROP"])
 
 

@@ -14,7 +14,7 @@ from benchmarks.compare.difference import interval, verdict
 from benchmarks.compare.runs import Run, append, read
 from benchmarks.compare.selection import best_rate, series_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def write(path: Path, losses: dict, task: str = "cola", method: str = "lora", **settings) -> Path:

@@ -15,7 +15,7 @@ from transformers import default_data_collator
 from benchmarks.compare.batches import LengthWindows
 from benchmarks.compare.head import head_batches, settle_head, train_head_apart
 from benchmarks.compare.scores import score_classes, score_numbers
-from peft_sparsegrad.methods import METHODS
+from experiments.methods import METHODS
 
 
 def test_the_head_gets_other_rows_where_there_are_enough():

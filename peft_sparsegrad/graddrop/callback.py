@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .graddrop import GradDrop, GradDropConfig
+from .config import GradDropConfig
+from .training import GradDrop
 
 
 class GradDropCallback(TrainerCallback):

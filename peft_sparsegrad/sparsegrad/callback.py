@@ -16,12 +16,12 @@ from torch.utils.data.distributed import DistributedSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .distributed import mean_over_ranks, sum_over_ranks, world_size
-from .functional import core_gradient, gradient_energy
+from ..common.distributed import mean_over_ranks, sum_over_ranks, world_size
+from ..functional import core_gradient, gradient_energy
 from .gradient_sums import load_gradient_sums, save_gradient_sums
-from .run_warmup import batch_loss, warmup
-from .sparsegrad.layer import SparseGradLayer, sparsegrad_layers
-from .sparsegrad.report import WarmUpReport
+from .layer import SparseGradLayer, sparsegrad_layers
+from .report import WarmUpReport
+from .warmup import batch_loss, warmup
 
 logger = logging.getLogger("peft_sparsegrad")
 

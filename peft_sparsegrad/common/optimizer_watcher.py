@@ -1,0 +1,101 @@
+"""Lets adapters look on while optimizers step.
+
+PEFT shows a tuner no optimizer, but torch calls global hooks around every optimizer's step. So masks advance and
+supports are renewed in any training loop, and no loop has to call anything.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+
+class OptimizerStep:
+    """A step that an optimizer is about to take.
+
+    Attributes:
+        optimizer: The optimizer.
+        has_closure: Whether the step runs its own forward and backward passes, so that gradients are still to come.
+    """
+
+    def __init__(self, optimizer: Optimizer, has_closure: bool) -> None:
+        self.optimizer, self.has_closure = optimizer, has_closure
+        self._parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+    def updates(self, parameter: nn.Parameter) -> bool:
+        """Whether the optimizer holds this parameter."""
+        return id(parameter) in self._parameters
+
+
+class StepObserver(Protocol):
+    """What can be watched for: an object that acts around the steps of whichever optimizer holds its parameters."""
+
+    def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
+        """Prepare for a step. Returns what to call after it, or None if the step does not concern this object."""
+        ...
+
+
+# Dictionaries for their order: every rank must take part in the same collective operation at the same time.
+_OBSERVERS: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+_AFTER: weakref.WeakKeyDictionary[Optimizer, list[Callable[[], None]]] = weakref.WeakKeyDictionary()
+# Code of the function that torch wraps around the step of every optimizer class.
+_WRAPPER = Optimizer.profile_hook_step(lambda self: None).__code__
+
+
+def watch(observer: StepObserver) -> None:
+    """Call `observer` around every optimizer's steps from now on, for as long as it lives."""
+    _register_hooks()
+    _OBSERVERS[observer] = None
+
+
+def forget(observer: StepObserver) -> None:
+    """Undo `watch`."""
+    _OBSERVERS.pop(observer, None)
+
+
+def observers() -> list[Any]:
+    """Return every object that is watched for, the earliest first."""
+    return list(_OBSERVERS)
+
+
+@functools.cache
+def _register_hooks() -> None:
+    register_optimizer_step_pre_hook(_before_step)
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not _OBSERVERS or _is_nested(optimizer):
+        return
+    closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)  # args begin with the optimizer
+    step = OptimizerStep(optimizer, closure is not None)
+    calls = [observer.before_step(step) for observer in observers()]
+    _AFTER[optimizer] = [call for call in calls if call is not None]
+
+
+@torch.no_grad()
+def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not _is_nested(optimizer):
+        for call in _AFTER.pop(optimizer, ()):
+            call()
+
+
+def _is_nested(optimizer: Optimizer) -> bool:
+    """Return whether the step is part of another step of the same optimizer, one that calls `super().step()`.
+
+    torch wraps the step of every class, so its hooks run for both. The stack tells them apart. A count of the steps
+    that have begun would not: a step that raises never ends.
+    """
+    frame, steps = sys._getframe(), 0
+    while frame is not None:
+        steps += frame.f_code is _WRAPPER and frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return steps > 1

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
 
 from experiments.methods import METHODS, targeted
-from peft_sparsegrad import SparseGradAdam
-from peft_sparsegrad.functional import delta_product
-from peft_sparsegrad.sparsegrad import layer as sparsegrad_layer
+from peft_sparsegrad import SparseGradAdam, SparseGradLinear
 
 from .memory import resident_tensors
 from .models import Shape, build_model
@@ -42,18 +37,15 @@ class Contender:
         name: Its name in the tables.
         model: The model; the embeddings' output requires a gradient.
         optimizer: None for the frozen model.
-        around_forward: Made anew and entered for each forward pass.
     """
 
     name: str
     model: nn.Module
     optimizer: torch.optim.Optimizer | None
-    around_forward: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss of a batch."""
-        with self.around_forward():
-            return self.model(**batch).loss
+        return self.model(**batch).loss
 
     def step(self, batch: dict[str, torch.Tensor]) -> None:
         """Forward and backward pass, optimizer step, zero_grad."""
@@ -85,10 +77,13 @@ def build_contender(name: str, shape: Shape, device: torch.device, density: floa
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         return Contender(name, model, SparseGradAdam(trained, lr=LEARNING_RATE))
     if name == DYNAMIC_SD:
-        return Contender(name, *_attached(DYNAMIC, model, density), around_forward=_with_sparse_by_dense)
+        contender = build_contender(DYNAMIC + ON_OUTPUT, shape, device, density)
+        _skip_zeros(contender.model)
+        return replace(contender, name=name)
     if name.endswith(ON_OUTPUT):
-        attached = _attached(name.removesuffix(ON_OUTPUT), model, density)
-        return Contender(name, *attached, around_forward=_with_delta_on_the_output)
+        contender = Contender(name, *_attached(name.removesuffix(ON_OUTPUT), model, density))
+        _keep_delta_on_the_output(contender.model)
+        return contender
     if name in SWEEP and name != LORA:
         return Contender(name, *_attached(STATIC, model, density, slack=float(name.removeprefix("slack "))))
     return Contender(name, *_attached(name, model, density))
@@ -105,21 +100,24 @@ def _attached(name: str, model: nn.Module, density: float, **settings: Any) -> t
     return model, torch.optim.AdamW(trained, lr=LEARNING_RATE)
 
 
-def _with_delta_on_the_output() -> AbstractContextManager[Any]:
-    """Forward passes inside leave the weight as it is, however many tokens there are."""
-    return mock.patch.object(sparsegrad_layer, "adapter_to_materialise", _none)
+def _keep_delta_on_the_output(model: nn.Module) -> None:
+    """Let the layers leave the weight as it is, however many tokens there are."""
+    for layer in _layers(model):
+        layer.materialising_pays = _never
 
 
-def _none(layer: nn.Module, x: torch.Tensor) -> None:
-    """In place of a mock, which would hold every `x` that it was called with."""
+def _never(tokens: int, weight_shape: tuple[int, int], ranks: tuple[int | None, int | None]) -> bool:
+    return False
 
 
-@contextmanager
-def _with_sparse_by_dense() -> Iterator[None]:
-    """Forward passes inside form the core's gradient with the product of the paper's section 3.3.
+def _skip_zeros(model: nn.Module) -> None:
+    """Let the layers form the core's gradient with the product of the paper's section 3.3.
 
-    The layer has no setting for it, because the plain product is as fast or faster.
+    No configuration asks for it, because the plain product is as fast or faster.
     """
-    product = functools.partial(delta_product, skip_zeros=True)
-    with mock.patch.object(sparsegrad_layer, "delta_product", product), _with_delta_on_the_output():
-        yield
+    for adapter in (adapter for layer in _layers(model) for adapter in layer.adapters):
+        adapter.skip_zeros = True
+
+
+def _layers(model: nn.Module) -> list[SparseGradLinear]:
+    return [module for module in model.modules() if isinstance(module, SparseGradLinear)]

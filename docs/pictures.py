@@ -28,7 +28,7 @@ from peft_sparsegrad.plots import (
     support_maps,
 )
 from peft_sparsegrad.plots.supports import LayerSupport
-from peft_sparsegrad.sparsegrad.layer import sparsegrad_layers
+from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
 LENGTH, BATCH = 128, 16
 LAYER = "model.layers.1.mlp.up_proj"
@@ -109,17 +109,14 @@ def gradient_and_basis(
     """∂L/∂W of a batch that the warm-up has not seen, and the paper's two full transition matrices."""
     adapted = get_peft_model(copy_of(base), SparseGradConfig(rank="full"))
     warmup(adapted, batches, progress=False)
-    group = next(
-        layer for layer in sparsegrad_layers(adapted, "default") if layer.adapter("default").plan.name == LAYER
-    )
-    matrices = group.adapter("default").group
+    basis = next(each.basis for each in layer_adapters(adapted, "default") if each.plan.name == LAYER)
     model = copy_of(base)
     model(input_ids=held_out, labels=held_out).loss.backward()
     gradient = model.get_submodule(LAYER).weight.grad
     assert isinstance(gradient, torch.Tensor)
-    assert matrices.U is not None
-    assert matrices.V is not None
-    return gradient, matrices.U, matrices.V
+    assert basis.U is not None
+    assert basis.V is not None
+    return gradient, basis.U, basis.V
 
 
 def adapter_of(
@@ -129,10 +126,10 @@ def adapter_of(
     model = get_peft_model(copy_of(base), SparseGradConfig())
     report = warmup(model, batches, progress=False)
     supports = []
-    for layer in sparsegrad_layers(model, "default"):
-        plan, _, support, _ = layer.adapter("default")
-        assert support.indices is not None
-        supports.append(LayerSupport(plan.name, plan.role, support.indices, plan.core_shape))
+    for adapter in layer_adapters(model, "default"):
+        plan = adapter.plan
+        assert adapter.indices is not None
+        supports.append(LayerSupport(plan.name, plan.role, adapter.indices, plan.core_shape))
     return report, supports
 
 

@@ -138,7 +138,7 @@ METHODS: dict[str, Method] = {
         Method(
             "meprop",
             "MeProp: the weight's own basis, support chosen once",
-            _sparsegrad(basis="identity", regrow_steps=0),
+            _sparsegrad(basis="identity", renewal_steps=0),
             make_callbacks=_observed,
         ),
         Method(

@@ -1,6 +1,7 @@
 """The mathematics of both methods in plain PyTorch. Nothing here imports peft or transformers."""
 
-from .core import core_ranks, core_shape, num_trained_values
+from .core import Core
+from .core_size import core_ranks, core_shape, num_trained_values
 from .delta import delta_product, delta_weight, observe_gradient
 from .hosvd import ExactHosvd, Hosvd, SketchedHosvd, gradient_energy, hosvd_accumulator, hosvd_of_weight
 from .masked_layer import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
@@ -18,6 +19,7 @@ from .schedules import SCHEDULES
 from .sparse_by_dense import sparse_by_dense
 from .streams import stream_key
 from .support import (
+    SUPPORT_SCORES,
     core_gradient,
     move_entries,
     pack_support,
@@ -30,7 +32,9 @@ from .support import (
 
 __all__ = [
     "SCHEDULES",
+    "SUPPORT_SCORES",
     "Conv2dOperation",
+    "Core",
     "Delta",
     "ExactHosvd",
     "GradientMask",

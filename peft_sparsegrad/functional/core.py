@@ -1,77 +1,79 @@
-"""How large the core S of an adapter is: the shape follows from the values asked for, never from data."""
+"""The core: the small sparse matrix that trains, and the basis that it is in."""
 
 from __future__ import annotations
 
-import math
-from typing import Literal
+from typing import NamedTuple
 
-Rank = int | tuple[int | None, int | None] | Literal["full", "auto"]
+import torch
 
-# Fewer values than this say nothing in a layer so small that its density asks for them.
-FEWEST_VALUES = 8
+from .support import SUPPORT_SCORES
 
 
-def num_trained_values(out_features: int, in_features: int, density: float, num_values: int | None = None) -> int:
-    """Number k of trained values of a layer: `num_values`, else `density` times its entries, but 8 if it has them."""
-    if num_values is not None:
-        return num_values
-    entries = out_features * in_features
-    return max(min(FEWEST_VALUES, entries), round(density * entries))
+class Core(NamedTuple):
+    """The sparse core S (r_out, r_in) of a layer's delta `ΔW = V S Uᵀ`.
 
+    A tuple, so that its tensors can be passed to an autograd function one by one.
 
-def core_ranks(out_features: int, in_features: int, k: int, rank: Rank, slack: float) -> tuple[int | None, int | None]:
-    """Columns (r_out, r_in) of V and U, where the core is to hold `k` trained values.
-
-    `"auto"` has a transition matrix on the narrower side only, as wide as `r * wider side ≈ slack * k` asks for. In an
-    MLP the wider side is that of the hidden neurons, each of which is a direction of its own; the narrower is the
-    residual stream's, where no direction is special. What that gains and costs: docs/results/comparison.md.
-
-    Args:
-        out_features: Rows of the weight.
-        in_features: Columns of the weight.
-        k: Trained values.
-        rank: One rank for both sides, a pair (out, in) of which one or both may be None, `"full"`, or `"auto"`.
-        slack: Entries of the core per trained value where the rank is `"auto"`, at least 1.
-
-    Returns:
-        A number of columns, at most the layer's dimension, or None where that side keeps the weight's own basis.
-
-    Raises:
-        ValueError: If `k` values do not fit into the core, or into the layer.
+    Attributes:
+        values: Trained entries of S, shape (k,); with `indices=None` all r_out * r_in of them.
+        indices: Flat positions of the values in S, int64, shape (k,), or None for a dense core.
+        U: Input transition matrix (in, r_in), or None for the identity.
+        V: Output transition matrix (out, r_out), or None for the identity.
+        shape: (r_out, r_in).
+        top_k: Number of entries of the values' gradient to keep, those of largest magnitude: the paper's dynamic
+            support. None keeps them all.
+        gradient_sum: Float tensor (r_out, r_in) to which every backward pass adds the gradient of the whole core, that
+            of the entries outside the support included; None for no sum.
+        score: Key of `SUPPORT_SCORES`, which says what is added to `gradient_sum`.
     """
-    if k > out_features * in_features:
-        raise ValueError(f"{k} values do not fit into a weight of shape ({out_features}, {in_features})")
-    if rank == "full":
-        return out_features, in_features
-    if rank == "auto":
-        return _narrower_side(out_features, in_features, slack * k)
-    asked_out, asked_in = (rank, rank) if isinstance(rank, int) else rank
-    ranks = (_at_most(asked_out, out_features), _at_most(asked_in, in_features))
-    r_out, r_in = core_shape(out_features, in_features, ranks)
-    if r_out * r_in < k:
-        raise ValueError(
-            f"a core of rank ({r_out}, {r_in}) has {r_out * r_in} entries and cannot hold {k} values: "
-            f"raise `rank` to at least {math.isqrt(k - 1) + 1}, or lower `density` or `num_values`"
-        )
-    return ranks
+
+    values: torch.Tensor
+    indices: torch.Tensor | None
+    U: torch.Tensor | None
+    V: torch.Tensor | None
+    shape: tuple[int, int]
+    top_k: int | None = None
+    gradient_sum: torch.Tensor | None = None
+    score: str = "mean"
+
+    def on(self, tensor: torch.Tensor) -> Core:
+        """Return this core with U and V on the device and in the dtype of `tensor`."""
+        U = None if self.U is None else self.U.to(tensor.device, tensor.dtype)
+        V = None if self.V is None else self.V.to(tensor.device, tensor.dtype)
+        return self._replace(U=U, V=V)
+
+    def matrix(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return S as a dense matrix (r_out, r_in)."""
+        if self.indices is None:
+            return self.values.to(dtype).view(self.shape)
+        entries = self.values.new_zeros(self.shape[0] * self.shape[1], dtype=dtype)
+        return entries.index_copy(0, self.indices, self.values.to(dtype)).view(self.shape)
+
+    def rotate_input(self, x: torch.Tensor) -> torch.Tensor:
+        """Return `x U`: inputs (..., in) in the basis of the core, (..., r_in)."""
+        return x if self.U is None else x @ self.U
+
+    def rotate_output(self, dy: torch.Tensor) -> torch.Tensor:
+        """Return `dy V`: output gradients (..., out) in the basis of the core, (..., r_out)."""
+        return dy if self.V is None else dy @ self.V
+
+    def values_gradient(self, core_gradient: torch.Tensor) -> torch.Tensor:
+        """Return ∂L/∂values (k,) from ∂L/∂S (r_out, r_in), which is added to `gradient_sum` on the way.
+
+        A float16 gradient that overflowed is not added: a gradient scaler skips its step.
+        """
+        overflows = core_gradient.dtype == torch.float16 and not torch.isfinite(core_gradient).all()
+        if self.gradient_sum is not None and not overflows:
+            SUPPORT_SCORES[self.score].add_(self.gradient_sum, core_gradient)
+        gradient = core_gradient.flatten()
+        gradient = gradient if self.indices is None else gradient[self.indices]
+        gradient = gradient if self.top_k is None else keep_largest(gradient, self.top_k)
+        return gradient.to(self.values.dtype)
 
 
-def core_shape(out_features: int, in_features: int, ranks: tuple[int | None, int | None]) -> tuple[int, int]:
-    """Rows and columns of the core: a side in its own basis is as wide as the layer."""
-    r_out, r_in = ranks
-    return (out_features if r_out is None else r_out), (in_features if r_in is None else r_in)
-
-
-def _narrower_side(out_features: int, in_features: int, entries: float) -> tuple[int | None, int | None]:
-    narrow, wide = sorted((out_features, in_features))
-    rank = min(_round_up(math.ceil(entries / wide)), narrow)
-    return (rank, None) if out_features < in_features else (None, rank)
-
-
-def _at_most(rank: int | None, features: int) -> int | None:
-    return None if rank is None else min(rank, features)
-
-
-def _round_up(rank: int) -> int:
-    """To a multiple of 8 where that is a small change: matrix units work in tiles."""
-    return rank if rank < 32 else -(-rank // 8) * 8
+def keep_largest(gradient: torch.Tensor, k: int) -> torch.Tensor:
+    """Return `gradient` (n,) with all but its `k` entries of largest magnitude set to zero."""
+    if k >= gradient.numel():
+        return gradient
+    kept = gradient.abs().topk(k, sorted=False).indices
+    return torch.zeros_like(gradient).index_copy(0, kept, gradient[kept])

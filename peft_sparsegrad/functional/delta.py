@@ -14,59 +14,34 @@ from collections.abc import Callable
 import torch
 from torch.autograd.function import once_differentiable
 
+from .core import Core
 from .sparse_by_dense import sparse_by_dense
 
 
-def delta_product(
-    result: torch.Tensor,
-    x: torch.Tensor,
-    values: torch.Tensor,
-    indices: torch.Tensor | None,
-    U: torch.Tensor | None,
-    V: torch.Tensor | None,
-    core_shape: tuple[int, int],
-    top_k: int | None = None,
-    skip_zeros: bool = False,
-    core_sum: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`result + ((x U) Sᵀ) Vᵀ`, computed in the dtype of `result`.
+def delta_product(result: torch.Tensor, x: torch.Tensor, core: Core, skip_zeros: bool = False) -> torch.Tensor:
+    """Return `result + ((x U) Sᵀ) Vᵀ`, computed in the dtype of `result`.
 
     Args:
         result: Output of the frozen layer, shape (..., out).
         x: Its input, shape (..., in).
-        values: Trained values of the core, shape (k,); with `indices=None` all r_out * r_in of them.
-        indices: Flat positions of the values in the core, int64, shape (k,), or None for a dense core.
-        U: Input transition matrix (in, r_in), or None for the identity.
-        V: Output transition matrix (out, r_out), or None for the identity.
-        core_shape: (r_out, r_in).
-        top_k: If given, only this many entries of the values' gradient, the largest in magnitude, are kept: the
-            paper's dynamic support.
+        core: S with its basis.
         skip_zeros: Leave zero rows and columns out of the core's gradient product (paper, section 3.3).
-        core_sum: If given, shape (r_out, r_in): the backward pass adds the gradient of the whole core to it, that of
-            the entries outside the support included.
 
     Returns:
         Shape (..., out), dtype of `result`.
     """
     x = x.to(result.dtype)
-    out = _DeltaProduct.apply(
-        result.reshape(-1, result.shape[-1]), x.reshape(-1, x.shape[-1]), values, indices, U, V, core_shape, top_k,
-        skip_zeros, core_sum,
-    )  # fmt: skip
+    rows = (result.reshape(-1, result.shape[-1]), x.reshape(-1, x.shape[-1]))
+    out = _DeltaProduct.apply(*rows, skip_zeros, *core)
     return out.view(result.shape)  # pyright: ignore[reportOptionalMemberAccess]
 
 
-def delta_weight(
-    values: torch.Tensor,
-    indices: torch.Tensor | None,
-    U: torch.Tensor | None,
-    V: torch.Tensor | None,
-    core_shape: tuple[int, int],
-) -> torch.Tensor:
-    """`V S Uᵀ`, shape (out, in), in the dtype of `values`. Arguments as in `delta_product`."""
-    delta = core_matrix(values, indices, core_shape, values.dtype)
-    delta = delta if U is None else delta @ U.to(values.dtype).T
-    return delta if V is None else V.to(values.dtype) @ delta
+def delta_weight(core: Core) -> torch.Tensor:
+    """Return `V S Uᵀ`, shape (out, in), in the dtype of the core's values."""
+    core = core.on(core.values)
+    delta = core.matrix(core.values.dtype)
+    delta = delta if core.U is None else delta @ core.U.T
+    return delta if core.V is None else core.V @ delta
 
 
 def observe_gradient(
@@ -92,62 +67,31 @@ def observe_gradient(
     return _ObserveGradient.apply(result, x, values, observer, blocks)  # pyright: ignore[reportReturnType]
 
 
-def core_matrix(
-    values: torch.Tensor, indices: torch.Tensor | None, core_shape: tuple[int, int], dtype: torch.dtype
-) -> torch.Tensor:
-    """The core S (r_out, r_in) as a dense matrix. Arguments as in `delta_product`."""
-    if indices is None:
-        return values.to(dtype).view(core_shape)
-    core = values.new_zeros(core_shape[0] * core_shape[1], dtype=dtype)
-    return core.index_copy(0, indices, values.to(dtype)).view(core_shape)
-
-
-def values_gradient(
-    dcore: torch.Tensor,
-    values: torch.Tensor,
-    indices: torch.Tensor | None,
-    top_k: int | None,
-    core_sum: torch.Tensor | None,
-) -> torch.Tensor:
-    """∂L/∂values (k,) from the gradient of the core (r_out, r_in), which is added to `core_sum` on the way."""
-    if core_sum is not None and (dcore.dtype != torch.float16 or torch.isfinite(dcore).all()):
-        core_sum += dcore  # but for an overflow, whose step is skipped
-    gradient = dcore.flatten() if indices is None else dcore.flatten()[indices]
-    gradient = gradient if top_k is None else _keep_largest(gradient, top_k)
-    return gradient.to(values.dtype)
-
-
-def _keep_largest(gradient, k):
-    """`gradient` (n,) with all but its `k` entries of largest magnitude set to zero."""
-    if k >= gradient.numel():
-        return gradient
-    kept = gradient.abs().topk(k, sorted=False).indices
-    return torch.zeros_like(gradient).index_copy(0, kept, gradient[kept])
-
-
 class _DeltaProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, result, x, values, indices, U, V, core_shape, top_k, skip_zeros, core_sum):
-        core = core_matrix(values, indices, core_shape, result.dtype)
-        xu = x if U is None else x @ U
-        inner, outer = (xu, core) if V is None else (xu @ core.T, V)
-        ctx.core_shape, ctx.top_k, ctx.skip_zeros, ctx.core_sum = core_shape, top_k, skip_zeros, core_sum
-        ctx.save_for_backward(xu if values.requires_grad else None, values, indices, U, V)
+    def forward(ctx, result, x, skip_zeros, *parts):
+        given = Core(*parts)
+        core = given.on(result)
+        xu = core.rotate_input(x)
+        S = core.matrix(result.dtype)
+        inner, outer = (xu, S) if core.V is None else (xu @ S.T, core.V)
+        ctx.skip_zeros, ctx.settings = skip_zeros, given[4:]
+        ctx.save_for_backward(xu if given.values.requires_grad else None, *given[:4])
         return torch.addmm(result, inner, outer.T)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
-        xu, values, indices, U, V = ctx.saved_tensors
-        dz = dy if V is None else dy @ V
+        xu, *tensors = ctx.saved_tensors
+        core = Core(*tensors, *ctx.settings).on(dy)
+        dz = core.rotate_output(dy)
         dx = dvalues = None
         if ctx.needs_input_grad[1]:
-            dx = dz @ core_matrix(values, indices, ctx.core_shape, dz.dtype)
-            dx = dx if U is None else dx @ U.T
-        if ctx.needs_input_grad[2]:
-            dcore = sparse_by_dense(dz.T, xu) if ctx.skip_zeros else dz.T @ xu
-            dvalues = values_gradient(dcore, values, indices, ctx.top_k, ctx.core_sum)
-        return (dy if ctx.needs_input_grad[0] else None), dx, dvalues, None, None, None, None, None, None, None
+            dx = dz @ core.matrix(dz.dtype)
+            dx = dx if core.U is None else dx @ core.U.T
+        if ctx.needs_input_grad[3]:
+            dvalues = core.values_gradient(sparse_by_dense(dz.T, xu) if ctx.skip_zeros else dz.T @ xu)
+        return (dy if ctx.needs_input_grad[0] else None), dx, None, dvalues, *(None,) * (len(Core._fields) - 1)
 
 
 class _ObserveGradient(torch.autograd.Function):

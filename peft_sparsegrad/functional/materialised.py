@@ -11,39 +11,26 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .delta import core_matrix, values_gradient
+from .core import Core
 
 
-def materialised_linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    values: torch.Tensor,
-    indices: torch.Tensor | None,
-    U: torch.Tensor | None,
-    V: torch.Tensor | None,
-    core_shape: tuple[int, int],
-    top_k: int | None = None,
-    core_sum: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """`x (weight + V S Uᵀ)ᵀ + bias`: what `delta_product` adds to a linear layer's output, with that output.
+def materialised_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, core: Core) -> torch.Tensor:
+    """Return `x (weight + V S Uᵀ)ᵀ + bias`, which `delta_product` gives with a linear layer's output.
 
     Args:
         x: Input, shape (..., in), in the dtype of `weight`.
         weight: Frozen weight, shape (out, in).
         bias: Frozen bias, shape (out,), or None.
-        values, indices, U, V, core_shape, top_k, core_sum: As in `delta_product`.
+        core: S with its basis.
 
     Returns:
         Shape (..., out).
     """
-    return _MaterialisedLinear.apply(  # pyright: ignore[reportReturnType]
-        x, weight, bias, values, indices, U, V, core_shape, top_k, core_sum
-    )
+    return _MaterialisedLinear.apply(x, weight, bias, *core)  # pyright: ignore[reportReturnType]
 
 
 def materialising_pays(tokens: int, weight_shape: tuple[int, int], ranks: tuple[int | None, int | None]) -> bool:
-    """Whether `materialised_linear` takes fewer operations than a linear layer and `delta_product`, by a clear margin.
+    """Return whether `materialised_linear` clearly takes fewer operations than a linear layer and `delta_product`.
 
     Both count multiply-adds, forward and backward. What the sum costs is counted twice, because it also goes through
     memory: at BERT base's width, on a CPU, 1.5 times the tokens at which the counts are equal gained 2%, 3 times 7%.
@@ -63,31 +50,33 @@ def materialising_pays(tokens: int, weight_shape: tuple[int, int], ranks: tuple[
     return tokens * per_token > 2 * once
 
 
-def _sum(weight, values, indices, U, V, core_shape):
-    """`weight + V S Uᵀ`, added up while the last product is formed."""
-    core = core_matrix(values, indices, core_shape, weight.dtype)
-    if V is None:
-        return weight + core if U is None else torch.addmm(weight, core, U.T)
-    return torch.addmm(weight, V, core if U is None else core @ U.T)
+def _sum(weight, core):
+    """Return `weight + V S Uᵀ`, added up while the last product is formed."""
+    S = core.matrix(weight.dtype)
+    if core.V is None:
+        return weight + S if core.U is None else torch.addmm(weight, S, core.U.T)
+    return torch.addmm(weight, core.V, S if core.U is None else S @ core.U.T)
 
 
 class _MaterialisedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias, values, indices, U, V, core_shape, top_k, core_sum):
-        ctx.core_shape, ctx.top_k, ctx.core_sum = core_shape, top_k, core_sum
-        xu = x if U is None or not values.requires_grad else x @ U
-        ctx.save_for_backward(xu if values.requires_grad else None, weight, values, indices, U, V)
-        return nn.functional.linear(x, _sum(weight, values, indices, U, V, core_shape), bias)
+    def forward(ctx, x, weight, bias, *parts):
+        given = Core(*parts)
+        core = given.on(weight)
+        ctx.settings = given[4:]
+        xu = core.rotate_input(x) if given.values.requires_grad else None
+        ctx.save_for_backward(xu, weight, *given[:4])
+        return nn.functional.linear(x, _sum(weight, core), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
-        xu, weight, values, indices, U, V = ctx.saved_tensors
+        xu, weight, *tensors = ctx.saved_tensors
+        core = Core(*tensors, *ctx.settings).on(dy)
         dx = dvalues = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ _sum(weight, values, indices, U, V, ctx.core_shape)
+            dx = dy @ _sum(weight, core)
         if ctx.needs_input_grad[3]:
-            dz = dy if V is None else dy @ V
-            dcore = dz.reshape(-1, dz.shape[-1]).T @ xu.reshape(-1, xu.shape[-1])
-            dvalues = values_gradient(dcore, values, indices, ctx.top_k, ctx.core_sum)
-        return dx, None, None, dvalues, None, None, None, None, None, None
+            dz = core.rotate_output(dy)
+            dvalues = core.values_gradient(dz.reshape(-1, dz.shape[-1]).T @ xu.reshape(-1, xu.shape[-1]))
+        return dx, None, None, dvalues, *(None,) * (len(Core._fields) - 1)

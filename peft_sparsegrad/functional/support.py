@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+
+
+@dataclass(frozen=True)
+class SupportScore:
+    """A way to rank the entries of a core by the gradients G̃ of several backward passes.
+
+    Attributes:
+        add_: Called with (total, gradient), both (r_out, r_in); adds one pass to the total in place.
+        of: Called with the total; returns the score of each entry, larger is better.
+    """
+
+    add_: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    of: Callable[[torch.Tensor], torch.Tensor]
+
+
+SUPPORT_SCORES = {
+    "mean": SupportScore(lambda total, gradient: total.add_(gradient), torch.abs),  # |Σ G̃|
+    "energy": SupportScore(lambda total, gradient: total.add_(gradient.to(total.dtype).square()), torch.clone),  # Σ G̃²
+}
 
 
 def core_gradient(x: torch.Tensor, dy: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None) -> torch.Tensor:

@@ -16,10 +16,11 @@ from torch.utils.data.distributed import DistributedSampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..common.distributed import mean_over_ranks, sum_over_ranks, world_size
-from ..functional import core_gradient, gradient_energy
+from ..common.distributed import mean_over_ranks, world_size
+from .adapter import LayerAdapter
+from .energy_probe import EnergyProbe
 from .gradient_sums import load_gradient_sums, save_gradient_sums
-from .layer import SparseGradLayer, sparsegrad_layers
+from .layer import SparseGradLayer, layer_adapters
 from .report import WarmUpReport
 from .warmup import batch_loss, warmup
 
@@ -54,29 +55,29 @@ class SparseGradCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        model, adapter_name, layers = _trained_adapter(kwargs["model"])
-        if all(layer.adapter(adapter_name).support.is_settled for layer in layers):
+        model = kwargs["model"]
+        adapter_name, adapters = _trained_adapter(model)
+        if all(adapter.is_settled for adapter in adapters):
             if state.global_step:
-                _restore_gradient_sums(args, state, adapter_name, layers)
+                _restore_gradient_sums(args, state, adapters)
             return
         model.train()  # as the Trainer will; with it come dropout and gradient checkpointing
         with _own_random_state(args.seed), _precision(args):
             batches = _endless(_loader(kwargs["train_dataloader"], args.seed), model)
             if self.head_steps:
-                settle_head(model, batches, self.head_steps, args.learning_rate, layers)
-            plan = layers[0].adapter(adapter_name).plan
-            self.report = warmup(model, batches, self.steps or plan.warmup_steps, adapter_name)
+                settle_head(model, batches, self.head_steps, args.learning_rate, adapters)
+            steps = self.steps or adapters[0].plan.warmup_steps
+            self.report = warmup(model, batches, steps, adapter_name)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.log_energy and state.logging_steps and (state.global_step + 1) % state.logging_steps == 0:
-            _, adapter_name, layers = _trained_adapter(kwargs["model"])
-            self._probe = EnergyProbe(adapter_name, layers)
+            self._probe = EnergyProbe(_trained_adapter(kwargs["model"])[1])
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        _, adapter_name, layers = _trained_adapter(kwargs["model"])
-        save_gradient_sums(layers, adapter_name, _checkpoint(args, state), args.process_index)
+        _, adapters = _trained_adapter(kwargs["model"])
+        save_gradient_sums(adapters, _checkpoint(args, state), args.process_index)
 
     def on_log(
         self,
@@ -94,45 +95,15 @@ class SparseGradCallback(TrainerCallback):
         state.log_history[-1].update(measured)
 
 
-class EnergyProbe:
-    """Measures, for one step, how much of the gradient's energy Σ‖G‖² the core and the support of an adapter hold."""
-
-    def __init__(self, adapter_name: str, layers: list[SparseGradLayer]) -> None:
-        self.adapter_name, self.layers = adapter_name, layers
-        self.energies = torch.zeros(3, dtype=torch.float64)  # everywhere, in the core, on the support
-        for layer in layers:
-            layer.sparsegrad_probe[adapter_name] = self
-
-    def __call__(self, layer: SparseGradLayer, x: torch.Tensor, dy: torch.Tensor) -> bool:
-        plan, support = layer.adapter(self.adapter_name).plan, layer.adapter(self.adapter_name).support
-        U, V = layer.adapter(self.adapter_name).group.on(x.device, torch.float32)
-        core = core_gradient(x, dy, U, V).flatten().square()
-        held = core.topk(plan.k).values if plan.dynamic else core[support.indices]
-        self.energies += torch.stack([gradient_energy(x, dy), core.sum(), held.sum()]).double().cpu()
-        return True
-
-    def finish(self) -> dict[str, float]:
-        """Stop measuring. Returns the shares."""
-        for layer in self.layers:
-            layer.sparsegrad_probe.pop(self.adapter_name, None)
-        device = self.layers[0].adapter(self.adapter_name).values.device
-        everywhere, core, support = sum_over_ranks(self.energies.to(device)).tolist()
-        if not everywhere:
-            return {}
-        return {"energy_in_core": core / everywhere, "energy_in_support": support / everywhere}
-
-
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
-def _restore_gradient_sums(
-    args: TrainingArguments, state: TrainerState, adapter_name: str, layers: list[SparseGradLayer]
-) -> None:
+def _restore_gradient_sums(args: TrainingArguments, state: TrainerState, adapters: list[LayerAdapter]) -> None:
     """From the checkpoint that the Trainer has resumed from. It does not say which one, so the values must agree."""
     named = [Path(args.resume_from_checkpoint)] if isinstance(args.resume_from_checkpoint, str) else []
     for folder in [*named, _checkpoint(args, state)]:
-        if load_gradient_sums(layers, adapter_name, folder, args.process_index):
+        if load_gradient_sums(adapters, folder, args.process_index):
             return
     logger.warning(
         "The checkpoint's SparseGrad gradient sums are not in %s: the next renewal of the supports will go by the "
@@ -141,12 +112,12 @@ def _restore_gradient_sums(
     )
 
 
-def _trained_adapter(model: nn.Module) -> tuple[nn.Module, str, list[SparseGradLayer]]:
-    every = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
-    if not every:
+def _trained_adapter(model: nn.Module) -> tuple[str, list[LayerAdapter]]:
+    layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
+    if not layers:
         raise ValueError("`SparseGradCallback` needs a model with a SparseGrad adapter, and this one has none")
-    adapter_name = every[0].active_adapters[0]
-    return model, adapter_name, sparsegrad_layers(model, adapter_name)
+    adapter_name = layers[0].active_adapters[0]
+    return adapter_name, layer_adapters(model, adapter_name)
 
 
 def _loader(dataloader: DataLoader, seed: int) -> DataLoader:
@@ -191,10 +162,10 @@ def _precision(args: TrainingArguments) -> AbstractContextManager[Any]:
 
 
 def settle_head(
-    model: nn.Module, batches: Iterator[dict[str, Any]], steps: int, lr: float, layers: list[SparseGradLayer]
+    model: nn.Module, batches: Iterator[dict[str, Any]], steps: int, lr: float, adapters: list[LayerAdapter]
 ) -> None:
     """Train whatever trains besides the SparseGrad values."""
-    values = {parameter for layer in layers for parameter in layer.sparsegrad_values.values()}
+    values = {adapter.values for adapter in adapters}
     head = [p for p in model.parameters() if p.requires_grad and p not in values]
     if not head:
         raise ValueError(

@@ -9,20 +9,21 @@ from torch import nn
 
 from ..common.adapter_file import ADVICE, check_tensors
 from ..functional import unpack_support
+from .adapter import LayerAdapter
 from .layer import SparseGradLayer
+from .warmup_collector import WarmUpCollector
 
 
-def check_settled(layers: list[SparseGradLayer], adapter_name: str) -> None:
+def check_settled(adapters: list[LayerAdapter], adapter_name: str) -> None:
     """Raise a ValueError in the middle of a warm-up: what it has summed so far is in no checkpoint.
 
     An adapter that has not begun its warm-up loses nothing by being saved, and begins it when it is loaded to train.
     """
-    waiting = [layer for layer in layers if not layer.adapter(adapter_name).support.is_settled]
+    waiting = [adapter for adapter in adapters if not adapter.is_settled]
     if not waiting:
         return
-    steps = waiting[0].adapter(adapter_name).plan.warmup_steps
-    warmup = waiting[0].sparsegrad_warmup.get(adapter_name)
-    if warmup is None or not warmup.passes_watched:
+    warmup = waiting[0].warmup
+    if not isinstance(warmup, WarmUpCollector) or not warmup.passes_watched:
         warnings.warn(
             f"The adapter {adapter_name!r} is saved before its warm-up: it does nothing until it is trained.",
             stacklevel=2,
@@ -30,8 +31,9 @@ def check_settled(layers: list[SparseGradLayer], adapter_name: str) -> None:
         return
     raise ValueError(
         f"the adapter {adapter_name!r} cannot be saved before its warm-up has finished: it has watched "
-        f"{warmup.passes_watched} of {steps} backward passes. Train longer before saving (`save_steps` above "
-        "`warmup_steps`), lower `warmup_steps`, or run `peft_sparsegrad.warmup` or `SparseGradCallback` first."
+        f"{warmup.passes_watched} of {waiting[0].plan.warmup_steps} backward passes. Train longer before saving "
+        "(`save_steps` above `warmup_steps`), lower `warmup_steps`, or run `peft_sparsegrad.warmup` or "
+        "`SparseGradCallback` first."
     )
 
 
@@ -44,32 +46,38 @@ def check_adapter_tensors(
         model: The model, with the adapter injected.
         adapter_name: The adapter.
         state_dict: Tensors under the names of the model's own.
-        prefix: What marks the names of this method.
+        prefix: Mark of the names of this method.
 
     Raises:
         ValueError: Naming the tensor that is missing, unknown, of another shape or dtype, or damaged.
     """
-    expected = {}
-    for name, module in model.named_modules():
-        if isinstance(module, SparseGradLayer) and adapter_name in module.sparsegrad_values:
-            expected.update(_tensors(name, module, adapter_name))
-    given = {key: value for key, value in state_dict.items() if prefix in key}
-    check_tensors({key: tensor for key, (tensor, _) in expected.items()}, given)
-    for key, (_, layer) in expected.items():
-        if key.endswith(".packed"):
-            plan = layer.adapter(adapter_name).plan
-            try:
-                unpack_support(given[key], plan.num_entries, plan.k)
-            except ValueError as error:
-                raise ValueError(f"{key!r}: {error}. {ADVICE}") from error
+    modules = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, SparseGradLayer):
+            for part, held in (("adapter", layer.sparsegrad_adapter), ("basis", layer.sparsegrad_basis)):
+                if adapter_name in held:
+                    modules[f"{name}.{prefix}{part}.{adapter_name}.".removeprefix(".")] = held[adapter_name]
+    expected = {start + key: tensor for start, each in modules.items() for key, tensor in each.state_dict().items()}
+    given = {key: tensor for key, tensor in state_dict.items() if prefix in key}
+    check_tensors(expected, given)
+    for start, module in modules.items():
+        if isinstance(module, LayerAdapter):
+            _check_contents(start, module, given)
 
 
-def _tensors(name: str, layer: SparseGradLayer, adapter_name: str) -> dict:
-    prefix = f"{name}." if name else ""
-    tensors = {f"sparsegrad_values.{adapter_name}": layer.adapter(adapter_name).values}
-    for attribute in ("sparsegrad_support", "sparsegrad_basis"):
-        modules = getattr(layer, attribute)
-        if adapter_name in modules:
-            for buffer_name, buffer in modules[adapter_name].state_dict().items():
-                tensors[f"{attribute}.{adapter_name}.{buffer_name}"] = buffer
-    return {prefix + key: (tensor, layer) for key, tensor in tensors.items()}
+def _check_contents(start: str, adapter: LayerAdapter, given: dict[str, torch.Tensor]) -> None:
+    """Check the tensors of one layer, under names that begin with `start`, against its plan."""
+    plan = adapter.plan
+    shape = tuple(given[f"{start}weight_shape"].tolist())
+    if shape != plan.weight_shape:
+        raise ValueError(
+            f"'{start}weight_shape': the adapter is for a weight of {shape}, not {plan.weight_shape}. {ADVICE}"
+        )
+    if int(given[f"{start}steps"]) < -1:
+        raise ValueError(f"'{start}steps' must be at least -1, not {int(given[f'{start}steps'])}. {ADVICE}")
+    if adapter.support is None:
+        return
+    try:
+        unpack_support(given[f"{start}support"], plan.num_entries, plan.k)
+    except ValueError as error:
+        raise ValueError(f"'{start}support': {error}. {ADVICE}") from error

@@ -39,7 +39,7 @@ class SparseGradConfig(TargetedConfig):
         support_score: What chooses a static support: `"mean"`, |Σ G̃|, or `"energy"`, Σ G̃².
         warmup_steps: Training backward passes observed before training starts, where no explicit warm-up is run.
             0 trains at once, in a data-free basis.
-        regrow_steps: Optimizer steps after which the support is renewed for the first time, and then whenever the
+        renewal_steps: Optimizer steps after which the support is renewed for the first time, and then whenever the
             number of steps has doubled: 30% of the values, the smallest, give up their entries to those with the
             largest |Σ G̃| in the steps before. 0 keeps the first support. Static supports only.
         transition_matrices: File written by `save_transition_matrices`, in place of a warm-up.
@@ -69,7 +69,7 @@ class SparseGradConfig(TargetedConfig):
     warmup_steps: int = field(
         default=32, metadata={"help": "Backward passes observed before training starts; 0 needs no data."}
     )
-    regrow_steps: int = field(
+    renewal_steps: int = field(
         default=25,
         metadata={"help": "Steps until the support is first renewed, then at each doubling; 0: never."},
     )
@@ -107,8 +107,8 @@ class SparseGradConfig(TargetedConfig):
 
         if not 1 <= self.slack < float("inf"):
             raise ValueError(f"`slack` must be at least 1, not {self.slack}: the core must hold the values")
-        if self.regrow_steps < 0:
-            raise ValueError(f"`regrow_steps` must be 0 (never) or above, not {self.regrow_steps}")
+        if self.renewal_steps < 0:
+            raise ValueError(f"`renewal_steps` must be 0 (never) or above, not {self.renewal_steps}")
 
     def _check_combinations(self) -> None:
         if self.basis == "identity" and (self.rank not in ("auto", "full") or self.rank_pattern):

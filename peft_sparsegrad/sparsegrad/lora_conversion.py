@@ -14,8 +14,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors.torch import save_file
 from torch import nn
 
+from .adapter import LayerAdapter
 from .checkpoint import check_settled
-from .layer import SparseGradLayer, sparsegrad_layers
+from .layer import SparseGradLayer, layer_adapters
 
 
 @dataclass
@@ -61,8 +62,8 @@ def convert_to_lora(model: nn.Module, rank: int | None = None, adapter_name: str
     Raises:
         ValueError: If there is no such adapter, it is still in its warm-up, it trains other modules, or rank < 1.
     """
-    layers = sparsegrad_layers(model, adapter_name)
-    if not layers:
+    adapters = layer_adapters(model, adapter_name)
+    if not adapters:
         raise ValueError(f"the model has no SparseGrad adapter named {adapter_name!r}")
     if rank is not None and rank < 1:
         raise ValueError(f"`rank` must be at least 1, not {rank}")
@@ -71,21 +72,21 @@ def convert_to_lora(model: nn.Module, rank: int | None = None, adapter_name: str
             "the adapter also trains `modules_to_save` or tokens, which the LoRA adapter would not have: use "
             "`model.merge_and_unload()` for a model with everything in it"
         )
-    check_settled(layers, adapter_name)
+    check_settled(adapters, adapter_name)
     tensors, ranks, errors = {}, {}, {}
-    for layer in layers:
-        name = layer.adapter(adapter_name).plan.name
-        a, b = _exact_factors(layer, adapter_name)
+    for adapter in adapters:
+        name = adapter.plan.name
+        a, b = _exact_factors(adapter)
         delta = b @ a
         if rank is not None and rank < a.shape[0]:
             a, b = _truncate(a, b, rank)
         norm = delta.norm().item()
         errors[name] = (delta - b @ a).norm().item() / norm if norm else 0.0
         ranks[name] = a.shape[0]
-        dtype = torch.promote_types(layer.adapter(adapter_name).values.dtype, torch.float32)
+        dtype = torch.promote_types(adapter.values.dtype, torch.float32)
         tensors[f"base_model.model.{name}.lora_A.weight"] = a.to("cpu", dtype).contiguous()
         tensors[f"base_model.model.{name}.lora_B.weight"] = b.to("cpu", dtype).contiguous()
-    return LoraConversion(_lora_config(model, adapter_name, layers, ranks), tensors, errors)
+    return LoraConversion(_lora_config(model, adapter_name, ranks), tensors, errors)
 
 
 def lora_settings(model: nn.Module, ranks: dict[str, int]) -> dict[str, Any]:
@@ -105,30 +106,25 @@ def lora_settings(model: nn.Module, ranks: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _lora_config(
-    model: nn.Module, adapter_name: str, layers: list[SparseGradLayer], ranks: dict[str, int]
-) -> LoraConfig:
+def _lora_config(model: nn.Module, adapter_name: str, ranks: dict[str, int]) -> LoraConfig:
     ours = cast("dict[str, PeftConfig]", model.peft_config)[adapter_name]
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    layers = (module for module in model.modules() if isinstance(module, SparseGradLayer))
     return LoraConfig(
         **lora_settings(base, ranks),
         task_type=ours.task_type,
         base_model_name_or_path=ours.base_model_name_or_path,
         inference_mode=True,
-        fan_in_fan_out=layers[0].fan_in_fan_out,
+        fan_in_fan_out=next(layer.fan_in_fan_out for layer in layers if layer.has_adapter(adapter_name)),
     )
 
 
-def _exact_factors(layer: SparseGradLayer, adapter_name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A (r, in) and B (out, r) with B A = V S Uᵀ, and r the rows or columns of S in use, whichever are fewer."""
-    plan, values = layer.adapter(adapter_name).plan, layer.adapter(adapter_name).values.detach()
-    core = values.new_zeros(plan.num_entries, dtype=torch.float64)
-    indices = layer.adapter(adapter_name).support.indices
-    core[slice(None) if indices is None else indices] = values.double()
-    core = core.view(plan.core_shape)
-    group = layer.adapter(adapter_name).group
-    U = torch.eye(plan.core_shape[1]) if group.U is None else group.U
-    V = torch.eye(plan.core_shape[0]) if group.V is None else group.V
+def _exact_factors(adapter: LayerAdapter) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return A (r, in) and B (out, r) with B A = V S Uᵀ; r is the rows or the columns of S in use, the fewer ones."""
+    core = adapter.core.matrix(torch.float64).detach()
+    U, V = adapter.basis.U, adapter.basis.V
+    U = torch.eye(core.shape[1]) if U is None else U
+    V = torch.eye(core.shape[0]) if V is None else V
     U, V = U.to(core), V.to(core)
     rows, columns = (core != 0).any(1), (core != 0).any(0)
     if not core.any():

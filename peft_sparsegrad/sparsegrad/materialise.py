@@ -1,41 +1,21 @@
-"""When a layer adds its delta to the weight and not to the output: many tokens, full precision, nothing in between."""
+"""When a layer may add its delta to the weight and not to the output: full precision, and nothing in between."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from ..functional import materialising_pays
 
-if TYPE_CHECKING:
-    from .layer import SparseGradLinear
+def is_plain_linear(base_layer: nn.Module, x: torch.Tensor) -> bool:
+    """Return whether a layer is a frozen `nn.Linear` in full precision which nobody has hooked or wrapped.
 
-
-def adapter_to_materialise(layer: SparseGradLinear, x: torch.Tensor) -> str | None:
-    """The one adapter of a layer to be computed by `materialised_linear`, or None for `delta_product`.
-
-    Both give the same up to the last digits. The frozen layer is then not called, so it must be nothing but a product
-    with a weight.
+    `materialised_linear` does not call the layer, so the layer must be nothing but a product with its weight.
 
     Args:
-        layer: The layer, with its adapters enabled.
+        base_layer: The layer.
         x: Its input, shape (..., in).
     """
-    active = [name for name in layer.active_adapters if layer.has_adapter(name)]
-    if len(active) != 1 or layer.merged or not _is_plain(layer.base_layer, x):
-        return None
-    plan, _, support, _ = layer.adapter(active[0])
-    if not support.is_settled or layer.observer(active[0]) is not None:
-        return None
-    tokens = x.numel() // layer.in_features
-    return active[0] if materialising_pays(tokens, plan.weight_shape, plan.ranks) else None
-
-
-def _is_plain(base_layer: nn.Module, x: torch.Tensor) -> bool:
-    """Whether a module is a frozen `nn.Linear` in full precision which nobody has hooked or wrapped."""
     if type(base_layer) is not nn.Linear or type(base_layer.weight) is not nn.Parameter:
         return False
     full_precision = x.dtype == base_layer.weight.dtype and x.dtype in (torch.float32, torch.float64)

@@ -13,14 +13,14 @@ from torch import nn
 from ..common.bitsandbytes_cpu import restore_scales
 from ..common.model_card import collect_facts
 from ..common.targeting import targeted_modules
+from .basis import Basis
 from .checkpoint import check_adapter_tensors, check_settled
 from .config import SparseGradConfig
-from .layer import SparseGradLayer, SparseGradLinear, sparsegrad_layers
+from .layer import SparseGradLayer, SparseGradLinear, layer_adapters
 from .plan import LayerPlan, plan_layer
-from .state import TransitionMatrices
 from .targets import TARGET_MODULES, set_default_targets
 from .transition_file import TransitionFile
-from .warmup_collector import WarmUp
+from .warmup_collector import WarmUpCollector
 
 
 class SparseGradModel(BaseTuner):
@@ -48,17 +48,15 @@ class SparseGradModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
         config = cast(SparseGradConfig, self.peft_config[adapter_name])
-        layers = sparsegrad_layers(model, adapter_name)
-        if config.inference_mode or not layers:
-            return
+        adapters = layer_adapters(model, adapter_name)
         if self._transition_file is not None:
-            self._transition_file.apply(adapter_name, layers)
-        waiting = [layer for layer in layers if not layer.adapter(adapter_name).support.is_settled]
+            self._transition_file.apply(adapters)
+        waiting = [adapter for adapter in adapters if not adapter.is_settled]
         if waiting:
             needs_basis = config.basis == "hosvd" and self._transition_file is None
-            warmup = WarmUp(adapter_name, waiting, needs_basis, budget=config.warmup_steps)
-            for layer in waiting:
-                layer.sparsegrad_warmup[adapter_name] = warmup
+            warmup = WarmUpCollector(adapter_name, waiting, needs_basis, budget=config.warmup_steps)
+            for adapter in waiting:
+                adapter.warmup = warmup
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         if cast(SparseGradConfig, peft_config).target_modules is None:
@@ -68,7 +66,7 @@ class SparseGradModel(BaseTuner):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Plan every layer, and read the transition matrices, before any of them is changed."""
         assert isinstance(peft_config, SparseGradConfig)
-        self._shared: dict[tuple[Any, ...], TransitionMatrices] = {}
+        self._bases: dict[tuple[Any, ...], Basis] = {}  # by group key
         self._transition_file: TransitionFile | None = None
         _maybe_include_all_linear_layers(peft_config, model)  # PEFT does so too, but only after this
         targets = targeted_modules(model, peft_config, self._check_target_module_exists)
@@ -93,18 +91,18 @@ class SparseGradModel(BaseTuner):
         assert isinstance(peft_config, SparseGradConfig)
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         plan = self._plan(peft_config, current_key, base_layer)
-        shared = self._shared.get(plan.group)
+        basis = self._bases.get(plan.group_key)
         inference_mode = peft_config.inference_mode
         if isinstance(target, SparseGradLayer):
             layer = target
-            layer.update_layer(adapter_name, plan, shared, inference_mode)
+            layer.update_layer(adapter_name, plan, basis, inference_mode)
         else:
             kwargs = get_quantization_kwargs(self.model)
-            layer = SparseGradLinear(target, adapter_name, plan, shared, inference_mode, **kwargs)
+            layer = SparseGradLinear(target, adapter_name, plan, basis, inference_mode, **kwargs)
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
-        self._shared[plan.group] = layer.adapter(adapter_name).group
+        self._bases[plan.group_key] = layer.adapter(adapter_name).basis
 
     @classmethod
     def _get_adapter_state_dict(
@@ -116,9 +114,9 @@ class SparseGradModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         restore_scales(model)  # PEFT has asked for the state dict just before
-        check_settled(sparsegrad_layers(model, adapter_name), adapter_name)
+        check_settled(layer_adapters(model, adapter_name), adapter_name)
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        trained = sum(tensor.numel() for name, tensor in tensors.items() if ".sparsegrad_values." in name)
+        trained = sum(adapter.values.numel() for adapter in layer_adapters(model, adapter_name))
         cast(SparseGradConfig, config).card_facts = collect_facts(
             model, adapter_name, config.task_type, trained, tensors, state_dict
         )

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from .layer import SparseGradLayer
+from .adapter import LayerAdapter
 
 
 class SparseGradAdam(Optimizer):
@@ -126,12 +126,9 @@ def create_sparsegrad_optimizer(
     Raises:
         ValueError: If the model has no SparseGrad values that train.
     """
-    values, dynamic = set(), set()
-    for layer in (module for module in model.modules() if isinstance(module, SparseGradLayer)):
-        for name, parameter in layer.sparsegrad_values.items():
-            values.add(parameter)
-            if layer.adapter(name).plan.dynamic:
-                dynamic.add(parameter)
+    adapters = [module for module in model.modules() if isinstance(module, LayerAdapter)]
+    values = {adapter.values for adapter in adapters}
+    dynamic = {adapter.values for adapter in adapters if adapter.plan.dynamic}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not values.intersection(trained):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What an adapter will be on one layer, worked out from the configuration before anything is changed."""
+"""The plan of an adapter on one layer, worked out from the configuration before anything is changed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LayerPlan:
 
     Attributes:
         name: Name of the module in the base model.
-        role: The name with its numbers replaced by `*`: what a block's layer has in common with the other blocks'.
+        role: The name with its numbers replaced by `*`, which is the same for that layer of every block.
         weight_shape: (out, in).
         k: Trained values; with a dynamic support, entries updated in a step.
         ranks: Columns of (V, U); None for a side in the weight's own basis.
@@ -28,7 +28,7 @@ class LayerPlan:
         dynamic: Whether the whole core trains, its largest gradients at a time.
         support_score: As in the configuration.
         warmup_steps: Backward passes to watch before training; 0 if the adapter trains from the start.
-        regrow_steps: Optimizer steps until the support is first renewed; 0 for never.
+        renewal_steps: Optimizer steps until the support is first renewed; 0 for never.
         init_weights: False fills the values with noise.
     """
 
@@ -41,12 +41,12 @@ class LayerPlan:
     dynamic: bool
     support_score: str
     warmup_steps: int
-    regrow_steps: int
+    renewal_steps: int
     init_weights: bool
 
     @property
-    def group(self) -> tuple[str, tuple[int, int], tuple[int | None, int | None]]:
-        """Layers with the same group share their transition matrices."""
+    def group_key(self) -> tuple[str, tuple[int, int], tuple[int | None, int | None]]:
+        """Layers with the same key form a group, which shares its basis."""
         return self.role, self.weight_shape, self.ranks
 
     @property
@@ -66,7 +66,7 @@ class LayerPlan:
 
 
 def plan_layer(config: SparseGradConfig, name: str, module: nn.Module, **backend_kwargs: Any) -> LayerPlan:
-    """The plan for the module `name`.
+    """Return the plan for the module `name`.
 
     Raises:
         TypeError: If the module is not a linear layer.
@@ -74,26 +74,35 @@ def plan_layer(config: SparseGradConfig, name: str, module: nn.Module, **backend
     """
     check_is_linear(name, module, **backend_kwargs)
     in_features, out_features = in_out_features(module)
+    return plan_weight(config, name, (out_features, in_features))
+
+
+def plan_weight(config: SparseGradConfig, name: str, weight_shape: tuple[int, int]) -> LayerPlan:
+    """Return the plan for a linear layer `name` whose weight has the shape (out, in).
+
+    Raises:
+        ValueError: If the values asked for do not fit into its core.
+    """
     density = config.density_pattern.get(get_pattern_key(list(config.density_pattern), name), config.density)
     rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.rank)
-    k = num_trained_values(out_features, in_features, density, config.num_values)
+    k = num_trained_values(*weight_shape, density, config.num_values)
+    rank = (None, None) if config.basis == "identity" else rank
     try:
-        own_basis = config.basis == "identity"
-        ranks = core_ranks(out_features, in_features, k, (None, None) if own_basis else rank, config.slack)
+        ranks = core_ranks(*weight_shape, k, rank, config.slack)
     except ValueError as error:
         raise ValueError(f"module {name!r}, density={density}, num_values={config.num_values}: {error}") from error
     needs_data = config.basis == "hosvd" or config.support == "static"
     return LayerPlan(
         name=name,
         role=name if config.basis == "svd" else re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name),
-        weight_shape=(out_features, in_features),
+        weight_shape=weight_shape,
         k=k,
         ranks=ranks,
         basis=config.basis,
         dynamic=config.support == "dynamic",
         support_score=config.support_score,
         warmup_steps=config.warmup_steps if needs_data and config.init_weights else 0,
-        regrow_steps=config.regrow_steps if config.support == "static" else 0,
+        renewal_steps=config.renewal_steps if config.support == "static" else 0,
         init_weights=config.init_weights,
     )
 

@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..functional import unpack_support
+from .adapter import LayerAdapter
+from .basis import Basis
 from .checkpoint import check_settled
-from .layer import SparseGradLayer, sparsegrad_layers
+from .layer import layer_adapters
 from .plan import LayerPlan
 
 FORMAT = "peft_sparsegrad.transition_matrices"
@@ -31,23 +33,22 @@ def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], ada
     Raises:
         ValueError: If the model has no such adapter, its basis needs no data, or its warm-up has not finished.
     """
-    layers = sparsegrad_layers(model, adapter_name)
-    if not layers:
+    adapters = layer_adapters(model, adapter_name)
+    if not adapters:
         raise ValueError(f"the model has no SparseGrad adapter named {adapter_name!r}")
-    if layers[0].adapter(adapter_name).plan.basis != "hosvd":
+    if adapters[0].plan.basis != "hosvd":
         raise ValueError("only an adapter with basis='hosvd' has transition matrices that are worth a file")
-    check_settled(layers, adapter_name)
+    check_settled(adapters, adapter_name)
     tensors, groups, supports = {}, {}, {}
-    for layer in layers:
-        plan, matrices = layer.adapter(adapter_name).plan, layer.adapter(adapter_name).group
-        if adapter_name in layer.sparsegrad_basis:
-            group = f"group.{len(groups)}"
-            groups[group] = {"role": plan.role, "weight_shape": plan.weight_shape, "ranks": plan.ranks}
-            tensors.update({f"{group}.{name}": buffer for name, buffer in matrices.named_buffers()})
-        support = layer.adapter(adapter_name).support
-        if support.packed is not None:
+    for basis, plan in _first_of_groups(adapters).items():
+        group = f"group.{len(groups)}"
+        groups[group] = {"role": plan.role, "weight_shape": plan.weight_shape, "ranks": plan.ranks}
+        tensors.update({f"{group}.{name}": buffer for name, buffer in basis.named_buffers()})
+    for adapter in adapters:
+        plan = adapter.plan
+        if adapter.support is not None:
             supports[plan.name] = {"k": plan.k, "ranks": plan.ranks}
-            tensors[f"support.{plan.name}"] = support.packed
+            tensors[f"support.{plan.name}"] = adapter.support
     contents = {"groups": groups, "supports": supports}
     metadata = {"format": FORMAT, "version": "1", "contents": json.dumps(contents)}
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, metadata=metadata)
@@ -95,22 +96,18 @@ class TransitionFile:
         for plan in plans:
             self._find(plan)
 
-    def apply(self, adapter_name: str, layers: list[SparseGradLayer]) -> None:
+    def apply(self, adapters: list[LayerAdapter]) -> None:
         """Fill in the bases, and the supports where number and core agree; other layers still choose theirs."""
-        for layer in layers:
-            plan = layer.adapter(adapter_name).plan
-            if adapter_name in layer.sparsegrad_basis:
-                name = self._find(plan)
-                r_out, r_in = plan.ranks
-                U, V = self._columns(name, "U", r_in), self._columns(name, "V", r_out)
-                layer.adapter(adapter_name).group.fill(U, V)
-        for layer in layers:
-            plan, support = layer.adapter(adapter_name).plan, layer.adapter(adapter_name).support
+        for basis, plan in _first_of_groups(adapters).items():
+            name, (r_out, r_in) = self._find(plan), plan.ranks
+            basis.fill(self._columns(name, "U", r_in), self._columns(name, "V", r_out))
+        for adapter in adapters:
+            plan = adapter.plan
             if plan.dynamic:
-                support.settle()
+                adapter.settle()
             elif self.supports.get(plan.name) == {"k": plan.k, "ranks": list(plan.ranks)}:
                 packed = self.tensors[f"support.{plan.name}"]
-                support.settle(unpack_support(packed, plan.num_entries, plan.k))
+                adapter.settle(unpack_support(packed, plan.num_entries, plan.k))
 
     def _find(self, plan: LayerPlan) -> str:
         same_role = {name: group for name, group in self.groups.items() if group["role"] == plan.role}
@@ -132,6 +129,14 @@ class TransitionFile:
 
     def _columns(self, group: str, name: str, rank: int | None) -> torch.Tensor | None:
         return None if rank is None else self.tensors[f"{group}.{name}"][:, :rank]
+
+
+def _first_of_groups(adapters: list[LayerAdapter]) -> dict[Basis, LayerPlan]:
+    """Return the basis of each group with the plan of the group's first layer."""
+    plans: dict[Basis, LayerPlan] = {}
+    for adapter in adapters:
+        plans.setdefault(adapter.basis, adapter.plan)
+    return plans
 
 
 def _holds(found: int | None, wanted: int | None) -> bool:

@@ -12,9 +12,10 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..common.distributed import is_main_process
-from .layer import SparseGradLayer, sparsegrad_layers
+from .adapter import LayerAdapter
+from .layer import SparseGradLayer, layer_adapters
 from .report import WarmUpReport
-from .warmup_collector import WarmUp
+from .warmup_collector import WarmUpCollector
 
 Batches = Iterable[Any] | Callable[[], Any]
 DEFAULT_STEPS = 32
@@ -48,11 +49,11 @@ def warmup(
         ValueError: If there is nothing to warm up, or the batches are too few, have no loss, or give NaN or Inf. The
             adapter is then as it was.
     """
-    adapter_name, layers = _layers_to_warm_up(model, adapter_name)
-    plan = layers[0].adapter(adapter_name).plan
+    adapter_name, adapters = _adapters_to_warm_up(model, adapter_name)
+    plan = adapters[0].plan
     passes = _passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS)
-    collector = WarmUp(adapter_name, layers, needs_basis=plan.basis == "hosvd")
-    with _watching(layers, adapter_name, collector), _gradients_kept_aside(model):
+    collector = WarmUpCollector(adapter_name, adapters, needs_basis=plan.basis == "hosvd")
+    with _watching(adapters, collector), _gradients_kept_aside(model):
         sweep = 0
         while not collector.done:
             sweep += 1
@@ -65,29 +66,29 @@ def warmup(
     return collector.report
 
 
-def _layers_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[str, list[SparseGradLayer]]:
-    every = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
-    if not every:
+def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[str, list[LayerAdapter]]:
+    layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
+    if not layers:
         raise ValueError(
             "the model has no SparseGrad adapter: call `get_peft_model(model, SparseGradConfig(...))` first"
         )
-    name = adapter_name or every[0].active_adapters[0]
-    layers = sparsegrad_layers(model, name)
-    if not layers:
+    name = adapter_name or layers[0].active_adapters[0]
+    adapters = layer_adapters(model, name)
+    if not adapters:
         raise ValueError(f"the model has no SparseGrad adapter named {name!r}")
-    plan = layers[0].adapter(name).plan
+    plan = adapters[0].plan
     if plan.basis != "hosvd" and plan.dynamic:
         raise ValueError(f"there is nothing to warm up: basis={plan.basis!r} with support='dynamic' needs no data")
     if any(layer.merged for layer in layers):
         raise ValueError("the model is merged: call `unmerge_adapter` before the warm-up")
-    if name not in layers[0].active_adapters or not layers[0].adapter(name).values.requires_grad:
+    if name not in layers[0].active_adapters or not adapters[0].values.requires_grad:
         raise ValueError(f"the adapter {name!r} does not train: call `set_adapter({name!r})` before the warm-up")
-    if any(layer.adapter(name).values.any() for layer in layers):
+    if any(adapter.values.any() for adapter in adapters):
         raise ValueError(
             f"the adapter {name!r} has been trained: another basis or support would give its values, and the moments "
             "of an optimizer that has been built for them, to other entries. Add a new adapter and warm that up."
         )
-    return name, layers
+    return name, adapters
 
 
 def _passes(model: nn.Module, batches: Batches, steps: int | None, default_steps: int) -> list[Callable[[], Any]]:
@@ -132,29 +133,21 @@ def batch_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor | None:
 
 
 @contextmanager
-def _watching(layers: list[SparseGradLayer], adapter_name: str, collector: WarmUp) -> Iterator[None]:
+def _watching(adapters: list[LayerAdapter], collector: WarmUpCollector) -> Iterator[None]:
     """Let the collector watch; if it does not come to an end, put everything back as it was."""
-    before = [(layer, layer.sparsegrad_warmup.get(adapter_name)) for layer in layers]
-    states = [
-        (buffer, buffer.clone())
-        for layer in layers
-        for module in (layer.adapter(adapter_name).support, layer.adapter(adapter_name).group)
-        for buffer in module.buffers()
-    ]
-    for layer in layers:
-        layer.adapter(adapter_name).support.unsettle()
-        layer.sparsegrad_warmup[adapter_name] = collector
+    observers = [adapter.warmup for adapter in adapters]
+    states = [(buffer, buffer.clone()) for each in adapters for buffer in (*each.buffers(), *each.basis.buffers())]
+    for adapter in adapters:
+        adapter.unsettle()
+        adapter.warmup = collector
     try:
         yield
     finally:
         if not collector.done:
             for buffer, state in states:
                 buffer.copy_(state)
-            for layer, observer in before:
-                layer.adapter(adapter_name).support.forget()
-                layer.sparsegrad_warmup.pop(adapter_name, None)
-                if observer is not None:
-                    layer.sparsegrad_warmup[adapter_name] = observer
+            for adapter, observer in zip(adapters, observers, strict=True):
+                adapter.warmup = observer
 
 
 @contextmanager

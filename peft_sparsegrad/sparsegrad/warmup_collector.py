@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..common.distributed import copy_from_main, is_main_process, mean_over_ranks, sum_over_ranks
 from ..functional import (
+    SUPPORT_SCORES,
     ExactHosvd,
     Hosvd,
     SketchedHosvd,
@@ -23,66 +23,66 @@ from ..functional import (
     hosvd_accumulator,
     select_support,
 )
+from .adapter import LayerAdapter
+from .basis import Basis
 from .report import GroupReport, WarmUpReport
-from .state import TransitionMatrices
-
-if TYPE_CHECKING:
-    from .layer import SparseGradLayer
 
 logger = logging.getLogger("peft_sparsegrad")
 
 
-class WarmUp:
+class WarmUpCollector:
     """Collects the gradients of one adapter and settles its bases and supports.
 
     Args:
         adapter_name: The adapter.
-        layers: Its layers.
+        adapters: What it has on each of its layers.
         needs_basis: False where the bases are there already, from a file, from the weights, or as the identity.
         budget: Backward passes to watch in all; the sweeps then end by themselves. None: `end_sweep` ends them.
     """
 
     def __init__(
-        self, adapter_name: str, layers: list[SparseGradLayer], needs_basis: bool, budget: int | None = None
+        self, adapter_name: str, adapters: list[LayerAdapter], needs_basis: bool, budget: int | None = None
     ) -> None:
-        self.adapter_name, self.layers, self.budget = adapter_name, layers, budget
-        plans = [layer.adapter(adapter_name).plan for layer in layers]
-        self.needs_support = not plans[0].dynamic
-        self.groups: dict[TransitionMatrices, list[SparseGradLayer]] = {}
-        for layer in layers:
-            self.groups.setdefault(layer.adapter(adapter_name).group, []).append(layer)
+        self.adapter_name, self.adapters, self.budget = adapter_name, adapters, budget
+        self.needs_support = not adapters[0].plan.dynamic
+        self.groups: dict[Basis, list[LayerAdapter]] = {}
+        for adapter in adapters:
+            self.groups.setdefault(adapter.basis, []).append(adapter)
         self.stage = "basis" if needs_basis else "support"
-        self.hosvd: dict[TransitionMatrices, ExactHosvd | SketchedHosvd] = {}
-        self.found: dict[TransitionMatrices, Hosvd] = {}
-        self.sums: dict[SparseGradLayer, _SupportSums] = {}
-        self.counts = dict.fromkeys(layers, 0)
+        self.hosvd: dict[Basis, ExactHosvd | SketchedHosvd] = {}
+        self.found: dict[Basis, Hosvd] = {}
+        self.sums: dict[LayerAdapter, _SupportSums] = {}
+        self.counts = dict.fromkeys(adapters, 0)
         self.basis_sweeps, self.passes, self.started = 0, 0, time.perf_counter()
         self.report: WarmUpReport | None = None
 
     @property
     def done(self) -> bool:
+        """Whether everything is settled."""
         return self.stage == "done"
 
     @property
     def passes_watched(self) -> int:
+        """Backward passes watched so far."""
         return self.passes + max(self.counts.values())
 
-    def __call__(self, layer: SparseGradLayer, x: torch.Tensor, dy: torch.Tensor) -> bool:
-        """Take in one backward pass of one layer; x (tokens, in), dy (tokens, out). False for an overflow."""
+    def __call__(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
+        """Take in one backward pass of one layer; x (tokens, in), dy (tokens, out). Returns False for an overflow."""
         if self.done:
             return True
-        if not self._is_finite(layer, x, dy):
+        if not self._is_finite(adapter, x, dy):
             return False
-        if self._passes_in_sweep() is not None and self.counts[layer] == self._passes_in_sweep():
+        if self._passes_in_sweep() is not None and self.counts[adapter] == self._passes_in_sweep():
             self.end_sweep()  # other layers lag behind: they are not used in every forward pass
             if self.done:
                 return True
         if self.stage == "basis":
-            self._accumulator(layer, x.device).update(x, dy, mean_over_ranks)
+            self._accumulator(adapter.basis, x.device).update(x, dy, mean_over_ranks)
         else:
-            group = layer.adapter(self.adapter_name).group
-            self.sums.setdefault(layer, _SupportSums()).update(x, dy, *group.on(x.device, torch.float32))
-        self.counts[layer] += 1
+            if adapter not in self.sums:
+                self.sums[adapter] = _SupportSums(adapter, x.dtype)
+            self.sums[adapter].update(x, dy)
+        self.counts[adapter] += 1
         if all(count == self._passes_in_sweep() for count in self.counts.values()):
             self.end_sweep()
         return True
@@ -91,7 +91,7 @@ class WarmUp:
         """End a sweep over the batches. Returns whether the warm-up is finished."""
         self._check_observed()
         self.passes += max(self.counts.values())
-        self.counts = dict.fromkeys(self.layers, 0)
+        self.counts = dict.fromkeys(self.adapters, 0)
         if self.stage == "support":
             self._settle()
             return True
@@ -117,16 +117,15 @@ class WarmUp:
         sketched = any(isinstance(accumulator, SketchedHosvd) for accumulator in self.hosvd.values())
         return 2 if sketched and self.budget is not None and self.budget >= 4 else 1
 
-    def _accumulator(self, layer: SparseGradLayer, device: torch.device) -> ExactHosvd | SketchedHosvd:
-        group = layer.adapter(self.adapter_name).group
-        if group not in self.hosvd:
-            self.hosvd[group] = hosvd_accumulator(*group.shape, group.ranks, device)
-        return self.hosvd[group]
+    def _accumulator(self, basis: Basis, device: torch.device) -> ExactHosvd | SketchedHosvd:
+        if basis not in self.hosvd:
+            self.hosvd[basis] = hosvd_accumulator(*basis.weight_shape, basis.ranks, device)
+        return self.hosvd[basis]
 
-    def _is_finite(self, layer: SparseGradLayer, x: torch.Tensor, dy: torch.Tensor) -> bool:
+    def _is_finite(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
         if bool(torch.isfinite(dy).all()) and bool(torch.isfinite(x).all()):
             return True
-        name = layer.adapter(self.adapter_name).plan.name
+        name = adapter.plan.name
         if dy.dtype == torch.float16:  # the loss scale is still being found; the optimizer skips such steps too
             logger.warning("SparseGrad's warm-up leaves out a float16 gradient of %r that overflowed.", name)
             return False
@@ -141,9 +140,9 @@ class WarmUp:
                 "SparseGrad's warm-up saw no gradient: the batches must run a forward and a backward pass through "
                 "the adapted layers, with gradients enabled and the adapter active."
             )
-        for layers in self.groups.values():
-            names = [layer.adapter(self.adapter_name).plan.name for layer in layers if not self.counts[layer]]
-            if len(names) == len(layers):
+        for adapters in self.groups.values():
+            names = [adapter.plan.name for adapter in adapters if not self.counts[adapter]]
+            if len(names) == len(adapters):
                 raise ValueError(
                     f"SparseGrad's warm-up saw no gradient of the modules {names}: they are not part of the loss. "
                     "Name them in `exclude_modules`."
@@ -152,24 +151,22 @@ class WarmUp:
                 logger.warning("SparseGrad's warm-up saw no gradient of %s; their supports are data-free.", names)
 
     def _fill_in_bases(self) -> None:
-        for group, accumulator in self.hosvd.items():
+        for basis, accumulator in self.hosvd.items():
             if is_main_process():
-                self.found[group] = accumulator.result()
-                group.fill(self.found[group].U, self.found[group].V)
-            _copy_buffers_from_main(group)
+                self.found[basis] = accumulator.result()
+                basis.fill(self.found[basis].U, self.found[basis].V)
+            _copy_buffers_from_main(basis)
         self.hosvd.clear()
 
     def _settle(self) -> None:
-        for layer in self.layers:
-            support = layer.adapter(self.adapter_name).support
-            if layer in self.sums:
-                sums, plan = self.sums[layer], layer.adapter(self.adapter_name).plan
-                sums.reduce()
-                support.settle(select_support(sums.score(plan.support_score), plan.k))
+        for adapter in self.adapters:
+            if adapter in self.sums:
+                self.sums[adapter].reduce()
+                adapter.settle(select_support(self.sums[adapter].score, adapter.plan.k))
             else:
-                support.settle()
-            _copy_buffers_from_main(support)
-            layer.sparsegrad_warmup.pop(self.adapter_name, None)
+                adapter.settle()
+            _copy_buffers_from_main(adapter)
+            adapter.warmup = None
         self.stage = "done"
         self.report = self._make_report()
         self.sums.clear()
@@ -178,55 +175,65 @@ class WarmUp:
 
     def _make_report(self) -> WarmUpReport:
         seconds = time.perf_counter() - self.started
-        groups = [self._group_report(group, layers) for group, layers in self.groups.items()]
+        groups = [self._group_report(basis, adapters) for basis, adapters in self.groups.items()]
         return WarmUpReport(self.adapter_name, self.passes, seconds, groups)
 
-    def _group_report(self, group: TransitionMatrices, layers: list[SparseGradLayer]) -> GroupReport:
-        plan, found = layers[0].adapter(self.adapter_name).plan, self.found.get(group)
-        watched = [layer for layer in layers if layer in self.sums]
-        total = sum(self.sums[layer].total for layer in watched)
-        core = sum(self.sums[layer].squared.sum().item() for layer in watched)
-        inside = sum(
-            self.sums[layer].squared.flatten()[layer.adapter(self.adapter_name).support.indices].sum().item()
-            for layer in watched
-        )
+    def _group_report(self, basis: Basis, adapters: list[LayerAdapter]) -> GroupReport:
+        plan, found = adapters[0].plan, self.found.get(basis)
+        sums = [self.sums[adapter] for adapter in adapters if adapter in self.sums]
+        total = sum(each.total for each in sums)
         return GroupReport(
             name=plan.role,
-            num_layers=len(layers),
+            num_layers=len(adapters),
             weight_shape=plan.weight_shape,
             core_shape=plan.core_shape,
             num_values=plan.k,
             method=found.method if found else plan.basis,
-            energy_in_core=core / total if total else None,
-            energy_in_support=inside / total if total else None,
+            energy_in_core=sum(each.energy_in_core for each in sums) / total if total else None,
+            energy_in_support=sum(each.energy_in_support for each in sums) / total if total else None,
             spectrum_in=found.spectrum_in.tolist() if found else [],
             spectrum_out=found.spectrum_out.tolist() if found else [],
         )
 
 
 class _SupportSums:
-    """Σ G̃, Σ G̃² (r_out, r_in) and Σ ‖G‖² of one layer."""
+    """The sum that the score of the support needs, Σ G̃² (both (r_out, r_in)) and Σ ‖G‖² of one layer."""
 
-    signed: torch.Tensor
-    squared: torch.Tensor
-    total: float = 0.0
+    def __init__(self, adapter: LayerAdapter, x_dtype: torch.dtype) -> None:
+        self.adapter, self.total = adapter, 0.0
+        self._score = SUPPORT_SCORES[adapter.plan.support_score]
+        shape, device = adapter.plan.core_shape, adapter.values.device
+        dtype = torch.promote_types(x_dtype, torch.float32)
+        self.scored = torch.zeros(shape, dtype=dtype, device=device)
+        self.squared = torch.zeros_like(self.scored)
 
-    def update(self, x: torch.Tensor, dy: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None) -> None:
-        gradient = core_gradient(x, dy, U, V)
-        if not hasattr(self, "signed"):
-            self.signed, self.squared = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        self.signed += gradient
+    def update(self, x: torch.Tensor, dy: torch.Tensor) -> None:
+        """Add one backward pass; x (tokens, in), dy (tokens, out)."""
+        gradient = core_gradient(x, dy, self.adapter.basis.U, self.adapter.basis.V)
+        self._score.add_(self.scored, gradient)
         self.squared += gradient.square()
         self.total += gradient_energy(x, dy).item()
 
     def reduce(self) -> None:
         """Sum over the ranks, each of which has seen its own share of every batch."""
-        sum_over_ranks(self.signed)
+        sum_over_ranks(self.scored)
         sum_over_ranks(self.squared)
         self.total = sum_over_ranks(self.squared.new_tensor([self.total], dtype=torch.float64)).item()
 
-    def score(self, name: str) -> torch.Tensor:
-        return self.signed.abs() if name == "mean" else self.squared
+    @property
+    def score(self) -> torch.Tensor:
+        """Score of each entry of the core, (r_out, r_in); larger is better."""
+        return self._score.of(self.scored)
+
+    @property
+    def energy_in_core(self) -> float:
+        """Σ ‖G̃‖²."""
+        return self.squared.sum().item()
+
+    @property
+    def energy_in_support(self) -> float:
+        """Σ G̃² over the chosen entries."""
+        return self.squared.flatten()[self.adapter.indices].sum().item()
 
 
 def _copy_buffers_from_main(module: torch.nn.Module) -> None:

@@ -33,7 +33,7 @@ def snippet(card: str) -> str:
 
 
 def test_says_what_the_adapter_is(tmp_path):
-    model = sparsegrad(regrow_steps=7, target_modules=["up_proj"], exclude_modules=["layers.2.mlp.up_proj"])
+    model = sparsegrad(renewal_steps=7, target_modules=["up_proj"], exclude_modules=["layers.2.mlp.up_proj"])
     model.peft_config["default"].base_model_name_or_path = "some/model"
     train(model)
     model.save_pretrained(tmp_path)
@@ -45,7 +45,7 @@ def test_says_what_the_adapter_is(tmp_path):
     assert row(card, "trainable parameters") == f"{model.get_nb_trainable_parameters()[0]:,}" == "204"
     assert row(card, "bytes of the tensors") == f"{sum(tensor.nbytes for tensor in tensors.values()):,}"
     assert "`import peft_sparsegrad`; without it PEFT says `KeyError: 'SPARSEGRAD'`" in card
-    for setting in ("`density=0.05`", "`regrow_steps=7`", "`exclude_modules=['layers.2.mlp.up_proj']`"):
+    for setting in ("`density=0.05`", "`renewal_steps=7`", "`exclude_modules=['layers.2.mlp.up_proj']`"):
         assert setting in row(card, "settings")
 
 
@@ -110,9 +110,9 @@ def test_second_save_rewrites_the_section_and_keeps_the_users_words(tmp_path):
     path.write_text(own, "utf-8")
     model.save_pretrained(tmp_path)
     assert path.read_text("utf-8").rstrip() == own.rstrip()
-    model.peft_config["default"].regrow_steps = 3
+    model.peft_config["default"].renewal_steps = 3
     model.save_pretrained(tmp_path)
-    assert path.read_text("utf-8").rstrip() == own.replace("regrow_steps=25", "regrow_steps=3").rstrip()
+    assert path.read_text("utf-8").rstrip() == own.replace("renewal_steps=25", "renewal_steps=3").rstrip()
     assert path.read_text("utf-8").count("## SparseGrad adapter") == 1
 
 

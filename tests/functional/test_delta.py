@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from peft_sparsegrad.functional import delta_product, delta_weight, observe_gradient
+from peft_sparsegrad.functional import Core, delta_product, delta_weight, observe_gradient
 
 IN, OUT, CORE = 7, 6, (3, 4)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -30,10 +30,11 @@ class Problem:
         self.x, self.result = randn(*shape, IN).requires_grad_(), randn(*shape, OUT).requires_grad_()
         self.dy = randn(*shape, OUT)
 
-    def ours(self, **options) -> torch.Tensor:
-        return delta_product(
-            self.result, self.x, self.values, self.indices, self.U, self.V, self.core_shape, **options
-        )
+    def core(self, **options) -> Core:
+        return Core(self.values, self.indices, self.U, self.V, self.core_shape, **options)
+
+    def ours(self, skip_zeros: bool = False, **options) -> torch.Tensor:
+        return delta_product(self.result, self.x, self.core(**options), skip_zeros)
 
     def weight(self) -> torch.Tensor:
         """V S Uᵀ, through autograd."""
@@ -68,7 +69,7 @@ def test_gradcheck(kind, skip_zeros):
     p = Problem(kind, (2, 3))
 
     def function(result, x, values):
-        return delta_product(result, x, values, p.indices, p.U, p.V, p.core_shape, skip_zeros=skip_zeros)
+        return delta_product(result, x, p.core()._replace(values=values), skip_zeros)
 
     assert gradcheck(function, (p.result, p.x, p.values))
 
@@ -76,7 +77,7 @@ def test_gradcheck(kind, skip_zeros):
 @KINDS
 def test_delta_weight(kind):
     problem = Problem(kind)
-    ours = delta_weight(problem.values, problem.indices, problem.U, problem.V, problem.core_shape)
+    ours = delta_weight(problem.core())
     torch.testing.assert_close(ours, problem.weight(), **EXACT)
     assert ours.shape == (OUT, IN)
 
@@ -184,56 +185,59 @@ def test_bfloat16_result_with_float32_values(kind, x_dtype):
 @KINDS
 @pytest.mark.parametrize("skip_zeros", [False, True])
 @pytest.mark.parametrize("frozen", [(), ("x",), ("result", "x")], ids=str)
-def test_core_sum_is_autograds_over_passes_and_changes_no_gradient(kind, skip_zeros, frozen):
+def test_gradient_sum_is_autograds_over_passes_and_changes_no_gradient(kind, skip_zeros, frozen):
     p = Problem(kind, (2, 3))
     for name in frozen:
         getattr(p, name).requires_grad_(False)
-    core_sum, expected = torch.zeros(p.core_shape, dtype=torch.float64), torch.zeros(p.core_shape, dtype=torch.float64)
+    gradient_sum, expected = (
+        torch.zeros(p.core_shape, dtype=torch.float64),
+        torch.zeros(p.core_shape, dtype=torch.float64),
+    )
     for factor in (1.0, -0.5, 3.0):
         core = torch.randn(p.core_shape, dtype=torch.float64, requires_grad=True)
         y = p.x if p.U is None else p.x @ p.U
         y = y @ core.T if p.V is None else y @ core.T @ p.V.T
         expected += torch.autograd.grad(y, core, factor * p.dy)[0]
-        output = p.ours(core_sum=core_sum, skip_zeros=skip_zeros)
+        output = p.ours(gradient_sum=gradient_sum, skip_zeros=skip_zeros)
         assert torch.equal(output, p.ours(skip_zeros=skip_zeros))
         with_sum = torch.autograd.grad(output, p.values, factor * p.dy)[0]
         assert torch.equal(with_sum, torch.autograd.grad(p.ours(skip_zeros=skip_zeros), p.values, factor * p.dy)[0])
-        torch.testing.assert_close(core_sum, expected, **EXACT)
-    assert (core_sum.flatten() != 0).all(), "also beyond the support"
+        torch.testing.assert_close(gradient_sum, expected, **EXACT)
+    assert (gradient_sum.flatten() != 0).all(), "also beyond the support"
 
 
-def test_core_sum_of_frozen_values_or_without_a_backward_pass_stays():
-    p, core_sum = Problem(), torch.zeros(CORE, dtype=torch.float64)
-    p.ours(core_sum=core_sum)
+def test_gradient_sum_of_frozen_values_or_without_a_backward_pass_stays():
+    p, gradient_sum = Problem(), torch.zeros(CORE, dtype=torch.float64)
+    p.ours(gradient_sum=gradient_sum)
     p.values.requires_grad_(False)
-    p.ours(core_sum=core_sum).backward(p.dy)
-    assert not core_sum.any()
+    p.ours(gradient_sum=gradient_sum).backward(p.dy)
+    assert not gradient_sum.any()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_core_sum_keeps_its_own_dtype(dtype):
+def test_gradient_sum_keeps_its_own_dtype(dtype):
     exact, p = Problem(), Problem()
     expected = torch.zeros(CORE, dtype=torch.float64)
-    exact.ours(core_sum=expected).backward(exact.dy)
+    exact.ours(gradient_sum=expected).backward(exact.dy)
     p.result, p.x = (t.detach().to(dtype).requires_grad_() for t in (p.result, p.x))
-    p.U, p.V, core_sum = p.U.to(dtype), p.V.to(dtype), torch.zeros(CORE, dtype=torch.float32)
-    p.ours(core_sum=core_sum).backward(p.dy.to(dtype))
-    assert core_sum.dtype == torch.float32
-    assert (core_sum - expected).norm() <= 0.02 * expected.norm()
+    p.U, p.V, gradient_sum = p.U.to(dtype), p.V.to(dtype), torch.zeros(CORE, dtype=torch.float32)
+    p.ours(gradient_sum=gradient_sum).backward(p.dy.to(dtype))
+    assert gradient_sum.dtype == torch.float32
+    assert (gradient_sum - expected).norm() <= 0.02 * expected.norm()
 
 
 @pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
-def test_float16_overflow_is_left_out_of_the_core_sum(bad):
+def test_float16_overflow_is_left_out_of_the_gradient_sum(bad):
     """The gradient scaler skips the step, and lowers the scale for the next."""
-    p, core_sum = Problem(), torch.zeros(CORE, dtype=torch.float32)
+    p, gradient_sum = Problem(), torch.zeros(CORE, dtype=torch.float32)
     p.result, p.x, p.dy = p.result.detach().half().requires_grad_(), p.x.detach().half(), p.dy.half()
     p.U, p.V = p.U.half(), p.V.half()
-    p.ours(core_sum=core_sum).backward(p.dy)
-    before, gradient = core_sum.clone(), p.values.grad.clone()
+    p.ours(gradient_sum=gradient_sum).backward(p.dy)
+    before, gradient = gradient_sum.clone(), p.values.grad.clone()
     p.dy[0, 0] = bad
     p.values.grad = None
-    p.ours(core_sum=core_sum).backward(p.dy)
-    assert torch.equal(core_sum, before)
+    p.ours(gradient_sum=gradient_sum).backward(p.dy)
+    assert torch.equal(gradient_sum, before)
     assert before.any()
     assert not torch.isfinite(p.values.grad).all(), "the scaler must see it"
     assert torch.isfinite(gradient).all()
@@ -286,3 +290,15 @@ def test_observer_that_met_an_overflow_tells_the_gradient_scaler():
     observe_gradient(p.result, p.x, p.values, lambda x, dy: False, blocks=True).backward(p.dy)
     assert torch.isinf(p.values.grad).all()
     assert torch.equal(p.result.grad, p.dy)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_basis_of_another_dtype_is_used_in_that_of_the_result_and_kept_as_it_is(dtype):
+    p, kept = Problem(), []
+    expected = p.result.to(dtype) + (p.x @ p.weight().T).to(dtype)
+    p.U, p.V = p.U.float(), p.V.float()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        output = delta_product(p.result.to(dtype), p.x, p.core())
+    assert output.dtype == dtype
+    assert {p.U.data_ptr(), p.V.data_ptr()} <= {tensor.data_ptr() for tensor in kept}, "no copy of its own"
+    torch.testing.assert_close(output, expected, rtol=0.02, atol=0.05)

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn.functional import linear
 
-from peft_sparsegrad.functional import delta_product, materialised_linear, materialising_pays
+from peft_sparsegrad.functional import Core, delta_product, materialised_linear, materialising_pays
 
 IN, OUT, R_IN, R_OUT = 7, 6, 4, 3
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -34,15 +34,16 @@ class Problem:
         self.x, self.values = randn(*shape).requires_grad_(), randn(k).requires_grad_()
         self.dy = randn(*shape[:-1], OUT)
 
+    def core(self, values, **options) -> Core:
+        return Core(values, self.indices, self.U, self.V, self.core_shape, **options)
+
     def ours(self, x=None, values=None, **options) -> torch.Tensor:
         x, values = self.x if x is None else x, self.values if values is None else values
-        operands = (self.weight, self.bias, values, self.indices, self.U, self.V, self.core_shape)
-        return materialised_linear(x, *operands, **options)
+        return materialised_linear(x, self.weight, self.bias, self.core(values, **options))
 
     def twin(self, **options) -> torch.Tensor:
         result = linear(self.x, self.weight, self.bias)
-        operands = (self.values, self.indices, self.U, self.V, self.core_shape)
-        return delta_product(result, self.x, *operands, **options)
+        return delta_product(result, self.x, self.core(self.values, **options))
 
     def gradients(self, output: torch.Tensor) -> list[torch.Tensor]:
         return list(torch.autograd.grad(output, [self.x, self.values], self.dy))
@@ -68,12 +69,12 @@ def test_gradcheck(ranks, dense):
 
 @RANKS
 @pytest.mark.parametrize("top_k", [1, 3, 100])
-def test_dynamic_support_and_core_sum_are_those_of_the_delta(ranks, top_k):
+def test_dynamic_support_and_gradient_sum_are_those_of_the_delta(ranks, top_k):
     p = Problem(ranks, dense=True)
     sums = [torch.zeros(p.core_shape, dtype=torch.float64) for _ in range(2)]
     for _ in range(2):
-        ours = p.gradients(p.ours(top_k=top_k, core_sum=sums[0]))
-        twin = p.gradients(p.twin(top_k=top_k, core_sum=sums[1]))
+        ours = p.gradients(p.ours(top_k=top_k, gradient_sum=sums[0]))
+        twin = p.gradients(p.twin(top_k=top_k, gradient_sum=sums[1]))
         torch.testing.assert_close(ours, twin, **EXACT)
     torch.testing.assert_close(*sums, **EXACT)
     assert sums[0].all()

@@ -14,8 +14,8 @@ LEARNING_RATE = 1e-3
 
 
 def make(how: str):
-    """A model; `how="regrowing"` renews its supports at the third and at the sixth step after the warm-up."""
-    return adapted(warmup_steps=4, density=0.2, regrow_steps=3 if how == "regrowing" else 25)
+    """A model; `how="renewing"` renews its supports at the third and at the sixth step after the warm-up."""
+    return adapted(warmup_steps=4, density=0.2, renewal_steps=3 if how == "renewing" else 25)
 
 
 def loop(how: str, out: str) -> None:
@@ -65,12 +65,12 @@ def save(model, out):
     deltas = {
         name: layer.get_delta_weight("default")
         for name, layer in model.named_modules()
-        if hasattr(layer, "sparsegrad_values")
+        if hasattr(layer, "sparsegrad_adapter")
     }
     supports = {
-        name: layer.adapter("default").support.indices
+        name: layer.adapter("default").indices
         for name, layer in model.named_modules()
-        if hasattr(layer, "sparsegrad_values")
+        if hasattr(layer, "sparsegrad_adapter")
     }
     state = {key: value for key, value in model.state_dict().items() if "sparsegrad_" in key}
     torch.save({"deltas": deltas, "supports": supports, "state": state}, f"{out}.{rank}")

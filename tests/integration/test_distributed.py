@@ -28,10 +28,10 @@ def on_two_ranks(*arguments: str) -> None:
     [
         ("loop", "explicit"),
         ("loop", "observed"),
-        ("loop", "regrowing"),
+        ("loop", "renewing"),
         ("trainer", "observed"),
         ("trainer", "callback"),
-        ("trainer", "regrowing"),
+        ("trainer", "renewing"),
     ],
 )
 def test_two_ranks_train_the_same_adapter_as_one(tmp_path, kind, how):
@@ -40,8 +40,8 @@ def test_two_ranks_train_the_same_adapter_as_one(tmp_path, kind, how):
     one, first, second = (torch.load(tmp_path / name) for name in ("1.0", "2.0", "2.1"))
     for key, value in first["state"].items():
         assert torch.equal(value, second["state"][key]), f"the ranks disagree on {key}"
-    if how == "regrowing":
-        counted = {int(value) for key, value in one["state"].items() if key.endswith(".counted")}
+    if how == "renewing":
+        counted = {int(value) for key, value in one["state"].items() if key.endswith(".steps")}
         assert counted == {7}, "both renewals lie within the run"
     for name, delta in one["deltas"].items():
         assert torch.equal(first["supports"][name], one["supports"][name])

@@ -49,13 +49,13 @@ def test_defaults_train_through_a_renewal(base_path, tmp_path, bits):
     model = adapted(prepare_model_for_kbit_training(quantized(base_path, bits)), density=0.01, warmup_steps=4)
     layers = [module for module in model.modules() if isinstance(module, SparseGradLinear)]
     losses = train(model, steps=27)
-    before = [layer.adapter("default").support.indices for layer in layers]
-    assert {layer.adapter("default").support.steps for layer in layers} == {24}
+    before = [layer.adapter("default").indices for layer in layers]
+    assert {layer.adapter("default").num_steps for layer in layers} == {24}
     losses += train(model, steps=10)
     assert not any(
-        torch.equal(layer.adapter("default").support.indices, old) for layer, old in zip(layers, before, strict=True)
+        torch.equal(layer.adapter("default").indices, old) for layer, old in zip(layers, before, strict=True)
     )
-    assert {layer.adapter("default").support.core_sum.dtype for layer in layers} == {torch.float32}
+    assert {layer.adapter("default").gradient_sum.dtype for layer in layers} == {torch.float32}
     assert losses[-1] < losses[0] - 0.1
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(quantized(base_path, bits), tmp_path)
@@ -70,7 +70,7 @@ def test_warm_up_finds_about_the_basis_of_the_plain_model(base_path, bits):
         model = adapted(base, warmup_steps=4, rank=24, num_values=200)
         warmup(model, BATCHES, progress=False)
         layer = next(module for module in model.modules() if isinstance(module, SparseGradLinear))
-        found.append(layer.adapter("default").group.U[:, :8])
+        found.append(layer.adapter("default").basis.U[:, :8])
     cosines = torch.linalg.svdvals(found[0].T.float() @ found[1])
     assert cosines.min() > 0.7
 
@@ -97,7 +97,7 @@ def test_merge_into_a_quantized_base(base_path, bits):
     model = adapted(quantized(base_path, bits), density=0.2)
     with torch.no_grad():
         for layer in (module for module in model.modules() if isinstance(module, SparseGradLinear)):
-            layer.sparsegrad_values["default"].normal_(std=0.1)
+            layer.adapter("default").values.normal_(std=0.1)
     expected = logits(model)
     with model.disable_adapter():
         without = logits(model)
@@ -109,7 +109,7 @@ def test_merge_into_a_quantized_base(base_path, bits):
 def test_values_cast_to_bf16_are_float32_again_when_training_begins(base_path, bits):
     """TRL casts every trainable parameter of a quantised model to bf16, which would swallow small updates."""
     model = adapted(quantized(base_path, bits))
-    values = [p for n, p in model.named_parameters() if "sparsegrad_values" in n]
+    values = [p for n, p in model.named_parameters() if "sparsegrad_adapter" in n]
     optimizer = torch.optim.AdamW(values, lr=1e-5)
     for parameter in values:
         parameter.data = parameter.data.to(torch.bfloat16)

@@ -51,10 +51,10 @@ def test_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path, warm_up, sup
     assert any(value.any() for name, value in through.items() if "values" in name)
 
 
-def regrowing_run(path, seed=3, resume=None):
+def renewing_run(path, seed=3, resume=None):
     """17 steps with renewals after 4, 8 and 16, and checkpoints after 6 and 12."""
     run = trainer(
-        adapted(llama(attention_dropout=0.1), warmup_steps=4, regrow_steps=4), path, [SparseGradCallback(steps=3)],
+        adapted(llama(attention_dropout=0.1), warmup_steps=4, renewal_steps=4), path, [SparseGradCallback(steps=3)],
         max_steps=17, save_steps=6, seed=seed,
     )  # fmt: skip
     run.train(resume_from_checkpoint=resume)
@@ -63,8 +63,8 @@ def regrowing_run(path, seed=3, resume=None):
 
 @pytest.mark.parametrize("saved_at", [6, 12])
 def test_run_resumed_between_renewals_is_the_uninterrupted_run_bit_for_bit(tmp_path, saved_at, caplog):
-    through = regrowing_run(tmp_path)
-    resumed = regrowing_run(tmp_path, resume=str(tmp_path / f"checkpoint-{saved_at}"))
+    through = renewing_run(tmp_path)
+    resumed = renewing_run(tmp_path, resume=str(tmp_path / f"checkpoint-{saved_at}"))
     assert through.keys() == resumed.keys()
     assert all(torch.equal(through[name], resumed[name]) for name in through)
     assert "gradient sums" not in caplog.text
@@ -73,11 +73,11 @@ def test_run_resumed_between_renewals_is_the_uninterrupted_run_bit_for_bit(tmp_p
 @pytest.mark.parametrize("other_has_a_checkpoint", [False, True])
 def test_gradient_sums_that_cannot_be_found_are_missed_aloud(tmp_path, other_has_a_checkpoint, caplog):
     """The sums of another run's checkpoint at the same step must not be taken for them."""
-    regrowing_run(tmp_path / "one")
+    renewing_run(tmp_path / "one")
     if other_has_a_checkpoint:
-        regrowing_run(tmp_path / "other", seed=4)
+        renewing_run(tmp_path / "other", seed=4)
     assert "gradient sums" not in caplog.text
-    regrowing_run(tmp_path / "other", resume=str(tmp_path / "one" / "checkpoint-6"))
+    renewing_run(tmp_path / "other", resume=str(tmp_path / "one" / "checkpoint-6"))
     assert "gradient sums are not in" in caplog.text
 
 
@@ -189,5 +189,6 @@ def test_accumulation_and_clipping_run_with_the_dynamic_optimizer(tmp_path, supp
     run.train()
     assert not torch.equal(logits(model), before)
     for layer in (module for module in model.modules() if isinstance(module, SparseGradLinear)):
-        plan, values, _, _ = layer.adapter("default")
+        adapter = layer.adapter("default")
+        plan, values = adapter.plan, adapter.values
         assert int((values != 0).sum()) <= 12 * 2 * plan.k

@@ -56,4 +56,4 @@ def test_quantized_base_keeps_float32_values(tmp_path):
     trainer = sft(base, tmp_path / "out")
     assert_has_learned(trainer.model)
     layers = [module for module in trainer.model.modules() if isinstance(module, SparseGradLinear)]
-    assert {layer.sparsegrad_values["default"].dtype for layer in layers} == {torch.float32}
+    assert {layer.adapter("default").values.dtype for layer in layers} == {torch.float32}

@@ -11,7 +11,7 @@ from tiny import adapted, batch
 from peft_sparsegrad import warmup
 from peft_sparsegrad.plots import energy_over_training, spectra, support_maps
 from peft_sparsegrad.plots.supports import LayerSupport
-from peft_sparsegrad.sparsegrad.layer import sparsegrad_layers
+from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def test_spectra_without_a_part_draw_the_rest(warmed):
 def test_support_maps_show_where_the_entries_are(warmed):
     model, _ = warmed
     layers = []
-    for layer in sparsegrad_layers(model, "default"):
-        plan, _, support, _ = layer.adapter("default")
-        layers.append(LayerSupport(plan.name, plan.role, support.indices, plan.core_shape))
+    for adapter in layer_adapters(model, "default"):
+        plan = adapter.plan
+        layers.append(LayerSupport(plan.name, plan.role, adapter.indices, plan.core_shape))
     figure = support_maps(layers)
     maps = [axis for axis in figure.axes if axis.images]
     assert [axis.get_title() for axis in maps] == ["layer 0", "layer 1", "layer 2"] * 2

@@ -86,32 +86,34 @@ def test_trained_and_saved_through_transformers_loads_in_peft(tmp_path):
     [("auto", [64 * 10, 10 * 64], 32 * 10 + 32 * 10), ((20, 12), [20 * 12] * 2, (64 + 32) * (20 + 12))],
 )
 def test_bytes_are_values_mask_and_one_set_of_matrices_per_group(tmp_path, rank, core_entries, columns):
-    """4 bytes a value, one bit an entry of the core, 9 bytes of state, 4 bytes an entry of U and V; then a header."""
+    """4 bytes a value, one bit an entry of the core, 16 bytes of state, 4 bytes an entry of U and V; then a header."""
     model = adapted(warmup_steps=4, rank=rank, slack=6)
     train(model, steps=5)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / FILE)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     k, blocks = 102, 3
-    assert size == sum(blocks * (4 * k + entries // 8 + 9) for entries in core_entries) + 4 * columns
+    assert size == sum(blocks * (4 * k + entries // 8 + 16) for entries in core_entries) + 4 * columns
     assert sum(key.endswith((".U", ".V")) for key in tensors) == (2 if rank == "auto" else 4)
     assert (tmp_path / FILE).stat().st_size - size < 6000
-    assert not [key for key in tensors if "core_sum" in key]
+    assert not [key for key in tensors if "gradient_sum" in key]
 
 
 DAMAGE = {
     "missing": (
         lambda t, k: t.pop(k("values")),
-        r"tensors of the adapter are missing, the first is '.*sparsegrad_values",
+        r"tensors of the adapter are missing, the first is '.*sparsegrad_adapter.default.values",
     ),
     "shape": (lambda t, k: t.update({k("values"): t[k("values")][:-1]}), "has shape"),
     "basis": (lambda t, k: t.update({k(".U"): t[k(".U")][:, :-1].contiguous()}), "U' has shape"),
     "dtype": (
-        lambda t, k: t.update({k("packed"): t[k("packed")].float()}),
+        lambda t, k: t.update({k("support"): t[k("support")].float()}),
         "has dtype torch.float32, not torch.uint8",
     ),
-    "count": (lambda t, k: t.update({k("packed"): torch.zeros_like(t[k("packed")])}), "the support has 0 entries"),
-    "range": (lambda t, k: t.update({k("packed"): torch.full_like(t[k("packed")], 255)}), "entries, not 102"),
+    "count": (lambda t, k: t.update({k("support"): torch.zeros_like(t[k("support")])}), "the support has 0 entries"),
+    "range": (lambda t, k: t.update({k("support"): torch.full_like(t[k("support")], 255)}), "entries, not 102"),
+    "weight_shape": (lambda t, k: t[k("weight_shape")].fill_(64), r"weight_shape': .* of \(64, 64\), not \(32, 64\)"),
+    "steps": (lambda t, k: t[k("steps")].fill_(-2), "steps' must be at least -1, not -2"),
     "unknown": (
         lambda t, k: t.update({k("values").replace("layers.0", "layers.9"): t[k("values")].clone()}),
         "has no place for",
@@ -134,7 +136,7 @@ def test_indices_are_checked_where_they_are_not_a_mask(tmp_path):
     model = adapted(num_values=10, rank="full")
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / FILE)
-    key = next(key for key in sorted(tensors) if "packed" in key)
+    key = next(key for key in sorted(tensors) if key.endswith(".support"))
     assert tensors[key].dtype == torch.int32
     for position, value in ((0, -1), (9, 64 * 32), (1, int(tensors[key][0]))):
         damaged = {**tensors, key: tensors[key].clone()}

@@ -13,7 +13,7 @@ def test_defaults():
     assert (config.density, config.num_values, config.rank) == (0.01, None, "auto")
     assert (config.basis, config.support, config.support_score) == ("hosvd", "static", "mean")
     assert config.warmup_steps > 1
-    assert (config.slack, config.regrow_steps) == (12, 25)
+    assert (config.slack, config.renewal_steps) == (12, 25)
     assert config.init_weights is True
     assert config.density_pattern == {} == config.rank_pattern
 
@@ -34,7 +34,7 @@ def test_pattern_dicts_are_not_shared_between_configurations():
         ("support", {"support": "random"}),
         ("support_score", {"support_score": "signal"}),
         *[("slack", {"slack": s}) for s in (0, 0.99, -1, float("inf"), float("nan"))],
-        ("regrow_steps", {"regrow_steps": -1}),
+        ("renewal_steps", {"renewal_steps": -1}),
         *[("rank", {"rank": r}) for r in (0, -1, "x", (1, 2, 3), (), (0, 4), True, (True, 4), 1.5, None)],
         *[("rank", {"rank": r}) for r in ((None, None), [None, None], (None, 0), ("full", None))],
         (r"rank_pattern\['up'\]", {"rank_pattern": {"up": (None, None)}}),
@@ -67,8 +67,8 @@ def test_bad_field_is_named(field, settings):
         {"rank": (1, None)},
         {"slack": 1},
         {"slack": 1.5},
-        {"regrow_steps": 0},
-        {"regrow_steps": 1},
+        {"renewal_steps": 0},
+        {"renewal_steps": 1},
         {"basis": "identity", "rank": "full"},
         {"target_modules": "all-linear"},
         {"target_modules": ["up"], "layers_to_transform": 0, "layers_pattern": "layers"},
@@ -95,7 +95,7 @@ def test_list_of_targets_becomes_a_set():
     [
         {},
         {"rank": (12, 30), "rank_pattern": {"down": (4, 6), "up": "full", "gate": 3}},
-        {"rank": (None, 30), "rank_pattern": {"down": (4, None)}, "slack": 2.5, "regrow_steps": 7},
+        {"rank": (None, 30), "rank_pattern": {"down": (4, None)}, "slack": 2.5, "renewal_steps": 7},
         {"rank": "full", "density_pattern": {"down": 0.5}},
         {"rank": 7, "num_values": 9},
         {"target_modules": ["up", "down"], "exclude_modules": ["head"], "modules_to_save": ["classifier"]},

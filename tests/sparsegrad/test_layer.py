@@ -46,16 +46,16 @@ def test_trains_in_data_free_bases(basis):
 def test_svd_basis_is_each_weights_own():
     model = adapted(basis="svd", rank=12)
     layer = sparsegrad_layers(model)[0]
-    group = layer.adapter("default").group
+    group = layer.adapter("default").basis
     left, _, right = torch.linalg.svd(layer.weight)
     assert torch.allclose((group.V.T @ left[:, :12]).abs(), torch.eye(12), atol=1e-3)
     assert torch.allclose((group.U.T @ right[:12].T).abs(), torch.eye(12), atol=1e-3)
-    assert len({id(layer.adapter("default").group) for layer in sparsegrad_layers(model)}) == 6
+    assert len({id(layer.adapter("default").basis) for layer in sparsegrad_layers(model)}) == 6
 
 
 def test_layers_of_a_group_share_one_pair_of_matrices():
     model = adapted(rank=16)
-    groups = {id(layer.adapter("default").group) for layer in sparsegrad_layers(model)}
+    groups = {id(layer.adapter("default").basis) for layer in sparsegrad_layers(model)}
     assert len(sparsegrad_layers(model)) == 6
     assert len(groups) == 2
     assert sum(key.endswith(".U") for key in model.state_dict()) == 2
@@ -73,7 +73,7 @@ def test_sharing_survives(how):
         model = torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
     else:
         model = model.double().to("cpu").float()
-    assert len({layer.adapter("default").group.U.data_ptr() for layer in sparsegrad_layers(model)}) == 2
+    assert len({layer.adapter("default").basis.U.data_ptr() for layer in sparsegrad_layers(model)}) == 2
     assert torch.allclose(logits(model), expected, atol=1e-6)
 
 
@@ -84,7 +84,7 @@ def test_sharing_without_a_peft_model(how):
         inject_adapter_in_model(config, model)
     else:
         model.add_adapter(config)
-    assert len({id(layer.adapter(layer.active_adapters[0]).group) for layer in sparsegrad_layers(model)}) == 2
+    assert len({id(layer.adapter(layer.active_adapters[0]).basis) for layer in sparsegrad_layers(model)}) == 2
 
 
 @pytest.mark.parametrize("support", ["static", "dynamic"])
@@ -120,7 +120,7 @@ def test_safe_merge_refuses_nan_and_leaves_the_weight():
     layer = sparsegrad_layers(model)[0]
     before = layer.weight.clone()
     with torch.no_grad():
-        layer.sparsegrad_values["default"][0] = float("nan")
+        layer.adapter("default").values[0] = float("nan")
     with pytest.raises(
         ValueError, match=r"NaNs detected in the merged weights\. The adapter default seems to be broken"
     ):
@@ -164,7 +164,7 @@ def test_base_in_other_dtypes_keeps_values_and_bases_in_float32(dtype):
     model = noisy(llama().to(dtype))
     state = model.state_dict()
     assert {state[key].dtype for key in state if key.endswith((".U", ".V"))} == {torch.float32}
-    values = sparsegrad_layers(model)[0].sparsegrad_values["default"]
+    values = sparsegrad_layers(model)[0].adapter("default").values
     assert values.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     loss = model(**batch()).loss
     loss.backward()
@@ -177,12 +177,12 @@ def test_autocast_gives_gradients_in_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(**batch()).loss
     loss.backward()
-    gradient = sparsegrad_layers(model)[0].sparsegrad_values["default"].grad
+    gradient = sparsegrad_layers(model)[0].adapter("default").values.grad
     assert gradient.dtype == torch.float32
     reference = noisy()
     reference.load_state_dict(model.state_dict())
     reference(**batch()).loss.backward()
-    expected = sparsegrad_layers(reference)[0].sparsegrad_values["default"].grad
+    expected = sparsegrad_layers(reference)[0].adapter("default").values.grad
     assert torch.nn.functional.cosine_similarity(gradient, expected, dim=0) > 0.99
 
 
@@ -198,8 +198,8 @@ def test_float16_overflow_while_the_loss_scale_is_found_is_left_out_of_the_warm_
         scaler.update()
         optimizer.zero_grad()
     for layer in sparsegrad_layers(model):
-        assert layer.adapter("default").support.is_settled
-        assert torch.isfinite(layer.adapter("default").group.U).all()
+        assert layer.adapter("default").is_settled
+        assert torch.isfinite(layer.adapter("default").basis.U).all()
         assert layer.adapter("default").values.any()
 
 

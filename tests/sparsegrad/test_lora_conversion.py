@@ -36,8 +36,8 @@ def trained(kind: str = "bert", dtype=torch.float32, **settings) -> PeftModel:
     settings = {"num_values": 12, "rank": 10, "warmup_steps": 0, "init_weights": False, **settings}
     model = get_peft_model(tiny(kind).to(dtype), SparseGradConfig(**settings)).eval().to(dtype)
     for layer in layers(model).values():
-        group = layer.adapter("default").group
-        (n_out, n_in), (r_out, r_in) = group.shape, group.ranks
+        group = layer.adapter("default").basis
+        (n_out, n_in), (r_out, r_in) = group.weight_shape, group.ranks
         U = None if r_in is None else random_orthogonal(n_in, 1)[:, :r_in]
         V = None if r_out is None else random_orthogonal(n_out, 2)[:, :r_out]
         group.fill(U, V)
@@ -153,8 +153,9 @@ def test_exact_rank_is_the_number_of_rows_or_columns_in_use(settings, expected):
     model = trained(**{"num_values": 20, **settings})
     conversion = convert_to_lora(model)
     for name, layer in layers(model).items():
-        plan, _, support, _ = layer.adapter("default")
-        indices = torch.arange(plan.num_entries) if support.indices is None else support.indices
+        adapter = layer.adapter("default")
+        plan = adapter.plan
+        indices = torch.arange(plan.num_entries) if adapter.indices is None else adapter.indices
         rows, columns = indices // plan.core_shape[1], indices % plan.core_shape[1]
         in_use = min(len(rows.unique()), len(columns.unique()))
         assert in_use == (expected or in_use)

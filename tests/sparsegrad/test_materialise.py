@@ -9,8 +9,8 @@ from tiny import adapted, batch, llama, logits, train
 from torch import nn
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear
+from peft_sparsegrad.functional import materialising_pays
 from peft_sparsegrad.sparsegrad import layer as layer_module
-from peft_sparsegrad.sparsegrad.materialise import adapter_to_materialise
 
 MANY = torch.randn(200, 32)
 
@@ -22,12 +22,12 @@ def written_out(monkeypatch):
     class Count:
         calls, allowed = 0, True
 
-    def ask(layer, x):
-        name = adapter_to_materialise(layer, x) if Count.allowed else None
-        Count.calls += name is not None
-        return name
+    def pays(*problem):
+        decision = Count.allowed and materialising_pays(*problem)
+        Count.calls += decision
+        return decision
 
-    monkeypatch.setattr(layer_module, "adapter_to_materialise", ask)
+    monkeypatch.setattr(layer_module, "materialising_pays", pays)
     return Count
 
 
@@ -44,7 +44,7 @@ def one_layer(base=None, **settings):
 @pytest.mark.parametrize("warmup_steps", [0, 4])
 def test_a_training_is_the_same_either_way(written_out, settings, warmup_steps):
     """Float64, warm-up and renewals of the support included."""
-    settings = {"regrow_steps": 3, "warmup_steps": warmup_steps, "density": 0.1, **settings}
+    settings = {"renewal_steps": 3, "warmup_steps": warmup_steps, "density": 0.1, **settings}
     fast = adapted(llama().double(), **settings)
     losses = train(fast, steps=14)
     assert written_out.calls >= 3 * (14 - warmup_steps), "three or all of the six layers"
@@ -148,7 +148,7 @@ def test_the_warm_up_and_probes_see_the_gradients(written_out):
         model(MANY).square().sum().backward()
     assert not written_out.calls
     layer, seen = model.base_model.model[0], []
-    layer.sparsegrad_probe["default"] = lambda layer, x, dy: seen.append(x.shape) or True
+    layer.adapter("default").probe = lambda layer, x, dy: seen.append(x.shape) or True
     model(MANY).square().sum().backward()
     assert seen == [MANY.shape]
     assert not written_out.calls

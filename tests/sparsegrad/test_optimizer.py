@@ -241,7 +241,7 @@ def group_names(model, optimizer) -> list[tuple[bool, float, set[str]]]:
     ]
 
 
-VALUES = {"up.sparsegrad_values.default", "down.sparsegrad_values.default"}
+VALUES = {"up.sparsegrad_adapter.default.values", "down.sparsegrad_adapter.default.values"}
 HEAD = {"head.modules_to_save.default.weight", "head.modules_to_save.default.bias"}
 
 
@@ -269,7 +269,7 @@ def test_groups_of_two_adapters_with_different_supports():
     model.add_adapter("other", other)
     model.base_model.set_adapter(["default", "other"])
     found = group_names(model, create_sparsegrad_optimizer(model, lr=0.1))
-    assert found == [(True, 0.1, VALUES), (False, 0.1, {"up.sparsegrad_values.other"})]
+    assert found == [(True, 0.1, VALUES), (False, 0.1, {"up.sparsegrad_adapter.other.values"})]
 
 
 @pytest.mark.parametrize("kind", ["plain", "lora", "inference"])
@@ -300,7 +300,7 @@ def test_trains_with_clipping_and_accumulation(support):
 def test_accumulated_gradients_are_the_union_of_each_passs_largest():
     model = attach(modules_to_save=None)
     layer = model.base_model.model.up
-    values, k = layer.sparsegrad_values["default"], layer.adapter("default").plan.k
+    values, k = layer.adapter("default").values, layer.adapter("default").plan.k
     alone = []
     for seed in (0, 1):
         backward(model, seed)
@@ -321,6 +321,6 @@ def test_one_step_of_a_dynamic_adapter_moves_k_entries_of_each_layer():
     backward(model, 0)
     create_sparsegrad_optimizer(model, lr=0.1).step()
     layers = [model.base_model.model.up, model.base_model.model.down]
-    moved = [torch.count_nonzero(layer.sparsegrad_values["default"]).item() for layer in layers]
+    moved = [torch.count_nonzero(layer.adapter("default").values).item() for layer in layers]
     assert moved == [layer.adapter("default").plan.k for layer in layers]
-    assert all(layer.adapter("default").plan.k < layer.sparsegrad_values["default"].numel() for layer in layers)
+    assert all(layer.adapter("default").plan.k < layer.adapter("default").values.numel() for layer in layers)

@@ -35,19 +35,20 @@ def both(support: str, bias: bool, rank="full", warmup_steps: int = 0) -> tuple[
     """A PEFT model and its twin, with the same bases and supports; the static supports lie within the core."""
     twin = mlp(bias)
     config = SparseGradConfig(
-        target_modules=LAYERS, rank=rank, num_values=K, support=support, warmup_steps=warmup_steps, regrow_steps=0
+        target_modules=LAYERS, rank=rank, num_values=K, support=support, warmup_steps=warmup_steps, renewal_steps=0
     )
     model = get_peft_model(copy.deepcopy(twin), config).double()
     for name in LAYERS:
         linear, layer = twin[int(name)], model.base_model.model[int(name)]
-        plan, _, own_support, group = layer.adapter("default")
+        own_adapter = layer.adapter("default")
+        plan, group = own_adapter.plan, own_adapter.basis
         (r_out, r_in), (n_out, n_in) = plan.core_shape, plan.weight_shape
         U, V = random_orthogonal(n_in, seed=1), random_orthogonal(n_out, seed=2)
         group.fill(U[:, :r_in], V[:, :r_out])
         indices = None
         if support == "static":
             core_indices = random_support(r_out * r_in, seed=int(name))
-            own_support.settle(core_indices)
+            own_adapter.settle(core_indices)
             indices = core_indices // r_in * n_in + core_indices % r_in
         twin[int(name)] = PaperLinear(linear, U, V, indices, K)
     return model, twin
@@ -118,10 +119,10 @@ def test_gradient_of_the_values_is_that_of_the_rotated_weight():
     model = get_peft_model(nn.Sequential(copy.deepcopy(linear)), config).double()
     layer = model.base_model.model[0]
     U, V = random_orthogonal(6, seed=1), random_orthogonal(4, seed=2)
-    layer.adapter("default").group.fill(U, V)
+    layer.adapter("default").basis.fill(U, V)
     twin = PaperLinear(linear, U, V)
     x = torch.randn(5, 6, dtype=torch.float64)
     for module in (model, twin):
         module(x).pow(3).sum().backward()
-    gradient = layer.sparsegrad_values["default"].grad.view(4, 6)
+    gradient = layer.adapter("default").values.grad.view(4, 6)
     torch.testing.assert_close(gradient, twin.weight.grad, **EXACT)

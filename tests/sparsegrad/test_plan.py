@@ -141,7 +141,7 @@ def test_patterns_match_a_suffix_a_full_name_or_an_expression():
 def test_defaults_suit_small_layers(out_features, in_features):
     model = attach(nn.Sequential(nn.Linear(in_features, out_features)), target_modules=["0"])
     model(torch.randn(3, in_features)).sum().backward()
-    assert model.base_model.model[0].sparsegrad_values["default"].grad is not None
+    assert model.base_model.model[0].adapter("default").values.grad is not None
 
 
 def test_conv1d_is_planned_as_out_in():
@@ -149,8 +149,8 @@ def test_conv1d_is_planned_as_out_in():
     plan = plans(attach(model, target_modules=["0"], rank=(8, 12), num_values=9))["0"]
     assert plan.weight_shape == (40, 16)
     layer = model[0]
-    assert layer.adapter("default").group.U.shape == (16, 12)
-    assert layer.adapter("default").group.V.shape == (40, 8)
+    assert layer.adapter("default").basis.U.shape == (16, 12)
+    assert layer.adapter("default").basis.V.shape == (40, 8)
 
 
 # Sharing: layers with the same role, shape and core hold the very same transition matrices.
@@ -161,7 +161,7 @@ def groups(model: nn.Module) -> dict[str, int]:
     seen: list = []
     found = {}
     for name, layer in layers(model).items():
-        group = layer.adapter(layer.active_adapters[0]).group
+        group = layer.adapter(layer.active_adapters[0]).basis
         if not any(group is other for other in seen):
             seen.append(group)
         found[name] = next(i for i, other in enumerate(seen) if group is other)
@@ -203,9 +203,9 @@ def test_both_ranks_none_is_the_identity_basis_and_needs_that_name():
         attach(Model(), rank=(None, None))
 
 
-@pytest.mark.parametrize(("settings", "expected"), [({}, 25), ({"regrow_steps": 7}, 7), ({"support": "dynamic"}, 0)])
+@pytest.mark.parametrize(("settings", "expected"), [({}, 25), ({"renewal_steps": 7}, 7), ({"support": "dynamic"}, 0)])
 def test_only_static_supports_are_renewed(settings, expected):
-    assert {plan.regrow_steps for plan in plans(attach(Model(), **settings)).values()} == {expected}
+    assert {plan.renewal_steps for plan in plans(attach(Model(), **settings)).values()} == {expected}
 
 
 def test_bases_of_the_weights_are_not_shared():
@@ -223,8 +223,8 @@ def test_two_adapters_have_matrices_of_their_own():
     config = SparseGradConfig(target_modules=["up", "down"], rank=8, warmup_steps=0)
     model.add_adapter("other", config)
     layer = layers(model)["blocks.0.up"]
-    assert layer.adapter("default").group is not layer.adapter("other").group
-    assert layers(model)["blocks.1.up"].adapter("other").group is layer.adapter("other").group
+    assert layer.adapter("default").basis is not layer.adapter("other").basis
+    assert layers(model)["blocks.1.up"].adapter("other").basis is layer.adapter("other").basis
     assert len(stored(model, "U")) == 4
 
 
@@ -245,7 +245,7 @@ def test_sharing_without_a_peft_model(how):
     assert set(found.values()) == {0, 1}
     assert len(stored(model, "U")) == len(stored(model, "V")) == 2
     filled = layers(model)["encoder.layer.0.intermediate.dense"]
-    group = filled.adapter(filled.active_adapters[0]).group
+    group = filled.adapter(filled.active_adapters[0]).basis
     group.fill(torch.ones_like(group.U), torch.ones_like(group.V))
     other = layers(model)["encoder.layer.2.intermediate.dense"]
-    assert (other.adapter(other.active_adapters[0]).group.U == 1).all()
+    assert (other.adapter(other.active_adapters[0]).basis.U == 1).all()

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear, create_sparsegrad_optimizer, warmup
-from peft_sparsegrad.sparsegrad import renewal
+from peft_sparsegrad.common.optimizer_watcher import observers
 from peft_sparsegrad.sparsegrad.renewal import move_state, next_renewal
 
 TESTS = Path(__file__).parent.parent
@@ -33,11 +33,11 @@ def layers(model) -> list[SparseGradLinear]:
 
 
 def supports(model, name: str = "default") -> list[list[int]]:
-    return [layer.adapter(name).support.indices.tolist() for layer in layers(model)]
+    return [layer.adapter(name).indices.tolist() for layer in layers(model)]
 
 
 def counted(model, name: str = "default") -> set[int]:
-    return {layer.adapter(name).support.steps for layer in layers(model)}
+    return {layer.adapter(name).num_steps for layer in layers(model)}
 
 
 def trained_parameters(model) -> list[nn.Parameter]:
@@ -68,13 +68,14 @@ class Twin:
         self.lr, self.weight_decay, self.steps = lr, weight_decay, 0
         self.linears, self.bases, self.cores, self.values, self.m, self.v, self.sums = [], [], [], [], [], [], []
         for layer in layers(model):
-            plan, values, support, group = layer.adapter("default")
+            adapter = layer.adapter("default")
+            plan, values, group = adapter.plan, adapter.values, adapter.basis
             n_out, n_in = plan.weight_shape
             U = torch.eye(n_in, dtype=torch.float64) if group.U is None else group.U
             V = torch.eye(n_out, dtype=torch.float64) if group.V is None else group.V
             self.linears.append(copy.deepcopy(layer.base_layer))
             self.bases.append((U.clone(), V.clone()))
-            self.values.append(dict(zip(support.indices.tolist(), values.tolist(), strict=True)))
+            self.values.append(dict(zip(adapter.indices.tolist(), values.tolist(), strict=True)))
             self.m.append(dict.fromkeys(self.values[-1], 0.0))
             self.v.append(dict.fromkeys(self.values[-1], 0.0))
             self.sums.append([0.0] * plan.num_entries)
@@ -129,12 +130,12 @@ def mlp(**settings):
     """A PEFT model in float64 with fixed random bases; one-sided on (10, 6), (10, 10) and (3, 10) by default."""
     torch.manual_seed(0)
     modules = [module for i, o in itertools.pairwise(SIZES) for module in (nn.Linear(i, o), nn.Tanh())][:-1]
-    defaults = {"num_values": K, "slack": 3, "warmup_steps": 0, "regrow_steps": FIRST}
+    defaults = {"num_values": K, "slack": 3, "warmup_steps": 0, "renewal_steps": FIRST}
     config = SparseGradConfig(target_modules=["0", "2", "4"], **{**defaults, **settings})
     model = get_peft_model(nn.Sequential(*modules).double(), config).double()
     for layer in layers(model):
-        group = layer.adapter("default").group
-        n_out, n_in = group.shape
+        group = layer.adapter("default").basis
+        n_out, n_in = group.weight_shape
         U = None if group.U is None else random_orthogonal(n_in, seed=1)[:, : group.U.shape[1]]
         V = None if group.V is None else random_orthogonal(n_out, seed=2)[:, : group.V.shape[1]]
         group.fill(U, V)
@@ -165,8 +166,9 @@ def test_training_is_the_slow_twins(settings, weight_decay):
     for number in range(60):
         assert mlp_step(model, optimizer, number) == pytest.approx(twin.train(*data(number)), rel=1e-9)
         for layer, values, m, v in zip(layers(model), twin.values, twin.m, twin.v, strict=True):
-            _, parameter, support, _ = layer.adapter("default")
-            assert support.indices.tolist() == list(values)
+            adapter = layer.adapter("default")
+            parameter = adapter.values
+            assert adapter.indices.tolist() == list(values)
             for ours, theirs in (
                 (parameter, values),
                 (optimizer.state[parameter]["exp_avg"], m),
@@ -177,7 +179,7 @@ def test_training_is_the_slow_twins(settings, weight_decay):
         if supports(model) != before:
             renewals.append(number + 1)
         before = supports(model)
-        summed = {bool(layer.adapter("default").support.core_sum.any()) for layer in layers(model)}
+        summed = {bool(layer.adapter("default").gradient_sum.any()) for layer in layers(model)}
         assert summed == {number + 1 not in (5, 10, 20, 40)}, "every layer is renewed, and only then"
     assert renewals == [5, 10, 20, 40]
 
@@ -189,11 +191,11 @@ def test_renewals_come_when_the_number_of_steps_has_doubled(first):
 
 
 def test_no_renewal_where_none_was_asked_for():
-    model = adapted(regrow_steps=0)
+    model = adapted(renewal_steps=0)
     before = supports(model)
     train(model, steps=30)
     assert supports(model) == before
-    assert all(layer.adapter("default").support.core_sum is None for layer in layers(model))
+    assert all(layer.adapter("default").gradient_sum is None for layer in layers(model))
 
 
 def test_default_renews_at_the_25th_step():
@@ -207,19 +209,19 @@ def test_default_renews_at_the_25th_step():
 
 
 def test_dynamic_supports_have_no_sum():
-    assert {layer.adapter("default").support.core_sum for layer in layers(adapted(support="dynamic"))} == {None}
+    assert {layer.adapter("default").gradient_sum for layer in layers(adapted(support="dynamic"))} == {None}
 
 
 def test_steps_are_counted_from_the_end_of_the_warm_up():
     """The pass that ends the warm-up is followed by a step, which is the first."""
-    model = adapted(warmup_steps=4, regrow_steps=3)
+    model = adapted(warmup_steps=4, renewal_steps=3)
     optimizer = adamw(model)
     for number in range(3):
         step(model, optimizer, number)
-    assert counted(model) == {0}
+    assert counted(model) == {-1}
     step(model, optimizer)
     assert counted(model) == {1}
-    assert not any(layer.adapter("default").support.core_sum.any() for layer in layers(model))
+    assert not any(layer.adapter("default").gradient_sum.any() for layer in layers(model))
     chosen = supports(model)
     step(model, optimizer)
     assert supports(model) == chosen
@@ -244,15 +246,17 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_values_and_state_move_with_the_entries(name):
     """The twin without renewal is the same until the third step; then every entry keeps what it had."""
-    model, still = adapted(regrow_steps=3), adapted(regrow_steps=0)
+    model, still = adapted(renewal_steps=3), adapted(renewal_steps=0)
     optimizer, other = (OPTIMIZERS[name](trained_parameters(m)) for m in (model, still))
     for number in range(3):
         assert step(model, optimizer, number) == step(still, other, number)
     num_states = 0
     for ours, theirs in zip(layers(model), layers(still), strict=True):
-        plan, values, support, _ = ours.adapter("default")
-        _, old_values, old_support, _ = theirs.adapter("default")
-        old, new = old_support.indices.tolist(), support.indices.tolist()
+        adapter = ours.adapter("default")
+        plan, values = adapter.plan, adapter.values
+        old_adapter = theirs.adapter("default")
+        old_values = old_adapter.values
+        old, new = old_adapter.indices.tolist(), adapter.indices.tolist()
         assert len(new) == len(set(new)) == plan.k
         assert 0 < len(set(new) - set(old)) <= int(0.3 * plan.k)
         dropped = set(old) - set(new)
@@ -277,7 +281,7 @@ def test_values_and_state_move_with_the_entries(name):
 
 
 def test_sparsegrads_own_optimizer():
-    model = adapted(regrow_steps=3)
+    model = adapted(renewal_steps=3)
     optimizer = create_sparsegrad_optimizer(model, lr=0.02)
     before = supports(model)
     losses = [step(model, optimizer, number) for number in range(20)]
@@ -337,7 +341,7 @@ def test_state_in_blocks_begins_anew(dtype):
 
 def test_8_bit_adam_trains_through_renewals():
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    model = adapted(llama(hidden_size=128, intermediate_size=256), density=0.2, regrow_steps=3)
+    model = adapted(llama(hidden_size=128, intermediate_size=256), density=0.2, renewal_steps=3)
     optimizer = bitsandbytes.optim.AdamW8bit(trained_parameters(model), lr=0.02, min_8bit_size=64)
     before = supports(model)
     losses = [step(model, optimizer, number) for number in range(3)]
@@ -350,7 +354,7 @@ def test_8_bit_adam_trains_through_renewals():
 
 
 def test_optimizer_that_does_not_hold_the_values():
-    model = adapted(regrow_steps=2, modules_to_save=["lm_head"])
+    model = adapted(renewal_steps=2, modules_to_save=["lm_head"])
     head = [p for n, p in model.named_parameters() if p.requires_grad and "lm_head" in n]
     before, optimizer = supports(model), torch.optim.AdamW(head, lr=0.01)
     for number in range(5):
@@ -360,8 +364,8 @@ def test_optimizer_that_does_not_hold_the_values():
 
 
 def test_two_optimizers_count_once_each_for_what_they_hold():
-    model = adapted(regrow_steps=4, modules_to_save=["lm_head"])
-    values = [p for n, p in model.named_parameters() if "sparsegrad_values" in n]
+    model = adapted(renewal_steps=4, modules_to_save=["lm_head"])
+    values = [p for n, p in model.named_parameters() if "sparsegrad_adapter" in n]
     head = [p for n, p in model.named_parameters() if p.requires_grad and "lm_head" in n]
     optimizers = [torch.optim.AdamW(values[:2]), torch.optim.AdamW(values[2:]), torch.optim.AdamW(head)]
     model(**batch()).loss.backward()
@@ -379,7 +383,7 @@ class Nested(torch.optim.SGD):
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 def test_step_within_a_step_counts_once(set_to_none):
-    model = adapted(warmup_steps=0, regrow_steps=3)
+    model = adapted(warmup_steps=0, renewal_steps=3)
     torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1).step()  # the base class is hooked when it is first made
     optimizer = Nested(trained_parameters(model), lr=0.1)
     for number in range(4):
@@ -391,7 +395,7 @@ def test_step_within_a_step_counts_once(set_to_none):
 
 def test_values_without_a_step_size_keep_their_places_only_if_they_are_large():
     """With a learning rate of 0 the values stay what they are, and the smallest still give way to zeros."""
-    model = adapted(regrow_steps=3, init_weights=False)
+    model = adapted(renewal_steps=3, init_weights=False)
     values = [layer.adapter("default").values.tolist() for layer in layers(model)]
     before = list(zip(values, supports(model), strict=True))
     optimizer = torch.optim.AdamW(trained_parameters(model), lr=0.0)
@@ -405,13 +409,13 @@ def test_values_without_a_step_size_keep_their_places_only_if_they_are_large():
 
 def test_sharded_values_are_refused():
     """FSDP leaves each rank a part of the vector."""
-    model = adapted(regrow_steps=2)
+    model = adapted(renewal_steps=2)
     optimizer = torch.optim.SGD(trained_parameters(model), lr=0.1)
     step(model, optimizer)
     for parameter in trained_parameters(model):
         parameter.data = parameter.data[:10]
         parameter.grad = torch.zeros(10)
-    with pytest.raises(ValueError, match=r"0\.mlp\.up_proj' cannot be renewed, .* set `regrow_steps=0`"):
+    with pytest.raises(ValueError, match=r"0\.mlp\.up_proj' cannot be renewed, .* set `renewal_steps=0`"):
         optimizer.step()
 
 
@@ -419,7 +423,7 @@ def test_sharded_values_are_refused():
 
 
 def test_accumulation_counts_steps_and_sums_passes():
-    model, single = adapted(regrow_steps=3), adapted(regrow_steps=3)
+    model, single = adapted(renewal_steps=3), adapted(renewal_steps=3)
     optimizers = [torch.optim.SGD(trained_parameters(m), lr=0.5) for m in (model, single)]
     for number in range(4):
         for half in (slice(0, 4), slice(4, 8)):
@@ -431,7 +435,7 @@ def test_accumulation_counts_steps_and_sums_passes():
             optimizer.step()
             optimizer.zero_grad()
         if number == 1:
-            sums = [[layer.adapter("default").support.core_sum for layer in layers(m)] for m in (model, single)]
+            sums = [[layer.adapter("default").gradient_sum for layer in layers(m)] for m in (model, single)]
             for ours, whole in zip(*sums, strict=True):
                 torch.testing.assert_close(ours, whole, atol=1e-6, rtol=1e-3)
                 assert ours.any()
@@ -446,7 +450,7 @@ def run_of(model, steps: int = 9, **settings):
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_gradient_checkpointing_renews_the_same(use_reentrant):
-    plain, model = adapted(regrow_steps=3).train(), adapted(regrow_steps=3).train()
+    plain, model = adapted(renewal_steps=3).train(), adapted(renewal_steps=3).train()
     model.enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     assert run_of(model) == pytest.approx(run_of(plain), abs=1e-5)
@@ -455,7 +459,7 @@ def test_gradient_checkpointing_renews_the_same(use_reentrant):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast(dtype):
-    model = adapted(regrow_steps=3)
+    model = adapted(renewal_steps=3)
     optimizer, losses = adamw(model), []
     for number in range(14):
         with torch.autocast("cpu", dtype=dtype):
@@ -464,24 +468,24 @@ def test_autocast(dtype):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert {layer.adapter("default").support.core_sum.dtype for layer in layers(model)} == {torch.float32}
+    assert {layer.adapter("default").gradient_sum.dtype for layer in layers(model)} == {torch.float32}
     assert supports(model) != supports(adapted())
     assert losses[-4:] < losses[:4]
 
 
 def test_model_in_bfloat16_sums_in_float32():
-    model = adapted(regrow_steps=4).to(torch.bfloat16)
+    model = adapted(renewal_steps=4).to(torch.bfloat16)
     run_of(model, steps=3)
     for layer in layers(model):
-        core_sum = layer.adapter("default").support.core_sum
-        assert core_sum.dtype == torch.float32
-        assert core_sum.any()
+        gradient_sum = layer.adapter("default").gradient_sum
+        assert gradient_sum.dtype == torch.float32
+        assert gradient_sum.any()
     run_of(model, steps=3)
     assert supports(model) != supports(adapted())
 
 
 def test_step_that_a_gradient_scaler_skips_is_not_counted():
-    model = adapted(regrow_steps=3)
+    model = adapted(renewal_steps=3)
     scaler, optimizer = torch.amp.GradScaler("cpu", init_scale=2.0**60), adamw(model)
     taken = 0
     for number in range(60):
@@ -499,12 +503,12 @@ def test_step_that_a_gradient_scaler_skips_is_not_counted():
             break
     assert number > 10, "the first scales must overflow"
     assert supports(model) != supports(adapted())
-    assert all(torch.isfinite(layer.adapter("default").support.core_sum).all() for layer in layers(model))
+    assert all(torch.isfinite(layer.adapter("default").gradient_sum).all() for layer in layers(model))
 
 
 def test_frozen_adapter_is_left_alone_though_its_values_are_in_the_optimizer():
-    model = adapted(regrow_steps=2, init_weights=False)
-    model.add_adapter("other", SparseGradConfig(density=0.05, warmup_steps=0, regrow_steps=2, init_weights=False))
+    model = adapted(renewal_steps=2, init_weights=False)
+    model.add_adapter("other", SparseGradConfig(density=0.05, warmup_steps=0, renewal_steps=2, init_weights=False))
     before = [layer.adapter("other").values.detach().clone() for layer in layers(model)]
     old, own = supports(model, "other"), supports(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
@@ -515,12 +519,12 @@ def test_frozen_adapter_is_left_alone_though_its_values_are_in_the_optimizer():
     assert (counted(model), counted(model, "other")) == ({5}, {0})
     for layer, values in zip(layers(model), before, strict=True):
         assert torch.equal(layer.adapter("other").values, values)
-        assert not layer.adapter("other").support.core_sum.any()
+        assert layer.adapter("other").gradient_sum is None
 
 
 def test_two_adapters_that_train_together_are_both_renewed():
-    model = adapted(regrow_steps=2)
-    model.add_adapter("other", SparseGradConfig(density=0.1, warmup_steps=0, regrow_steps=3))
+    model = adapted(renewal_steps=2)
+    model.add_adapter("other", SparseGradConfig(density=0.1, warmup_steps=0, renewal_steps=3))
     model.base_model.set_adapter(["default", "other"])
     own, other = supports(model), supports(model, "other")
     optimizer = adamw(model)
@@ -534,7 +538,7 @@ def test_two_adapters_that_train_together_are_both_renewed():
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 def test_copy_renews_by_itself(how):
-    model = adapted(regrow_steps=4)
+    model = adapted(renewal_steps=4)
     run_of(model, steps=2)
     if how == "deepcopy":
         twin = copy.deepcopy(model)
@@ -551,33 +555,33 @@ def test_copy_renews_by_itself(how):
 
 
 def test_models_are_not_kept_alive():
-    before = len(renewal._LAYERS)
+    before = len(observers())
     model = adapted()
-    assert len(renewal._LAYERS) == before + 6
+    assert len(observers()) == before + 6
     del model
     gc.collect()
-    assert len(renewal._LAYERS) <= before
+    assert len(observers()) <= before
 
 
-def test_layers_are_taken_in_the_same_order_on_every_rank():
+def test_adapters_are_taken_in_the_same_order_on_every_rank():
     """In the model's, also in a copy; a set's order depends on the addresses of its elements."""
     model = adapted()
     twin = copy.deepcopy(model)
     for made in (model, twin):
-        found = [layer for layer in renewal._LAYERS if any(layer is own for own in layers(made))]
-        assert [id(layer) for layer in found] == [id(layer) for layer in layers(made)]
+        own = [layer.adapter("default") for layer in layers(made)]
+        assert [id(each) for each in observers() if any(each is one for one in own)] == [id(each) for each in own]
 
 
 def test_sum_is_no_buffer_so_that_ddp_does_not_overwrite_it():
     model = adapted()
-    assert not [name for name, _ in model.named_buffers() if "core_sum" in name]
+    assert not [name for name, _ in model.named_buffers() if "gradient_sum" in name]
 
 
 # Compiled ------------------------------------------------------------------------------------------------------------
 
 
 def test_compiled_model_renews_the_same():
-    plain, model = (adapted(llama(num_hidden_layers=1), regrow_steps=2) for _ in range(2))
+    plain, model = (adapted(llama(num_hidden_layers=1), renewal_steps=2) for _ in range(2))
     before = supports(model)
     assert run_of(torch.compile(model, backend="aot_eager"), 5) == pytest.approx(run_of(plain, 5), abs=1e-4)
     assert supports(model) == supports(plain) != before
@@ -611,7 +615,7 @@ def test_compiled_without_graph_breaks(dtype):
 
 
 def test_steps_survive_save_and_load_in_a_fresh_process(tmp_path):
-    model = adapted(regrow_steps=4)
+    model = adapted(renewal_steps=4)
     run_of(model, steps=6)  # the next renewal is at 8
     model.save_pretrained(tmp_path)
     code = """
@@ -621,8 +625,8 @@ from tiny import llama, train
 from peft_sparsegrad import SparseGradLinear
 model = PeftModel.from_pretrained(llama(), sys.argv[1], is_trainable=True)
 layers = [module for module in model.modules() if isinstance(module, SparseGradLinear)]
-supports = lambda: [layer.adapter("default").support.indices.tolist() for layer in layers]
-assert {layer.adapter("default").support.steps for layer in layers} == {6}
+supports = lambda: [layer.adapter("default").indices.tolist() for layer in layers]
+assert {layer.adapter("default").num_steps for layer in layers} == {6}
 before = supports()
 train(model, steps=1)
 assert supports() == before
@@ -642,7 +646,7 @@ assert supports() != after
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])
 @pytest.mark.parametrize("how", ["from_pretrained", "load_adapter"])
 def test_loaded_adapter_trains_on(tmp_path, how, low_cpu_mem_usage):
-    model = adapted(regrow_steps=4)
+    model = adapted(renewal_steps=4)
     run_of(model, steps=5)
     model.save_pretrained(tmp_path)
     settings = {"is_trainable": True, "low_cpu_mem_usage": low_cpu_mem_usage}
@@ -653,10 +657,10 @@ def test_loaded_adapter_trains_on(tmp_path, how, low_cpu_mem_usage):
         loaded.load_adapter(tmp_path, adapter_name=name, **settings)
         loaded.set_adapter(name)
     for layer in layers(loaded):
-        core_sum = layer.adapter(name).support.core_sum
-        assert core_sum.device.type == "cpu"
-        assert core_sum.shape == layer.adapter(name).plan.core_shape
-        assert not core_sum.any()
+        gradient_sum = layer.adapter(name).gradient_sum
+        assert gradient_sum.device.type == "cpu"
+        assert gradient_sum.shape == layer.adapter(name).plan.core_shape
+        assert not gradient_sum.any()
     before = supports(loaded, name)
     assert before == supports(model)
     run_of(loaded, steps=3)
@@ -665,25 +669,25 @@ def test_loaded_adapter_trains_on(tmp_path, how, low_cpu_mem_usage):
 
 
 def test_loading_into_an_adapter_in_training_forgets_the_sum(tmp_path):
-    model = adapted(regrow_steps=9)
+    model = adapted(renewal_steps=9)
     model.save_pretrained(tmp_path)
     run_of(model, steps=2)
     model.load_adapter(tmp_path, adapter_name="default", is_trainable=True)
     assert counted(model) == {0}
-    assert not any(layer.adapter("default").support.core_sum.any() for layer in layers(model))
+    assert not any(layer.adapter("default").gradient_sum.any() for layer in layers(model))
 
 
 def test_adapter_for_inference_has_no_sum(tmp_path):
-    model = adapted(regrow_steps=2)
+    model = adapted(renewal_steps=2)
     run_of(model, steps=3)
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(llama(), tmp_path)
-    assert {layer.adapter("default").support.core_sum for layer in layers(loaded)} == {None}
+    assert {layer.adapter("default").gradient_sum for layer in layers(loaded)} == {None}
     assert torch.equal(logits(loaded), logits(model))
 
 
 def test_merged_after_renewals():
-    model = adapted(regrow_steps=2)
+    model = adapted(renewal_steps=2)
     run_of(model, steps=6, lr=0.1)
     expected = logits(model)
     model.merge_adapter()
@@ -699,7 +703,7 @@ def test_trainer_resumes_between_renewals(tmp_path, saved_at):
     """A checkpoint holds everything but the sum: from one at a renewal the resumed run is the uninterrupted one."""
 
     def run(path, resume=None):
-        model = adapted(regrow_steps=4)
+        model = adapted(renewal_steps=4)
         arguments = TrainingArguments(
             str(path), max_steps=17, save_steps=saved_at, per_device_train_batch_size=4, learning_rate=0.02,
             report_to=[], disable_tqdm=True, use_cpu=True, seed=3,
@@ -724,9 +728,9 @@ def test_trainer_resumes_between_renewals(tmp_path, saved_at):
 
 
 def test_explicit_warm_up_begins_the_sum_after_it():
-    model = adapted(warmup_steps=4, regrow_steps=2)
+    model = adapted(warmup_steps=4, renewal_steps=2)
     warmup(model, [batch(number) for number in range(4)], progress=False)
-    assert not any(layer.adapter("default").support.core_sum.any() for layer in layers(model))
+    assert not any(layer.adapter("default").gradient_sum.any() for layer in layers(model))
     before = supports(model)
     run_of(model, steps=1)
     assert supports(model) == before

@@ -50,21 +50,23 @@ def test_basis_and_support_are_those_of_the_stacked_gradients(role):
     left = torch.linalg.svd(stack.transpose(0, 1).flatten(1)).U[:, :16]
     right = torch.linalg.svd(stack.transpose(0, 2).flatten(1)).U[:, :16]
     for layer in (layer for layer in layers(model) if layer.adapter("default").plan.name.endswith(role)):
-        plan, _, support, group = layer.adapter("default")
+        adapter = layer.adapter("default")
+        plan, group = adapter.plan, adapter.basis
         assert torch.allclose((group.V.double().T @ left).abs(), torch.eye(16, dtype=torch.float64), atol=1e-3)
         assert torch.allclose((group.U.double().T @ right).abs(), torch.eye(16, dtype=torch.float64), atol=1e-3)
         score = (group.V.T @ sum(gradients[plan.name]) @ group.U).abs().flatten()
-        assert set(support.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
+        assert set(adapter.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
 
 
-def test_energy_score_sums_squares():
+def test_energy_sgradient_sums_squares():
     model = adapted(warmup_steps=4, rank=16, support_score="energy")
     warmup(model, BATCHES, progress=False)
     gradients = gradients_of_the_weights(BATCHES)
     for layer in layers(model):
-        plan, _, support, group = layer.adapter("default")
+        adapter = layer.adapter("default")
+        plan, group = adapter.plan, adapter.basis
         score = sum((group.V.T @ g @ group.U).square() for g in gradients[plan.name]).flatten()
-        assert set(support.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
+        assert set(adapter.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
 
 
 def test_report_tells_the_energy_captured_and_survives_json(tmp_path):
@@ -72,7 +74,8 @@ def test_report_tells_the_energy_captured_and_survives_json(tmp_path):
     report = warmup(model, BATCHES, progress=False)
     gradients, total, core = gradients_of_the_weights(BATCHES), 0.0, 0.0
     for layer in layers(model):
-        plan, _, _, group = layer.adapter("default")
+        adapter = layer.adapter("default")
+        plan, group = adapter.plan, adapter.basis
         if plan.name.endswith("up_proj"):
             total += sum(g.square().sum().item() for g in gradients[plan.name])
             core += sum((group.V.T @ g @ group.U).square().sum().item() for g in gradients[plan.name])
@@ -110,7 +113,7 @@ def test_warm_up_leaves_model_and_gradients_alone():
 def test_nothing_called_watches_then_trains(caplog):
     model = adapted(warmup_steps=4)
     losses = train(model, steps=4)
-    assert all(layer.adapter("default").support.is_settled for layer in layers(model))
+    assert all(layer.adapter("default").is_settled for layer in layers(model))
     assert not any(layer.adapter("default").values.any() for layer in layers(model))
     assert "warm-up is done" in caplog.text
     assert train(model, steps=9)[-1] < losses[0]
@@ -120,9 +123,9 @@ def test_nothing_called_watches_then_trains(caplog):
 def test_nothing_called_takes_exactly_the_steps_asked_for(steps):
     model = adapted(warmup_steps=steps)
     train(model, steps=steps - 1)
-    assert not layers(model)[0].adapter("default").support.is_settled
+    assert not layers(model)[0].adapter("default").is_settled
     train(model, steps=1)
-    assert all(layer.adapter("default").support.is_settled for layer in layers(model))
+    assert all(layer.adapter("default").is_settled for layer in layers(model))
 
 
 def test_evaluation_during_the_warm_up_is_not_watched():
@@ -131,7 +134,7 @@ def test_evaluation_during_the_warm_up_is_not_watched():
     logits(model)
     with torch.no_grad():
         model(**batch())
-    assert layers(model)[0].sparsegrad_warmup["default"].passes_watched == 1
+    assert layers(model)[0].adapter("default").warmup.passes_watched == 1
 
 
 def test_a_layer_that_is_not_used_in_every_pass_does_not_hold_up_the_others():
@@ -147,17 +150,18 @@ def test_a_layer_that_is_not_used_in_every_pass_does_not_hold_up_the_others():
     model = get_peft_model(Branches(), config)
     for step in range(8):
         model(torch.randn(4, 16), both=step % 2 == 0).square().sum().backward()
-    assert all(layer.adapter("default").support.is_settled for layer in layers(model))
+    assert all(layer.adapter("default").is_settled for layer in layers(model))
 
 
 def test_dynamic_support_needs_only_the_basis():
     model = adapted(warmup_steps=4, support="dynamic")
     report = warmup(model, BATCHES, progress=False)
     assert report.passes == 4
-    assert layers(model)[0].adapter("default").support.indices is None
+    assert layers(model)[0].adapter("default").indices is None
     train(model, steps=1)
     for layer in layers(model):
-        plan, values, _, _ = layer.adapter("default")
+        adapter = layer.adapter("default")
+        plan, values = adapter.plan, adapter.values
         assert values.numel() == plan.num_entries
         assert int((values != 0).sum()) == plan.k
 
@@ -166,7 +170,8 @@ def test_gradient_of_a_dynamic_support_has_k_entries():
     model = adapted(support="dynamic")
     model(**batch()).loss.backward()
     for layer in layers(model):
-        plan, values, _, _ = layer.adapter("default")
+        adapter = layer.adapter("default")
+        plan, values = adapter.plan, adapter.values
         assert int((values.grad != 0).sum()) == plan.k
 
 
@@ -190,11 +195,11 @@ def test_file_gives_the_same_adapter_without_data(saved):
 def test_file_with_another_density_gives_the_basis_and_watches_for_the_support(saved):
     model, path = saved
     other = adapted(warmup_steps=2, rank=20, density=0.1, transition_matrices=path)
-    group, own = layers(model)[0].adapter("default").group, layers(other)[0].adapter("default").group
+    group, own = layers(model)[0].adapter("default").basis, layers(other)[0].adapter("default").basis
     assert torch.equal(own.U, group.U[:, :20])
     train(other, steps=2)
     assert torch.equal(own.U, group.U[:, :20])
-    assert layers(other)[0].adapter("default").support.is_settled
+    assert layers(other)[0].adapter("default").is_settled
 
 
 def test_file_of_one_sided_bases(tmp_path):
@@ -207,12 +212,12 @@ def test_file_of_one_sided_bases(tmp_path):
     assert same(state(adapted(warmup_steps=4, slack=6, transition_matrices=path)), state(model))
     narrow = adapted(warmup_steps=4, slack=3, transition_matrices=path)
     for layer, wide in zip(layers(narrow), layers(model), strict=True):
-        own, group = layer.adapter("default").group, wide.adapter("default").group
+        own, group = layer.adapter("default").basis, wide.adapter("default").basis
         for name in ("U", "V"):
             ours, theirs = getattr(own, name), getattr(group, name)
             assert (ours is None) == (theirs is None)
             assert ours is None or torch.equal(ours, theirs[:, : ours.shape[1]])
-        assert not layer.adapter("default").support.is_settled
+        assert not layer.adapter("default").is_settled
     base = llama()
     for change in ({"slack": 12}, {"rank": 12}, {"rank": (8, None)}, {"rank": (None, 8)}):
         with pytest.raises(ValueError, match=r"\(\[64, 32\], \[None, 10\]\)|\(\[32, 64\], \[10, None\]\)") as error:
@@ -229,7 +234,8 @@ def test_default_basis_and_support_are_those_of_the_narrow_side(role):
     stack = torch.stack([g for per_layer in gradients.values() for g in per_layer]).double()
     unfolding = stack.transpose(0, 2).flatten(1) if role == "up_proj" else stack.transpose(0, 1).flatten(1)
     for layer in (layer for layer in layers(model) if layer.adapter("default").plan.name.endswith(role)):
-        plan, _, support, group = layer.adapter("default")
+        adapter = layer.adapter("default")
+        plan, group = adapter.plan, adapter.basis
         basis, other = (group.U, group.V) if role == "up_proj" else (group.V, group.U)
         assert other is None
         rank = basis.shape[1]
@@ -237,7 +243,7 @@ def test_default_basis_and_support_are_those_of_the_narrow_side(role):
         assert torch.allclose((basis.double().T @ best).abs(), torch.eye(rank, dtype=torch.float64), atol=1e-3)
         summed = sum(gradients[plan.name])
         score = (summed @ basis if role == "up_proj" else basis.T @ summed).abs().flatten()
-        assert set(support.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
+        assert set(adapter.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
 
 
 def test_file_is_not_needed_to_load_the_adapter(saved, tmp_path):

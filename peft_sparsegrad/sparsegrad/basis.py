@@ -1,0 +1,47 @@
+"""The basis of a group of layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Basis(nn.Module):
+    """The pair of transition matrices U (in, r_in), V (out, r_out) that the layers of a group share.
+
+    One layer of the group, the owner, registers this module, so the pair is in the state dict once; the others hold a
+    plain reference. Float32 whatever the base model's dtype, because rounding costs orthogonality. Until the warm-up
+    has filled them in, the columns are those of the identity.
+
+    Args:
+        weight_shape: (out, in) of the group's weights.
+        ranks: Columns (r_out, r_in) of V and U; None for a side that keeps the weight's own basis.
+
+    Attributes:
+        U: Input transition matrix, or None for the identity.
+        V: Output transition matrix, or None for the identity.
+    """
+
+    U: torch.Tensor | None
+    V: torch.Tensor | None
+
+    def __init__(self, weight_shape: tuple[int, int], ranks: tuple[int | None, int | None]) -> None:
+        super().__init__()
+        self.weight_shape, self.ranks = weight_shape, ranks
+        (out_features, in_features), (r_out, r_in) = weight_shape, ranks
+        self.register_buffer("U", None if r_in is None else torch.eye(in_features, r_in))
+        self.register_buffer("V", None if r_out is None else torch.eye(out_features, r_out))
+
+    @torch.no_grad()
+    def fill(self, U: torch.Tensor | None, V: torch.Tensor | None) -> None:
+        """Replace the columns in place, so that everything that holds the buffers sees them; None for the identity.
+
+        Raises:
+            ValueError: If a side has columns here and is the identity there.
+        """
+        for name, columns in {"U": U, "V": V}.items():
+            buffer = getattr(self, name)
+            if (buffer is None) != (columns is None):
+                raise ValueError(f"{name} is the identity on one side and has columns on the other")
+            if buffer is not None:
+                buffer.copy_(columns)

@@ -1,0 +1,40 @@
+"""How much of a step's gradient the core and the support of an adapter hold."""
+
+from __future__ import annotations
+
+import torch
+
+from ..common.distributed import sum_over_ranks
+from ..functional import core_gradient, gradient_energy
+from .adapter import LayerAdapter
+
+
+class EnergyProbe:
+    """Measures, for one step, how much of the gradient's energy Σ‖G‖² the core and the support of an adapter hold.
+
+    Args:
+        adapters: What the adapter has on each of its layers.
+    """
+
+    def __init__(self, adapters: list[LayerAdapter]) -> None:
+        self.adapters = adapters
+        self.energies = torch.zeros(3, dtype=torch.float64)  # everywhere, in the core, on the support
+        for adapter in adapters:
+            adapter.probe = self
+
+    def __call__(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
+        """Take in one backward pass of one layer; x (tokens, in), dy (tokens, out)."""
+        core = core_gradient(x, dy, adapter.basis.U, adapter.basis.V).flatten().square()
+        held = core.topk(adapter.plan.k).values if adapter.plan.dynamic else core[adapter.indices]
+        self.energies += torch.stack([gradient_energy(x, dy), core.sum(), held.sum()]).double().cpu()
+        return True
+
+    def finish(self) -> dict[str, float]:
+        """Stop measuring. Returns the shares `energy_in_core` and `energy_in_support`, nothing if nothing was seen."""
+        for adapter in self.adapters:
+            adapter.probe = None
+        device = self.adapters[0].values.device
+        everywhere, core, support = sum_over_ranks(self.energies.to(device)).tolist()
+        if not everywhere:
+            return {}
+        return {"energy_in_core": core / everywhere, "energy_in_support": support / everywhere}

@@ -1,4 +1,4 @@
-"""Gradient masks: which entries of a gradient are kept, and what they are multiplied by.
+"""Gradient masks: the entries of a gradient that are kept, and the factor that they are multiplied by.
 
 GradDrop (arXiv 2307.10098, section III): `θ ← θ − α · g ⊙ m`. A mask is drawn from a stream of its own
 ([`stream_key`]), so it can be drawn again whenever it is needed, and no checkpoint has to hold it.
@@ -163,37 +163,37 @@ def set_mask(key: Key, first: int, last: int, num_sets: int) -> GradientMask:
     return GradientMask(1.0, key, -(-first * DRAWS // num_sets), -(-(last + 1) * DRAWS // num_sets))
 
 
-def bernoulli_layer_mask(key: Key, rate: float, scale: bool) -> GradientMask:
-    """One Bernoulli draw for all entries of a layer. Arguments as in `bernoulli_mask`."""
+def bernoulli_block_mask(key: Key, rate: float, scale: bool) -> GradientMask:
+    """One Bernoulli draw for all entries of a transformer block; for the arguments see `bernoulli_mask`."""
     mask = bernoulli_mask(key, rate, scale)
     return GradientMask(mask.factor if single_draw(key) >= mask.low else 0.0)
 
 
-def gaussian_layer_mask(key: Key, rate: float) -> GradientMask:
-    """One Gaussian draw for all entries of a layer. Arguments as in `gaussian_mask`."""
+def gaussian_block_mask(key: Key, rate: float) -> GradientMask:
+    """One Gaussian draw for all entries of a transformer block; for the arguments see `gaussian_mask`."""
     epsilon = normal_table(torch.device("cpu"))[single_draw(key)].item()
     return GradientMask(1.0 + gaussian_mask(key, rate).noise * epsilon)
 
 
-def layer_sets(num_layers: int, num_sets: int, selection: str, seed: int) -> list[int]:
-    """Which of `num_sets` sets each layer belongs to, as equal in size as can be.
+def block_sets(num_blocks: int, num_sets: int, selection: str, seed: int) -> list[int]:
+    """Divide transformer blocks into sets that are as equal in size as can be.
 
     Args:
-        num_layers: Layers, counted from the input.
+        num_blocks: Blocks, counted from the input.
         num_sets: Sets, one an epoch.
-        selection: `"top-down"`: the layers next to the output are in set 0; `"bottom-up"`: those next to the input;
+        selection: `"top-down"`: the blocks next to the output are in set 0; `"bottom-up"`: those next to the input;
             `"without-replacement"`: a random order.
         seed: Of the random order.
 
     Returns:
-        The set of each layer, from the input on.
+        The set of each block, from the input on.
     """
-    order = list(range(num_layers))
+    order = list(range(num_blocks))
     if selection == "top-down":
         order.reverse()
     elif selection == "without-replacement":
-        order.sort(key=lambda layer: stream_key(seed, "order of layers", layer))
-    return [order.index(layer) * num_sets // num_layers for layer in range(num_layers)]
+        order.sort(key=lambda block: stream_key(seed, "order of layers", block))
+    return [order.index(block) * num_sets // num_blocks for block in range(num_blocks)]
 
 
 @functools.lru_cache(maxsize=8)

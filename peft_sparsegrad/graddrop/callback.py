@@ -50,10 +50,10 @@ class GradDropCallback(TrainerCallback):
         """Say how many epochs there will be. Of a stream nobody knows: those of the configuration share the steps."""
         assert self.graddrop is not None
         self._is_stream = state.num_train_epochs == sys.maxsize
-        for masks in self.graddrop.masks:
+        for sampler in self.graddrop.samplers:
             if not self._is_stream:
-                masks.set_num_epochs(max(1, math.ceil(state.num_train_epochs or args.num_train_epochs)))
-            elif masks.num_epochs is None and masks.config.needs_epoch:
+                sampler.set_num_epochs(max(1, math.ceil(state.num_train_epochs or args.num_train_epochs)))
+            elif sampler.num_epochs is None and sampler.config.needs_epoch:
                 raise ValueError(
                     "a dataset that is a stream has no epochs: set `num_epochs` in the GradDrop configuration, and "
                     "each is an equal part of `max_steps`"
@@ -61,12 +61,12 @@ class GradDropCallback(TrainerCallback):
 
     def _announce(self, args: TrainingArguments, state: TrainerState) -> None:
         assert self.graddrop is not None
-        for masks in self.graddrop.masks:
-            masks.set_step(state.global_step)
-            epoch, num_epochs = int(state.epoch or 0), masks.num_epochs or 1
+        for sampler in self.graddrop.samplers:
+            sampler.set_step(state.global_step)
+            epoch, num_epochs = int(state.epoch or 0), sampler.num_epochs or 1
             if self._is_stream:
                 epoch = state.global_step * num_epochs // state.max_steps
-            masks.set_epoch(min(epoch, num_epochs - 1))  # a finished run that is resumed is past its last epoch
+            sampler.set_epoch(min(epoch, num_epochs - 1))  # a finished run that is resumed is past its last epoch
 
     def on_log(
         self,

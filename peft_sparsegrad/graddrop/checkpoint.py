@@ -1,7 +1,7 @@
 """The form that deltas have in an adapter file: entries that are not zero, and where they belong.
 
-A tensor is stored as it is, or as its values in the order of their positions together with a `_support`: a bit mask or
-int32 positions. Whichever takes the fewest bytes.
+A tensor is stored as it is, or as its values in the order of their positions together with a `_support`, a bit mask or
+int32 positions, and its `_shape`. Whichever takes the fewest bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from ..functional import pack_support, packed_support_size, unpack_support
 from .config import GradDropConfig
 from .layer import GradDropLayer
 
-_SUPPORT = "_support"
+_SUPPORT, _SHAPE = "_support", "_shape"
+_SHAPE_DTYPE = torch.int32
 _PEFT_PREFIX = "base_model.model."
 
 
@@ -28,7 +29,8 @@ def compress(tensors: dict[str, torch.Tensor], adapter_name: str, config: GradDr
             the model card.
 
     Returns:
-        The same names and, where only some entries are stored, a name with `_support` for their positions.
+        The same names and, where only some entries are stored, names with `_support` for their positions and with
+        `_shape` for the shape of the whole.
     """
     stored: dict[str, torch.Tensor] = {}
     kept_energy = energy = 0.0
@@ -43,6 +45,7 @@ def compress(tensors: dict[str, torch.Tensor], adapter_name: str, config: GradDr
             stored[name] = kept.flatten()[support]
             owner = name.removesuffix(f".{adapter_name}")
             stored[f"{owner}{_SUPPORT}.{adapter_name}"] = pack_support(support, delta.numel())
+            stored[f"{owner}{_SHAPE}.{adapter_name}"] = torch.tensor(delta.shape, dtype=_SHAPE_DTYPE)
     config.saved_energy = kept_energy / energy if kept_energy < energy else None
     return stored
 
@@ -69,10 +72,14 @@ def decompress(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Ten
         if adapter_name in deltas
     }
     given = {name: tensor for name, tensor in tensors.items() if ".graddrop_" in name}
-    supports = {_owner(name, adapter_name): name for name in given if _is_support(name, adapter_name)}
     for name, own in expected.items():
-        support = supports.get(name.removesuffix(f".{adapter_name}").removeprefix(_PEFT_PREFIX))
-        if support is not None and name in given:
+        support, shape = (_beside(name, part, adapter_name, given) for part in (_SUPPORT, _SHAPE))
+        if name in given and (support or shape):
+            if support is None or shape is None:
+                raise ValueError(
+                    f"{support or shape!r} needs a {_SHAPE if support else _SUPPORT!r} beside it. {ADVICE}"
+                )
+            _check_shape(shape, given.pop(shape), own)
             given[name] = _spread(name, given[name], given.pop(support), own)
     check_tensors(expected, given)
     return {**{name: tensor for name, tensor in tensors.items() if ".graddrop_" not in name}, **given}
@@ -90,18 +97,31 @@ def _cheapest_support(delta: torch.Tensor) -> torch.Tensor | None:
     """Positions of the entries that are not zero, or None if storing them all takes no more bytes."""
     count = int(torch.count_nonzero(delta))
     size, dtype = packed_support_size(delta.numel(), count)
-    if count * delta.itemsize + size * dtype.itemsize >= delta.numel() * delta.itemsize:
-        return None
-    return delta.flatten().nonzero().flatten()
+    nbytes = count * delta.itemsize + size * dtype.itemsize + delta.ndim * _SHAPE_DTYPE.itemsize
+    return None if nbytes >= delta.numel() * delta.itemsize else delta.flatten().nonzero().flatten()
 
 
-def _is_support(name: str, adapter_name: str) -> bool:
-    return name.removesuffix(f".{adapter_name}").endswith(_SUPPORT)
+def _beside(name: str, part: str, adapter_name: str, given: dict[str, torch.Tensor]) -> str | None:
+    """Return the name of the tensor that belongs to the delta `name`, with PEFT's prefix and the adapter's or without.
+
+    Args:
+        name: Name of the delta in the model.
+        part: `_support` or `_shape`.
+        adapter_name: The adapter.
+        given: Stored tensors by name.
+    """
+    plain = f"{name.removesuffix(f'.{adapter_name}')}{part}"
+    names = [f"{prefix}{plain.removeprefix(_PEFT_PREFIX)}" for prefix in ("", _PEFT_PREFIX)]
+    return next((each for own in names for each in (own, f"{own}.{adapter_name}") if each in given), None)
 
 
-def _owner(name: str, adapter_name: str) -> str:
-    """Name of the delta that a support belongs to, without PEFT's prefix and the adapter's name."""
-    return name.removesuffix(f".{adapter_name}").removesuffix(_SUPPORT).removeprefix(_PEFT_PREFIX)
+def _check_shape(name: str, shape: torch.Tensor, own: torch.Tensor) -> None:
+    if shape.dtype != _SHAPE_DTYPE or shape.ndim != 1:
+        raise ValueError(
+            f"{name!r} must be a vector of {_SHAPE_DTYPE}, not {shape.dtype} {tuple(shape.shape)}. {ADVICE}"
+        )
+    if tuple(shape.tolist()) != tuple(own.shape):
+        raise ValueError(f"{name!r} is {tuple(shape.tolist())}, and the shape here {tuple(own.shape)}. {ADVICE}")
 
 
 def _spread(name: str, values: torch.Tensor, packed: torch.Tensor, own: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,11 @@ from transformers.pytorch_utils import Conv1D
 
 from ..common.delta_layer import DeltaLayer, restore_float32
 from ..common.distributed import world_size
+from ..common.optimizer_watcher import OptimizerStep, watch
 from ..common.targeting import in_out_features
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
-from .gradient_masks import GradientMasks
-from .optimizer_steps import MaskedParameter, watch
+from .mask_sampler import MaskSampler
+from .masked_steps import MaskedParameter, before_masked_step
 
 _META = torch.device("meta")
 
@@ -27,20 +28,20 @@ class GradDropLayer(DeltaLayer, nn.Module):
     Attributes:
         graddrop_weight: Adapter name to the trained delta of the weight, in the weight's shape and layout.
         graddrop_bias: Adapter name to the trained delta of the bias, where there is one.
-        graddrop_masks: Adapter name to the [`GradientMasks`] that all its layers share.
+        graddrop_sampler: Adapter name to the [`MaskSampler`] that all its layers share.
         graddrop_name: Name of the module in the base model: its masks depend on it.
         graddrop_block: Name of the layer, in GradDrop's sense, that it is in.
     """
 
     adapter_layer_names: tuple[str, ...] = ("graddrop_weight", "graddrop_bias")
-    other_param_names: tuple[str, ...] = ("graddrop_masks",)
+    other_param_names: tuple[str, ...] = ("graddrop_sampler",)
 
     def __init__(self, base_layer: nn.Module, name: str, block: str, **kwargs: Any) -> None:
         nn.Module.__init__(self)
         self.base_layer = base_layer
         self.graddrop_weight = nn.ParameterDict({})
         self.graddrop_bias = nn.ParameterDict({})
-        self.graddrop_masks: dict[str, GradientMasks] = {}
+        self.graddrop_sampler: dict[str, MaskSampler] = {}
         self.graddrop_name, self.graddrop_block = name, block
         self.quantization_backend = resolve_quantization_backend(
             self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
@@ -58,10 +59,10 @@ class GradDropLayer(DeltaLayer, nn.Module):
         return adapter_name in self.graddrop_weight
 
     def update_layer(
-        self, adapter_name: str, masks: GradientMasks, init_weights: bool, inference_mode: bool = False
+        self, adapter_name: str, sampler: MaskSampler, init_weights: bool, inference_mode: bool = False
     ) -> None:
         """Add an adapter."""
-        self.graddrop_masks[adapter_name] = masks
+        self.graddrop_sampler[adapter_name] = sampler
         self.graddrop_weight[adapter_name] = self._new_delta(self.weight_shape, init_weights)
         bias = getattr(self.get_base_layer(), "bias", None)
         if bias is not None:
@@ -92,12 +93,16 @@ class GradDropLayer(DeltaLayer, nn.Module):
             restore_float32([*self.graddrop_weight.values(), *self.graddrop_bias.values()])
         return super().train(mode)
 
+    def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
+        """Watch the deltas' optimizers."""
+        return before_masked_step(self.masked_parameters(), step)
+
     def masked_parameters(self) -> Iterator[MaskedParameter]:
         """Every delta of this layer with what its mask depends on."""
         for kind, deltas in (("weight", self.graddrop_weight), ("bias", self.graddrop_bias)):
             for adapter_name, delta in deltas.items():
-                masks = self.graddrop_masks[adapter_name]
-                yield MaskedParameter(delta, masks, f"{self.graddrop_name}.{kind}", self.graddrop_block)
+                sampler = self.graddrop_sampler[adapter_name]
+                yield MaskedParameter(delta, sampler, f"{self.graddrop_name}.{kind}", self.graddrop_block)
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """The delta in the layout of the base weight; at least float32."""
@@ -114,19 +119,19 @@ class GradDropLayer(DeltaLayer, nn.Module):
         values: nn.ParameterDict = getattr(self, f"graddrop_{kind}")
         active = [name for name in self.active_adapters if name in values]
         return [
-            self._delta(f"{self.graddrop_name}.{kind}", values[name], self.graddrop_masks[name]) for name in active
+            self._delta(f"{self.graddrop_name}.{kind}", values[name], self.graddrop_sampler[name]) for name in active
         ]
 
-    def _delta(self, name: str, value: torch.Tensor, masks: GradientMasks) -> Delta:
+    def _delta(self, name: str, value: torch.Tensor, sampler: MaskSampler) -> Delta:
         if torch.is_grad_enabled() and value.requires_grad:
-            masks.begin_pass()
-        trains = masks.trains(name, self.graddrop_block)
-        zeros = not trains and (masks.config.frozen == "gradient" or _needs_some_gradient(masks))
+            sampler.begin_pass()
+        trains = sampler.trains(name, self.graddrop_block)
+        zeros = not trains and (sampler.config.frozen == "gradient" or _needs_some_gradient(sampler))
         # Detached, autograd need not come down to this layer; bitsandbytes would take that for inference.
         attached = trains or zeros or self.in_quantized_model
         return Delta(
             value if attached else value.detach(),
-            mask=lambda gradient: masks.mask_gradient_(gradient, name, self.graddrop_block),
+            mask=lambda gradient: sampler.mask_gradient_(gradient, name, self.graddrop_block),
             trains=trains,
             zeros=zeros,
         )
@@ -160,12 +165,12 @@ class GradDropLayer(DeltaLayer, nn.Module):
         return "graddrop." + super().__repr__()
 
 
-def _needs_some_gradient(masks: GradientMasks) -> bool:
+def _needs_some_gradient(sampler: MaskSampler) -> bool:
     """Whether a parameter that does not train must have a gradient all the same, which is zero.
 
     Data parallelism wants one from every parameter, and a gradient scaler from at least one.
     """
-    return world_size() > 1 or masks.nothing_trains
+    return world_size() > 1 or sampler.nothing_trains
 
 
 class _GradDropProduct(GradDropLayer):

@@ -16,8 +16,8 @@ from ..common.targeting import targeted_modules
 from .blocks import block_of, find_blocks, selected_blocks
 from .checkpoint import compress, decompress
 from .config import GradDropConfig
-from .gradient_masks import GradientMasks
 from .layer import GradDropLayer
+from .mask_sampler import MaskSampler
 from .targets import default_targets, layer_class
 
 
@@ -59,8 +59,8 @@ class GradDropModel(BaseTuner):
         targeted = list(targeted_modules(model, peft_config, self._check_target_module_exists))
         for name, module in targeted:
             layer_class(name, module, model, **kwargs)
-        layers = dict.fromkeys(self._block_of(name) for name, _ in targeted)
-        self._masks = GradientMasks(peft_config, list(layers))
+        blocks = dict.fromkeys(self._block_of(name) for name, _ in targeted)
+        self._sampler = MaskSampler(peft_config, list(blocks))
 
     def _block_of(self, name: str) -> str:
         """The block that a module is in; a module outside of all is a layer of its own."""
@@ -86,7 +86,7 @@ class GradDropModel(BaseTuner):
             layer = kind(target, current_key, self._block_of(current_key), in_quantized_model=quantized, **kwargs)
             layer._active_adapter = adapter_name
             self._replace_module(parent, target_name, cast(nn.Module, layer), target)
-        layer.update_layer(adapter_name, self._masks, peft_config.init_weights, peft_config.inference_mode)
+        layer.update_layer(adapter_name, self._sampler, peft_config.init_weights, peft_config.inference_mode)
         if adapter_name not in self.active_adapters:
             for deltas in (layer.graddrop_weight, layer.graddrop_bias):
                 if adapter_name in deltas:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,12 @@ from peft.tuners.tuners_utils import (
 )
 from torch import nn
 
+from ..common.optimizer_watcher import OptimizerStep, forget, observers, watch
 from .blocks import block_of, find_blocks, selected_blocks
 from .config import GradDropConfig
-from .gradient_masks import GradientMasks
 from .layer import GradDropLayer
-from .optimizer_steps import MaskedParameter, forget, owners, watch
+from .mask_sampler import MaskSampler
+from .masked_steps import MaskedParameter, before_masked_step
 
 _SAMPLE = 4096  # entries of a tensor that are compared with what they were
 
@@ -62,16 +63,16 @@ class GradDrop:
         self._hooks: list[Any] = []
         self._adapter_layers = [layer for layer in model.modules() if isinstance(layer, GradDropLayer)]
         if config is None:
-            self.masks = self._adapter_masks()
+            self.samplers = self._adapter_samplers()
         else:
-            self.masks = [self._put_masks_on(model, config)]
+            self.samplers = [self._put_masks_on(model, config)]
         if num_epochs is not None:
-            for masks in self.masks:
-                masks.set_num_epochs(num_epochs)
+            for sampler in self.samplers:
+                sampler.set_num_epochs(num_epochs)
         _remove_masks_from({id(masked.parameter) for masked in self._parameters}, optimizer)
         if optimizer is not None:
-            for masks in self.masks:
-                masks.bind(optimizer)
+            for sampler in self.samplers:
+                sampler.bind(optimizer)
         self._before = [self._sample(masked.parameter) for masked in self._parameters]
         for masked in self._parameters:
             self._hooks.append(masked.parameter.register_hook(partial(self._masked_gradient, masked)))
@@ -84,26 +85,30 @@ class GradDrop:
         Raises:
             ValueError: If the number of epochs is needed and not known, or this is not one of them.
         """
-        for masks in self.masks:
-            masks.set_epoch(epoch)
+        for sampler in self.samplers:
+            sampler.set_epoch(epoch)
 
     def set_step(self, step: int) -> None:
         """Announce an optimizer step, counted from 0; then each one has to be announced."""
-        for masks in self.masks:
-            masks.set_step(step)
+        for sampler in self.samplers:
+            sampler.set_step(step)
 
     def remove(self) -> None:
         """Take the masks off again; a GradDrop adapter keeps its own, and forgets what was announced."""
         for hook in self._hooks:
             hook.remove()
-        for masks in self.masks:
-            masks.reset()
-        self._hooks, self._parameters, self._before, self.masks = [], [], [], []
+        for sampler in self.samplers:
+            sampler.reset()
+        self._hooks, self._parameters, self._before, self.samplers = [], [], [], []
         forget(self)
 
     def masked_parameters(self) -> list[MaskedParameter]:
-        """What this object masks by itself, which excludes the deltas of GradDrop adapters."""
+        """Return what this object masks by itself, which excludes the deltas of GradDrop adapters."""
         return self._parameters
+
+    def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
+        """Watch the optimizers of what this object masks by itself."""
+        return before_masked_step(self._parameters, step)
 
     def report(self) -> dict[str, float]:
         """How much trains.
@@ -116,30 +121,30 @@ class GradDrop:
         Raises:
             ValueError: After `remove`.
         """
-        if not self.masks:
+        if not self.samplers:
             raise ValueError("there is nothing to report: `remove` was called")
         total = active = moved = 0.0
         for masked, now_moved in self._moved():
             count = masked.parameter.numel()
             total += count
-            active += count * masked.masks.mask(masked.name, masked.layer).share
+            active += count * masked.sampler.mask(masked.name, masked.block).share
             moved += count * now_moved
-        return {"rate": self.masks[0].rate, "active": active / total, "moved": moved / total}
+        return {"rate": self.samplers[0].rate, "active": active / total, "moved": moved / total}
 
-    def _adapter_masks(self) -> list[GradientMasks]:
-        masks = {
-            id(masks): masks
+    def _adapter_samplers(self) -> list[MaskSampler]:
+        samplers = {
+            id(sampler): sampler
             for layer in self._adapter_layers
-            for adapter_name, masks in layer.graddrop_masks.items()
+            for adapter_name, sampler in layer.graddrop_sampler.items()
             if adapter_name in layer.active_adapters
         }
-        if not masks:
+        if not samplers:
             raise ValueError(
                 "this model has no active GradDrop adapter: give a `GradDropConfig` to mask whatever else trains"
             )
-        return list(masks.values())
+        return list(samplers.values())
 
-    def _put_masks_on(self, model: nn.Module, config: GradDropConfig) -> GradientMasks:
+    def _put_masks_on(self, model: nn.Module, config: GradDropConfig) -> MaskSampler:
         if self._adapter_layers:
             raise ValueError(
                 "this model has a GradDrop adapter with settings of its own: leave `config` out to use those"
@@ -156,17 +161,17 @@ class GradDrop:
                 "GradDrop found nothing to mask: no parameter that trains is inside a transformer block, or inside "
                 f"`target_modules={config.target_modules!r}`"
             )
-        layer_of = {name: block_of(name, blocks) or name.rpartition(".")[0] for name in chosen}
-        masks = GradientMasks(config, list(dict.fromkeys(layer_of.values())))
+        block_of_name = {name: block_of(name, blocks) or name.rpartition(".")[0] for name in chosen}
+        sampler = MaskSampler(config, list(dict.fromkeys(block_of_name.values())))
         self._parameters = [
-            MaskedParameter(parameter, masks, name, layer_of[name]) for name, parameter in chosen.items()
+            MaskedParameter(parameter, sampler, name, block_of_name[name]) for name, parameter in chosen.items()
         ]
-        return masks
+        return sampler
 
     def _masked_gradient(self, masked: MaskedParameter, gradient: torch.Tensor) -> torch.Tensor:
-        masked.masks.begin_pass()
+        masked.sampler.begin_pass()
         own = gradient.clone(memory_format=torch.contiguous_format)
-        return masked.masks.mask_gradient_(own, masked.name, masked.layer)
+        return masked.sampler.mask_gradient_(own, masked.name, masked.block)
 
     def _moved(self) -> Iterator[tuple[MaskedParameter, float]]:
         for masked, before in zip(self._parameters, self._before, strict=True):
@@ -174,7 +179,7 @@ class GradDrop:
             yield masked, (now != before.to(now.device)).double().mean().item()
         for layer in self._adapter_layers:
             for masked in layer.masked_parameters():
-                if any(masked.masks is masks for masks in self.masks):
+                if any(masked.sampler is sampler for sampler in self.samplers):
                     yield masked, torch.count_nonzero(masked.parameter).item() / masked.parameter.numel()
 
     @staticmethod
@@ -185,9 +190,9 @@ class GradDrop:
 
 def _remove_masks_from(parameters: set[int], optimizer: torch.optim.Optimizer | None) -> None:
     """Take off what an earlier [`GradDrop`] has put on any of these: two masks would multiply."""
-    for owner in owners():
+    for owner in observers():
         if isinstance(owner, GradDrop) and any(id(each.parameter) in parameters for each in owner._parameters):
-            if optimizer is not None and owner.masks[0].is_bound_to(optimizer):
+            if optimizer is not None and owner.samplers[0].is_bound_to(optimizer):
                 raise ValueError("two `GradDropCallback`s mask the same parameters in one run: use one of them")
             owner.remove()
 

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..graddrop import GradDropConfig
-from ..graddrop.gradient_masks import GradientMasks
+from ..graddrop.mask_sampler import MaskSampler
 from .style import COLOUR_MAP, panels, styled
 
 _MOST_NUMBERS = 200  # cells that get their number written in
@@ -28,7 +28,7 @@ def active_shares(config: GradDropConfig, layers: Sequence[str], num_epochs: int
     Raises:
         ValueError: If the number of epochs is not known, or too small for these settings.
     """
-    masks = GradientMasks(config, layers)
+    masks = MaskSampler(config, layers)
     if num_epochs is not None:
         masks.set_num_epochs(num_epochs)
     if masks.num_epochs is None:
@@ -63,7 +63,7 @@ def active_entries(
     return figure
 
 
-def _share(masks: GradientMasks, layer: str) -> float:
+def _share(masks: MaskSampler, layer: str) -> float:
     """Of one layer in the epoch that was announced."""
     if masks.config.interval == "epoch":
         return masks.mask(layer, layer).share

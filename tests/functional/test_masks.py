@@ -8,11 +8,11 @@ from scipy import stats
 
 from peft_sparsegrad.functional import (
     GradientMask,
-    bernoulli_layer_mask,
+    bernoulli_block_mask,
     bernoulli_mask,
-    gaussian_layer_mask,
+    block_sets,
+    gaussian_block_mask,
     gaussian_mask,
-    layer_sets,
     masks,
     set_mask,
     stream_key,
@@ -187,9 +187,9 @@ MASKS = {
     "middle set": set_mask(KEY, 1, 1, 3),
     "last sets": set_mask(KEY, 1, 2, 3),
     "all sets": set_mask(KEY, 0, 2, 3),
-    "layer": bernoulli_layer_mask(Key(60_000, 0), 0.5, True),
-    "layer dropped": bernoulli_layer_mask(Key(10, 0), 0.5, True),
-    "gaussian layer": gaussian_layer_mask(KEY, 0.5),
+    "layer": bernoulli_block_mask(Key(60_000, 0), 0.5, True),
+    "layer dropped": bernoulli_block_mask(Key(10, 0), 0.5, True),
+    "gaussian layer": gaussian_block_mask(KEY, 0.5),
 }
 ALL_MASKS = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS.keys())
 DROPPING = pytest.mark.parametrize(
@@ -316,8 +316,8 @@ def odd_values(dtype: torch.dtype) -> torch.Tensor:
         gaussian_mask(KEY, 0.0),
         set_mask(KEY, 0, 0, 1),
         set_mask(KEY, 0, 6, 7),
-        bernoulli_layer_mask(KEY, 0.0, True),
-        gaussian_layer_mask(KEY, 0.0),
+        bernoulli_block_mask(KEY, 0.0, True),
+        gaussian_block_mask(KEY, 0.0),
     ],
 )
 @pytest.mark.parametrize(
@@ -338,9 +338,9 @@ def test_a_layer_that_is_dropped_draws_nothing():
 def test_the_global_random_state_is_untouched(name):
     before = torch.get_rng_state()
     MASKS[name].apply_(torch.ones(100))
-    bernoulli_layer_mask(KEY, 0.5, True)
-    gaussian_layer_mask(KEY, 0.5)
-    layer_sets(5, 2, "without-replacement", 0)
+    bernoulli_block_mask(KEY, 0.5, True)
+    gaussian_block_mask(KEY, 0.5)
+    block_sets(5, 2, "without-replacement", 0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -391,7 +391,7 @@ def test_gaussian_noise_is_multiplied_by_the_factor():
 def test_gaussian_noise_leaves_the_table_alone():
     before = normal_table(CPU).clone()
     gaussian_mask(KEY, 0.5).apply_(torch.ones(1000))
-    gaussian_layer_mask(KEY, 0.5)
+    gaussian_block_mask(KEY, 0.5)
     assert torch.equal(normal_table(CPU), before)
 
 
@@ -456,40 +456,40 @@ def test_more_sets_than_draws_leave_some_empty():
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("scale", [True, False])
-def test_bernoulli_layer_mask_is_the_literal_one(rate, scale):
+def test_bernoulli_block_mask_is_the_literal_one(rate, scale):
     dropped = round(rate * DRAWS)
     for step in range(300):
         key = stream_key(0, "layer.0", step)
         kept_factor = DRAWS / (DRAWS - dropped) if scale else 1
-        assert bernoulli_layer_mask(key, rate, scale).factor == (kept_factor if single_draw(key) >= dropped else 0)
+        assert bernoulli_block_mask(key, rate, scale).factor == (kept_factor if single_draw(key) >= dropped else 0)
 
 
-def test_bernoulli_layer_mask_at_the_limit():
+def test_bernoulli_block_mask_at_the_limit():
     key = Key(600, 0)
-    assert not bernoulli_layer_mask(key, 600 / DRAWS, False).keeps_nothing
-    assert bernoulli_layer_mask(key, 601 / DRAWS, False).keeps_nothing
+    assert not bernoulli_block_mask(key, 600 / DRAWS, False).keeps_nothing
+    assert bernoulli_block_mask(key, 601 / DRAWS, False).keeps_nothing
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 0.9])
 def test_bernoulli_layer_rate_and_mean_over_many_steps(rate):
     steps = 5000
-    drawn = [bernoulli_layer_mask(stream_key(0, "layer.0", step), rate, True) for step in range(steps)]
+    drawn = [bernoulli_block_mask(stream_key(0, "layer.0", step), rate, True) for step in range(steps)]
     assert within_binomial_bounds(sum(mask.keeps_nothing for mask in drawn), steps, rate)
     mean = sum(mask.factor for mask in drawn) / steps
     assert abs(mean - 1) <= 5 * math.sqrt(rate / (1 - rate) / steps) + 1e-12
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_gaussian_layer_mask_is_the_literal_one(rate):
+def test_gaussian_block_mask_is_the_literal_one(rate):
     for step in range(100):
         key = stream_key(0, "layer.0", step)
         expected = 1 + math.sqrt(rate / (1 - rate)) * normal_table(CPU)[single_draw(key)].item()
-        assert gaussian_layer_mask(key, rate).factor == pytest.approx(expected, rel=1e-12, abs=1e-12)
+        assert gaussian_block_mask(key, rate).factor == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 def test_a_negative_factor_keeps_everything():
     """Gaussian noise of a layer can turn its gradient around."""
-    mask = gaussian_layer_mask(Key(5, 0), 0.5)
+    mask = gaussian_block_mask(Key(5, 0), 0.5)
     assert mask.factor < -1
     assert not mask.keeps_nothing
     assert mask.share == 1
@@ -497,7 +497,7 @@ def test_a_negative_factor_keeps_everything():
 
 def test_gaussian_layer_mean_and_variance_over_many_steps():
     steps, rate = 5000, 0.7
-    factors = [gaussian_layer_mask(stream_key(0, "layer.0", step), rate).factor for step in range(steps)]
+    factors = [gaussian_block_mask(stream_key(0, "layer.0", step), rate).factor for step in range(steps)]
     variance = rate / (1 - rate)
     mean = sum(factors) / steps
     assert abs(mean - 1) < 5 * math.sqrt(variance / steps)
@@ -506,10 +506,10 @@ def test_gaussian_layer_mean_and_variance_over_many_steps():
     )
 
 
-@pytest.mark.parametrize("constructor", [bernoulli_layer_mask, gaussian_layer_mask])
+@pytest.mark.parametrize("constructor", [bernoulli_block_mask, gaussian_block_mask])
 def test_a_layer_mask_is_one_number_for_all_entries(constructor):
     for step in range(10):
-        arguments = (stream_key(0, step), 0.5, True)[: 3 if constructor is bernoulli_layer_mask else 2]
+        arguments = (stream_key(0, step), 0.5, True)[: 3 if constructor is bernoulli_block_mask else 2]
         mask, gradient = constructor(*arguments), normal(4, 5)
         assert torch.equal(mask.apply_(gradient.clone()), gradient * mask.factor)
 
@@ -521,7 +521,7 @@ SIZES = [(1, 1), (5, 1), (5, 2), (6, 3), (7, 3), (12, 5), (24, 10), (3, 10), (2,
 @pytest.mark.parametrize("selection", SELECTIONS)
 @pytest.mark.parametrize(("num_layers", "num_sets"), SIZES)
 def test_layer_sets_are_equal_in_size_up_to_one(num_layers, num_sets, selection):
-    sets = layer_sets(num_layers, num_sets, selection, 3)
+    sets = block_sets(num_layers, num_sets, selection, 3)
     assert len(sets) == num_layers
     sizes = [sets.count(own) for own in range(num_sets)]
     assert sum(sizes) == num_layers
@@ -530,10 +530,10 @@ def test_layer_sets_are_equal_in_size_up_to_one(num_layers, num_sets, selection)
 
 @pytest.mark.parametrize(("num_layers", "num_sets"), SIZES)
 def test_top_down_is_bottom_up_from_the_other_end(num_layers, num_sets):
-    bottom_up = layer_sets(num_layers, num_sets, "bottom-up", 0)
+    bottom_up = block_sets(num_layers, num_sets, "bottom-up", 0)
     assert bottom_up == sorted(bottom_up)
     assert bottom_up[0] == 0, "the first epoch trains something"
-    assert layer_sets(num_layers, num_sets, "top-down", 0) == bottom_up[::-1]
+    assert block_sets(num_layers, num_sets, "top-down", 0) == bottom_up[::-1]
 
 
 @pytest.mark.parametrize(
@@ -541,8 +541,8 @@ def test_top_down_is_bottom_up_from_the_other_end(num_layers, num_sets):
     [(4, 2, [0, 0, 1, 1]), (5, 2, [0, 0, 0, 1, 1]), (7, 3, [0, 0, 0, 1, 1, 2, 2]), (2, 5, [0, 2]), (3, 1, [0, 0, 0])],
 )
 def test_layer_sets_in_order(num_layers, num_sets, bottom_up):
-    assert layer_sets(num_layers, num_sets, "bottom-up", 0) == bottom_up
-    assert layer_sets(num_layers, num_sets, "top-down", 0) == bottom_up[::-1]
+    assert block_sets(num_layers, num_sets, "bottom-up", 0) == bottom_up
+    assert block_sets(num_layers, num_sets, "top-down", 0) == bottom_up[::-1]
 
 
 @pytest.mark.parametrize(("num_layers", "num_sets"), SIZES)
@@ -550,24 +550,24 @@ def test_without_replacement_is_the_order_of_the_layers_keys(num_layers, num_set
     order = sorted((stream_key(8, "order of layers", layer), layer) for layer in range(num_layers))
     position = {layer: place for place, (_, layer) in enumerate(order)}
     expected = [position[layer] * num_sets // num_layers for layer in range(num_layers)]
-    assert layer_sets(num_layers, num_sets, "without-replacement", 8) == expected
+    assert block_sets(num_layers, num_sets, "without-replacement", 8) == expected
 
 
 def test_random_order_depends_on_the_seed_and_nothing_else():
-    orders = [tuple(layer_sets(12, 12, "without-replacement", seed)) for seed in range(20)]
+    orders = [tuple(block_sets(12, 12, "without-replacement", seed)) for seed in range(20)]
     assert len(set(orders)) == 20
     torch.manual_seed(5)
-    assert orders == [tuple(layer_sets(12, 12, "without-replacement", seed)) for seed in range(20)]
+    assert orders == [tuple(block_sets(12, 12, "without-replacement", seed)) for seed in range(20)]
 
 
 def test_random_order_of_a_release():
-    assert layer_sets(6, 3, "without-replacement", 0) == [0, 1, 2, 2, 1, 0]
+    assert block_sets(6, 3, "without-replacement", 0) == [0, 1, 2, 2, 1, 0]
 
 
 def test_every_order_is_equally_likely():
     counts: dict[tuple[int, ...], int] = {}
     for seed in range(6000):
-        order = tuple(layer_sets(3, 3, "without-replacement", seed))
+        order = tuple(block_sets(3, 3, "without-replacement", seed))
         counts[order] = counts.get(order, 0) + 1
     assert len(counts) == 6
     assert stats.chisquare(list(counts.values())).pvalue > 1e-3

@@ -17,7 +17,7 @@ def graddrop_layers(model) -> dict[str, GradDropLayer]:
 
 
 def masks_of(model, adapter: str = "default"):
-    return next(iter(graddrop_layers(model).values())).graddrop_masks[adapter]
+    return next(iter(graddrop_layers(model).values())).graddrop_sampler[adapter]
 
 
 def deltas(model, adapter: str = "default") -> dict[str, nn.Parameter]:

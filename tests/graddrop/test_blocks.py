@@ -156,7 +156,7 @@ def test_embedding_trains_on_request():
 
 def test_module_outside_of_all_blocks_is_a_layer_of_its_own():
     model = dropped(target_modules=["embed_tokens", "q_proj", "lm_head"])
-    assert masks_of(model).layers == ["model.embed_tokens", *(f"model.layers.{i}" for i in range(3)), "lm_head"]
+    assert masks_of(model).blocks == ["model.embed_tokens", *(f"model.layers.{i}" for i in range(3)), "lm_head"]
 
 
 def test_task_head_is_saved_on_request_and_not_masked():
@@ -271,7 +271,7 @@ def test_block_of_tells_one_from_ten():
 
 def test_all_linear_knows_its_blocks():
     masks = masks_of(dropped(target_modules="all-linear"))
-    assert masks.layers == [f"model.layers.{i}" for i in range(3)]
+    assert masks.blocks == [f"model.layers.{i}" for i in range(3)]
 
 
 def test_normalisation_without_a_weight_or_with_other_parameters_is_left_alone():

@@ -240,7 +240,7 @@ def test_two_active_adapters_add_up_and_have_masks_of_their_own():
             keep = (
                 masks_of(model, "default")
                 if adapter == "default"
-                else graddrop_layers(model)["layers.0.up"].graddrop_masks["other"]
+                else graddrop_layers(model)["layers.0.up"].graddrop_sampler["other"]
             )
             mask = keep.mask(name, "")
             expected = plain.get_parameter(name).grad * mask.keep(delta.shape, delta.device) * mask.factor
@@ -277,7 +277,7 @@ def test_two_adapters_switch_merge_and_are_deleted():
     model.delete_adapter("default")
     assert torch.allclose(model(x), second)
     assert not any("default" in key for key in model.state_dict())
-    assert not any("default" in layer.graddrop_masks for layer in graddrop_layers(model).values())
+    assert not any("default" in layer.graddrop_sampler for layer in graddrop_layers(model).values())
     step(model, sgd(model))
 
 
@@ -334,7 +334,7 @@ def test_copy_does_not_advance_the_original(how):
 
 def test_copy_shares_one_set_of_masks_among_its_layers():
     twin = copy.deepcopy(dropped(tower()))
-    assert len({id(layer.graddrop_masks["default"]) for layer in graddrop_layers(twin).values()}) == 1
+    assert len({id(layer.graddrop_sampler["default"]) for layer in graddrop_layers(twin).values()}) == 1
 
 
 def test_bf16_base_keeps_float32_deltas_and_masks_them():
@@ -424,7 +424,7 @@ def test_reload_is_exact_and_masked(tmp_path, low_cpu_mem_usage, dtype):
         if layer.graddrop_weight["default"].grad is not None
     }
     masks = masks_of(loaded)
-    assert with_gradient == {block for block in masks.layers if not masks.mask("", block).keeps_nothing}
+    assert with_gradient == {block for block in masks.blocks if not masks.mask("", block).keeps_nothing}
 
 
 def kept_storages(model, x):
@@ -485,11 +485,11 @@ def test_masked_layers_compute_no_weight_gradient():
         loss = loss_of(model)
         with Products() as products:
             loss.backward()
-        training = [block for block in masks.layers if not masks.mask("", block).keeps_nothing]
+        training = [block for block in masks.blocks if not masks.mask("", block).keeps_nothing]
         for name, delta in deltas(model).items():
             assert (delta.grad is not None) == any(name.startswith(f"{block}.") for block in training)
             delta.grad = None
-        lowest = masks.layers.index(training[0]) if training else 0  # if nothing trains, gradients of zero reach all
+        lowest = masks.blocks.index(training[0]) if training else 0  # if nothing trains, gradients of zero reach all
         counts.add((len(training), lowest, products.count))
     assert len({lowest for _, lowest, _ in counts}) > 2
     # of each block two gradients of weights, if it trains, and two of inputs, if it or one below it does

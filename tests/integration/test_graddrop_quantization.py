@@ -47,7 +47,7 @@ def kept_in_step(model, step, epoch=None):
     if epoch is not None:
         graddrop.set_epoch(epoch)
     return {
-        masked.name: masked.masks.mask(masked.name, masked.layer).keep(masked.parameter.shape, torch.device("cpu"))
+        masked.name: masked.sampler.mask(masked.name, masked.block).keep(masked.parameter.shape, torch.device("cpu"))
         for layer in model.modules()
         if isinstance(layer, GradDropLayer)
         for masked in layer.masked_parameters()

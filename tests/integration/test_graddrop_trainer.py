@@ -25,7 +25,7 @@ from peft_sparsegrad import (
     create_sparsegrad_optimizer,
 )
 from peft_sparsegrad.graddrop.blocks import block_of, find_blocks
-from peft_sparsegrad.graddrop.gradient_masks import GradientMasks
+from peft_sparsegrad.graddrop.mask_sampler import MaskSampler
 
 VARIANTS = [
     "GradDrop",
@@ -118,7 +118,7 @@ class Record(TrainerCallback):
 def masked_names(model):
     """Name in the model to the name and the layer that the mask depends on."""
     own = {
-        id(masked.parameter): (masked.name, masked.layer)
+        id(masked.parameter): (masked.name, masked.block)
         for layer in model.modules()
         if isinstance(layer, GradDropLayer)
         for masked in layer.masked_parameters()
@@ -136,7 +136,7 @@ def masked_names(model):
 def keeps(model, config, step, epoch, num_epochs=EPOCHS):
     """Name to the entries that the mask of a step keeps."""
     names = masked_names(model)
-    masks = GradientMasks(config, list(dict.fromkeys(layer for _, layer in names.values())))
+    masks = MaskSampler(config, list(dict.fromkeys(layer for _, layer in names.values())))
     masks.set_num_epochs(num_epochs)
     masks.set_epoch(epoch)
     masks.set_step(step)
@@ -284,7 +284,7 @@ def test_epochs_of_the_configuration_divide_the_steps_of_a_stream(tmp_path, vari
     class Look(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
             layer = next(m for m in kwargs["model"].modules() if isinstance(m, GradDropLayer))
-            seen.append(layer.graddrop_masks["default"].epoch)
+            seen.append(layer.graddrop_sampler["default"].epoch)
 
     model = graddrop(variant, num_epochs=3)
     settings = {"dataset": Stream(), "max_steps": 9, "gradient_accumulation_steps": 1}
@@ -617,7 +617,7 @@ def test_step_that_the_gradient_scaler_skips_does_not_advance_the_mask(kind, set
             assert not any(entries.any() for entries in moved.values())
         else:
             assert_moved(moved, keeps(model, config, step, 0, num_epochs=1))
-        assert graddrop.masks[0].step == (step or 0)
+        assert graddrop.samplers[0].step == (step or 0)
 
 
 @KINDS

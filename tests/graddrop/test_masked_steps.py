@@ -11,9 +11,25 @@ from tiny import adapted, batch, bert, llama, train
 from torch import nn
 
 from peft_sparsegrad import GradDrop, GradDropConfig, SparseGradAdam
-from peft_sparsegrad.graddrop import optimizer_steps
+from peft_sparsegrad.common import optimizer_watcher
+from peft_sparsegrad.common.optimizer_watcher import observers
 
+
+class NestedAdam(torch.optim.Adam):
+    """Moves its parameters after the step of its base class, which is a step of the same optimizer."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = super().step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.sub_(0.01)
+        return loss
+
+
+torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # from now on torch hooks the step of the base class too
 OPTIMIZERS = {
+    "Adam, nested": lambda ps: NestedAdam(ps, lr=0.01),
     "AdamW": lambda ps: torch.optim.AdamW(ps, lr=0.01, weight_decay=0.1),
     "Adam, not foreach": lambda ps: torch.optim.Adam(ps, lr=0.01, weight_decay=0.1, foreach=False),
     "Adam, fused": lambda ps: torch.optim.Adam(ps, lr=0.01, weight_decay=0.1, fused=True),
@@ -40,12 +56,12 @@ def trained(model):
 def kept_now(masks, parameters) -> dict[str, torch.Tensor]:
     """Name to the entries that the masks of this step keep."""
     return {
-        name: masks.mask(name, layer).keep(parameter.shape, parameter.device)
-        for name, (parameter, layer) in parameters.items()
+        name: masks.mask(name, block).keep(parameter.shape, parameter.device)
+        for name, (parameter, block) in parameters.items()
     }
 
 
-def with_layers(model):
+def with_blocks(model):
     layers = graddrop_layers(model)
     return {name: (delta, layers[name.rpartition(".")[0]].graddrop_block) for name, delta in deltas(model).items()}
 
@@ -59,7 +75,7 @@ def test_masked_entries_of_an_adapter_are_held_and_the_others_move(optimizer, se
         graddrop.set_epoch(number // 7)
         before = {name: delta.detach().clone() for name, delta in deltas(model).items()}
         loss_of(model, number).backward()
-        kept = kept_now(masks, with_layers(model))
+        kept = kept_now(masks, with_blocks(model))
         nn.utils.clip_grad_norm_(trained(model), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -75,12 +91,12 @@ def test_masked_entries_of_a_plain_model_are_held_and_the_others_move(optimizer,
     config = GradDropConfig.from_variant(variant, **settings) if variant else GradDropConfig(**settings)
     model = tower()
     optimizer, graddrop = OPTIMIZERS[optimizer](trained(model)), GradDrop(model, config)
-    masked = {m.name: (m.parameter, m.layer) for m in graddrop.masked_parameters()}
+    masked = {m.name: (m.parameter, m.block) for m in graddrop.masked_parameters()}
     for number in range(6):
         graddrop.set_epoch(number // 2)
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         loss_of(model, number).backward()
-        kept = kept_now(graddrop.masks[0], masked)
+        kept = kept_now(graddrop.samplers[0], masked)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -97,7 +113,7 @@ def test_entries_are_held_where_no_gradient_is_kept_between_steps(granularity):
     for number in range(10):
         before = {name: delta.detach().clone() for name, delta in deltas(model).items()}
         loss_of(model, number).backward()
-        kept = kept_now(masks_of(model), with_layers(model))
+        kept = kept_now(masks_of(model), with_blocks(model))
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
         for name, delta in deltas(model).items():
@@ -113,7 +129,7 @@ def test_step_with_a_closure_holds_masked_entries():
         optimizer.zero_grad()
         loss = loss_of(model)
         loss.backward()
-        kept.update(kept_now(masks_of(model), with_layers(model)))
+        kept.update(kept_now(masks_of(model), with_blocks(model)))
         return loss
 
     for number in range(4):
@@ -132,7 +148,7 @@ def test_gradient_mode_lets_momentum_move_masked_entries_as_adamws_equation_says
     moved_though_masked = 0
     for t in range(1, 6):
         loss_of(model, t).backward()
-        kept = kept_now(masks_of(model), with_layers(model))
+        kept = kept_now(masks_of(model), with_blocks(model))
         for name, delta in deltas(model).items():
             g = delta.grad.clone()
             assert not g[~kept[name]].any()
@@ -153,11 +169,11 @@ def test_gradient_mode_is_the_papers_equation_under_sgd():
     """θ ← θ − α g ⊙ m with m ~ Bernoulli(1 − p) / (1 − p), on a plain model."""
     model, twin = tower(), tower()
     graddrop, optimizer = GradDrop(model, GradDropConfig(p=0.5)), sgd(model, lr=0.01)
-    masked = {m.name: (m.parameter, m.layer) for m in graddrop.masked_parameters()}
+    masked = {m.name: (m.parameter, m.block) for m in graddrop.masked_parameters()}
     for number in range(4):
         loss_of(twin, number).backward()
         loss_of(model, number).backward()
-        kept = kept_now(graddrop.masks[0], masked)
+        kept = kept_now(graddrop.samplers[0], masked)
         optimizer.step()
         optimizer.zero_grad()
         with torch.no_grad():
@@ -239,7 +255,7 @@ def test_nothing_is_kept_between_steps(settings):
     model = dropped(tower(), **settings)
     optimizer = adamw(model)
     step(model, optimizer)
-    assert optimizer not in optimizer_steps._HELD
+    assert optimizer not in optimizer_watcher._AFTER
 
 
 @pytest.mark.parametrize("kind", ["adapter", "plain"])
@@ -287,7 +303,7 @@ def test_embeddings_and_head_are_masked_when_they_are_named():
     graddrop = GradDrop(llama(), GradDropConfig(target_modules=["embed_tokens", "lm_head", "q_proj"]))
     blocks = {f"model.layers.{i}.self_attn.q_proj.weight" for i in range(3)}
     assert names(graddrop) == {"model.embed_tokens.weight", "lm_head.weight", *blocks}
-    assert {m.layer for m in graddrop.masked_parameters() if "layers" not in m.name} == {
+    assert {m.block for m in graddrop.masked_parameters() if "layers" not in m.name} == {
         "model.embed_tokens",
         "lm_head",
     }
@@ -314,12 +330,12 @@ def test_lora_matrices_are_masked_and_the_head_is_not():
 def test_lora_matrices_move_where_the_mask_keeps_them():
     model = get_peft_model(llama(), LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False))
     graddrop = GradDrop(model, GradDropConfig(p=0.5, frozen="hold"))
-    masked = {m.name: (m.parameter, m.layer) for m in graddrop.masked_parameters()}
+    masked = {m.name: (m.parameter, m.block) for m in graddrop.masked_parameters()}
     optimizer = adamw(model)
     for number in range(3):
         before = {name: parameter.detach().clone() for name, (parameter, _) in masked.items()}
         model(**batch(number)).loss.backward()
-        kept = kept_now(graddrop.masks[0], masked)
+        kept = kept_now(graddrop.samplers[0], masked)
         optimizer.step()
         optimizer.zero_grad()
         for name, (parameter, _) in masked.items():
@@ -335,7 +351,7 @@ def test_sparsegrad_values_are_masked():
     before = {name: value.detach().clone() for name, value in values.items()}
     train(model, steps=1)
     for masked in graddrop.masked_parameters():
-        kept = graddrop.masks[0].mask(masked.name, masked.layer).keep(masked.parameter.shape, torch.device("cpu"))
+        kept = graddrop.samplers[0].mask(masked.name, masked.block).keep(masked.parameter.shape, torch.device("cpu"))
         assert torch.equal(masked.parameter != before[masked.name], kept)
 
 
@@ -382,7 +398,7 @@ def test_settings_are_not_changed():
 
 def test_layers_are_the_models_blocks():
     graddrop = GradDrop(tower(), GradDropConfig.from_variant("GradFreeze-TopDown", num_epochs=3))
-    assert graddrop.masks[0].layers == ["layers.0", "layers.1", "layers.2"]
+    assert graddrop.samplers[0].blocks == ["layers.0", "layers.1", "layers.2"]
 
 
 def test_masked_layer_of_a_plain_model_is_passed_over_by_the_optimizer():
@@ -407,7 +423,7 @@ def test_remove_takes_everything_off():
             step(which, optimizer, number)
     assert all(torch.equal(p, twin.get_parameter(name)) for name, p in model.named_parameters())
     assert not any(p._backward_hooks for p in model.parameters())
-    assert graddrop not in optimizer_steps._OWNERS
+    assert all(each is not graddrop for each in observers())
     assert graddrop.masked_parameters() == []
     graddrop.remove()
 
@@ -427,7 +443,7 @@ def test_masks_count_the_steps_of_a_plain_model():
     for number in range(3):
         loss_of(model, number).backward()
         loss_of(model, number).backward()
-        assert graddrop.masks[0].step == number
+        assert graddrop.samplers[0].step == number
         optimizer.step()
         optimizer.zero_grad()
 
@@ -449,7 +465,7 @@ def test_gradient_in_another_layout_is_masked_at_the_same_entries():
         weight = model["layers"][0][0].weight
         layout(weight).mul(torch.rand(16, 16) + 1).sum().backward()
         kept.append(weight.grad != 0)
-        mask = graddrop.masks[0].mask("layers.0.0.weight", "layers.0")
+        mask = graddrop.samplers[0].mask("layers.0.0.weight", "layers.0")
         assert torch.equal(kept[-1], mask.keep(weight.shape, weight.device))
     assert torch.equal(*kept)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from peft_sparsegrad import GradDrop, GradDropConfig
 from peft_sparsegrad.functional.streams import draws, stream_key
-from peft_sparsegrad.graddrop.gradient_masks import GradientMasks
+from peft_sparsegrad.graddrop.mask_sampler import MaskSampler
 from peft_sparsegrad.graddrop.variants import VARIANTS
 
 RATES = {
@@ -124,7 +124,7 @@ def test_share_of_kept_layers_is_within_binomial_bounds():
     kept = 0
     for number in range(500):
         masks.set_step(number)
-        kept += sum(masks.trains("", block) for block in masks.layers)
+        kept += sum(masks.trains("", block) for block in masks.blocks)
     assert abs(kept - 2000 * 0.7) < 5 * (2000 * 0.3 * 0.7) ** 0.5
 
 
@@ -133,7 +133,7 @@ def test_whole_blocks_are_dropped_independently_of_each_other():
     seen = set()
     for number in range(40):
         masks.set_step(number)
-        seen.add(tuple(masks.trains("", block) for block in masks.layers))
+        seen.add(tuple(masks.trains("", block) for block in masks.blocks))
     assert len(seen) == 4
 
 
@@ -211,7 +211,7 @@ def test_ordered_unfreezing_goes_from_the_encoders_input_to_the_decoders_output(
     seen = []
     for epoch in range(4):
         graddrop.set_epoch(epoch)
-        seen.append([block for block in masks.layers if masks.trains("", block)])
+        seen.append([block for block in masks.blocks if masks.trains("", block)])
     assert seen[0] == ["encoder.block.0"]
     assert seen[2] == ["encoder.block.0", "encoder.block.1", "decoder.block.0"]
 
@@ -397,7 +397,7 @@ def test_mask_of_a_layer_does_not_depend_on_which_other_layers_train():
     for number in range(8):
         for one in masks:
             one.set_step(number)
-        assert all(masks[0].trains("", block) == masks[1].trains("", block) for block in masks[1].layers)
+        assert all(masks[0].trains("", block) == masks[1].trains("", block) for block in masks[1].blocks)
 
 
 def test_mask_does_not_depend_on_the_order_of_modules():
@@ -487,7 +487,7 @@ def test_gaussian_noise_has_mean_one_and_the_variance_of_a_scaled_mask(granulari
         loss_of(model).backward()
         ratio = {name: delta.grad / deltas(plain)[name].grad for name, delta in deltas(model).items()}
         if granularity == "layer":
-            for block in masks_of(model).layers:
+            for block in masks_of(model).blocks:
                 own = torch.cat([values.flatten() for name, values in ratio.items() if name.startswith(f"{block}.")])
                 assert torch.allclose(own, own[0], rtol=1e-6)
                 factors.append(own[0])
@@ -558,7 +558,7 @@ def test_number_of_epochs_in_conflict():
 
 @pytest.mark.parametrize("when", ["config", "run"])
 def test_toggle_with_more_epochs_than_layers(when):
-    message = "`toggle` with 4 epochs and 3 layers would train no layer at all"
+    message = "`toggle` with 4 epochs and 3 blocks would train no block at all"
     if when == "config":
         with pytest.raises(ValueError, match=message):
             dropped(tower(), "GradFreeze-Toggle-TopDown", num_epochs=4)
@@ -596,7 +596,7 @@ def test_loss_of_a_copy_is_not_advanced_by_masks():
 
 @pytest.mark.parametrize("variant", ["GradDrop-Epoch", "GradDrop-Epoch-Toggle", "GradDrop-Epoch-Reset"])
 def test_masks_of_an_epoch_are_remembered_for_that_epoch_only(variant):
-    masks = GradientMasks(GradDropConfig.from_variant(variant, num_epochs=3), ["block"])
+    masks = MaskSampler(GradDropConfig.from_variant(variant, num_epochs=3), ["block"])
     shape, kept = torch.Size([1000]), []
     for epoch in (0, 0, 1, 0):
         masks.set_epoch(epoch)

@@ -1,4 +1,4 @@
-"""Which mask a parameter's gradient gets: the settings, and how far training has come."""
+"""The mask that a parameter's gradient gets, from the settings and from how far training has come."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import torch
 from ..functional import (
     SCHEDULES,
     GradientMask,
-    bernoulli_layer_mask,
+    bernoulli_block_mask,
     bernoulli_mask,
-    gaussian_layer_mask,
+    block_sets,
+    gaussian_block_mask,
     gaussian_mask,
-    layer_sets,
     set_mask,
     stream_key,
 )
 from .config import GradDropConfig
 
 
-class GradientMasks:
-    """The masks of everything that one configuration governs.
+class MaskSampler:
+    """Draws the masks of everything that one configuration governs.
 
     A mask is a function of the seed, the step or epoch, and the parameter's name, so no checkpoint holds any of it.
     Steps are counted from what optimizers do until `set_step` is called once.
 
     Args:
         config: The settings.
-        layers: Names of the layers (blocks) that are governed, from the input on.
+        blocks: Names of the transformer blocks that are governed, from the input on.
 
     Attributes:
         step: Optimizer steps taken before this one.
@@ -38,8 +38,8 @@ class GradientMasks:
         num_epochs: Epochs of the run; None until it is known.
     """
 
-    def __init__(self, config: GradDropConfig, layers: Sequence[str]) -> None:
-        self.config, self.layers = config, list(layers)
+    def __init__(self, config: GradDropConfig, blocks: Sequence[str]) -> None:
+        self.config, self.blocks = config, list(blocks)
         self._sets: dict[str, int] = {}
         self.reset()
 
@@ -79,15 +79,15 @@ class GradientMasks:
                 f"run is {num_epochs}: make them the same, or leave `num_epochs` None"
             )
         config.check_num_epochs(num_epochs)
-        if config.toggle and config.granularity == "layer" and num_epochs > len(self.layers):
+        if config.toggle and config.granularity == "layer" and num_epochs > len(self.blocks):
             raise ValueError(
-                f"`toggle` with {num_epochs} epochs and {len(self.layers)} layers would train no layer at all in some "
-                "epochs: use at most as many epochs as layers"
+                f"`toggle` with {num_epochs} epochs and {len(self.blocks)} blocks would train no block at all in some "
+                "epochs: use at most as many epochs as blocks"
             )
         self.num_epochs, self._masks_of_epoch = num_epochs, (None, {})
         if config.uses_sets and config.granularity == "layer":
-            sets = layer_sets(len(self.layers), num_epochs, config.selection, config.seed)
-            self._sets = dict(zip(self.layers, sets, strict=True))
+            sets = block_sets(len(self.blocks), num_epochs, config.selection, config.seed)
+            self._sets = dict(zip(self.blocks, sets, strict=True))
 
     def set_epoch(self, epoch: int) -> None:
         """Announce an epoch, counted from 0.
@@ -133,19 +133,19 @@ class GradientMasks:
 
     @property
     def rate(self) -> float:
-        """Share of entries or layers that are dropped now: by the schedule, or what the sets leave frozen."""
+        """Share of entries or blocks that are dropped now: by the schedule, or what the sets leave frozen."""
         if not self.config.uses_sets:
             epoch, num_epochs = self.epoch or 0, self.num_epochs or 1
             return SCHEDULES[self.config.schedule](self.config.p, epoch, num_epochs)
         first, last, num_epochs = self._active_sets()
         return 1 - (last - first + 1) / num_epochs
 
-    def mask(self, name: str, layer: str) -> GradientMask:
+    def mask(self, name: str, block: str) -> GradientMask:
         """The mask of a parameter in this step.
 
         Args:
             name: Name of the parameter.
-            layer: Name of its layer.
+            block: Name of its transformer block.
 
         Raises:
             RuntimeError: If the epoch is needed and was never announced.
@@ -157,36 +157,36 @@ class GradientMasks:
                 "of your own, call `set_epoch(epoch)` of the `GradDrop` object (of an adapter: `GradDrop(model)`)"
             )
         if self.config.interval == "step" or self.config.granularity == "layer":
-            return self._new_mask(name, layer)
+            return self._new_mask(name, block)
         if self._masks_of_epoch[0] != self.epoch:
             self._masks_of_epoch = (self.epoch, {})
-        mask = self._masks_of_epoch[1].setdefault(name, self._new_mask(name, layer))
+        mask = self._masks_of_epoch[1].setdefault(name, self._new_mask(name, block))
         mask.is_remembered = True
         return mask
 
-    def _new_mask(self, name: str, layer: str) -> GradientMask:
+    def _new_mask(self, name: str, block: str) -> GradientMask:
         if self.config.uses_sets:
-            return self._set_mask(name, layer)
-        return self._random_mask(name if self.config.granularity == "element" else layer)
+            return self._set_mask(name, block)
+        return self._random_mask(name if self.config.granularity == "element" else block)
 
-    def trains(self, name: str, layer: str) -> bool:
+    def trains(self, name: str, block: str) -> bool:
         """Whether anything of the parameter trains in this step, as far as is known."""
-        return not self.is_announced or not self.mask(name, layer).keeps_nothing
+        return not self.is_announced or not self.mask(name, block).keeps_nothing
 
     @property
     def nothing_trains(self) -> bool:
-        """Whether every layer is dropped in this step."""
+        """Whether every block is dropped in this step."""
         if self.config.granularity == "element" or not self.is_announced:
             return False
         now = (self.step, self.epoch)
         if now not in self._nothing_trains:
-            self._nothing_trains = {now: all(self.mask("", layer).keeps_nothing for layer in self.layers)}
+            self._nothing_trains = {now: all(self.mask("", block).keeps_nothing for block in self.blocks)}
         return self._nothing_trains[now]
 
-    def _set_mask(self, name: str, layer: str) -> GradientMask:
+    def _set_mask(self, name: str, block: str) -> GradientMask:
         first, last, num_epochs = self._active_sets()
         if self.config.granularity == "layer":
-            return GradientMask(float(first <= self._sets[layer] <= last))
+            return GradientMask(float(first <= self._sets[block] <= last))
         return set_mask(stream_key(self.config.seed, "sets", name), first, last, num_epochs)
 
     def _active_sets(self) -> tuple[int, int, int]:
@@ -199,11 +199,11 @@ class GradientMasks:
         now = self.epoch if config.interval == "epoch" else self.step
         key = stream_key(config.seed, config.interval, now or 0, unit)
         if config.noise == "gaussian":
-            gaussian = gaussian_mask if config.granularity == "element" else gaussian_layer_mask
+            gaussian = gaussian_mask if config.granularity == "element" else gaussian_block_mask
             return gaussian(key, self.rate)
-        bernoulli = bernoulli_mask if config.granularity == "element" else bernoulli_layer_mask
+        bernoulli = bernoulli_mask if config.granularity == "element" else bernoulli_block_mask
         return bernoulli(key, self.rate, bool(config.scale))
 
-    def mask_gradient_(self, gradient: torch.Tensor, name: str, layer: str) -> torch.Tensor:
+    def mask_gradient_(self, gradient: torch.Tensor, name: str, block: str) -> torch.Tensor:
         """Mask a contiguous gradient in place, and return it."""
-        return self.mask(name, layer).apply_(gradient)
+        return self.mask(name, block).apply_(gradient)

@@ -1,0 +1,68 @@
+"""GradDrop's part in an optimizer's step: it is counted, and masked entries are held where they are.
+
+So masks advance, and frozen entries stay, in any training loop and without a callback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+
+from ..common.optimizer_watcher import OptimizerStep
+from ..functional import GradientMask
+from .mask_sampler import MaskSampler
+
+
+class MaskedParameter(NamedTuple):
+    """A trained tensor, and what its mask depends on."""
+
+    parameter: torch.nn.Parameter
+    sampler: MaskSampler
+    name: str
+    block: str
+
+
+class _Held(NamedTuple):
+    parameter: torch.nn.Parameter
+    mask: GradientMask
+    before: torch.Tensor
+
+
+def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerStep) -> Callable[[], None] | None:
+    """Prepare masked parameters for a step: drop gradients that keep nothing, and remember entries to be held.
+
+    Returns:
+        A function to call after the step, which restores the entries and counts the step. None if the optimizer has
+        none of the parameters.
+
+    Raises:
+        RuntimeError: If the masks are those of another run's optimizer.
+    """
+    updated = [masked for masked in parameters if step.updates(masked.parameter)]
+    if not updated:
+        return None
+    held = [entries for masked in updated if (entries := _hold(masked, step)) is not None]
+
+    def after_step() -> None:
+        for parameter, mask, before in held:
+            mask.restore_(parameter, before)
+        for masked in updated:
+            masked.sampler.step_taken()
+
+    return after_step
+
+
+def _hold(masked: MaskedParameter, step: OptimizerStep) -> _Held | None:
+    parameter, sampler, name, block = masked
+    sampler.check_optimizer(step.optimizer)
+    if step.has_closure:
+        sampler.begin_pass()  # its passes are yet to come
+    if sampler.config.frozen != "hold" or (parameter.grad is None and not step.has_closure):
+        return None
+    mask = sampler.mask(name, block)
+    if mask.keeps_nothing and not step.has_closure:
+        parameter.grad = None  # optimizers pass over it
+        return None
+    return _Held(parameter, mask, parameter.detach().clone()) if mask.keeps_nothing or mask.chooses else None

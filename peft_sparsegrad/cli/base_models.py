@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from ..common.model_card import TASK_CLASSES
 from .errors import InputError
 from .saved.adapter import SavedAdapter
-from .saved.deltas import WeightLayout
+from .saved.method import WeightLayout
 
 # Ends of the names of weights with a row for each label.
 _HEADS = (".classifier.weight", ".score.weight", ".classifier.out_proj.weight")

@@ -22,7 +22,7 @@ from .errors import InputError
 from .files import check_file, check_folder, replacing_file, replacing_folder
 from .output import errors_only, new_console, print_facts, print_json, print_table
 from .saved.adapter import SavedAdapter
-from .saved.deltas import WITH_DELTAS
+from .saved.methods import METHODS
 
 _ADAPTER = "default"
 DenseDelta = tuple[torch.Tensor, torch.Tensor | None]  # of the weight, in its own layout, and of the bias
@@ -97,9 +97,9 @@ def convert_adapter(
         InputError: If it cannot be converted, or `out` must not be written.
     """
     adapter = SavedAdapter(path)
-    if adapter.method not in WITH_DELTAS or (to is Target.lora and adapter.method != "SPARSEGRAD"):
-        can = "SPARSEGRAD" if to is Target.lora else ", ".join(WITH_DELTAS)
-        raise InputError(f"a {adapter.method} adapter cannot be converted to {to.value}; these can: {can}")
+    can = [name for name, method in METHODS.items() if method.converts_to_lora or to is not Target.lora]
+    if adapter.method not in can:
+        raise InputError(f"a {adapter.method} adapter cannot be converted to {to.value}; these can: {', '.join(can)}")
     if rank is not None and to is not Target.lora:
         raise InputError("--rank is for --to lora: the others lose no rank")
     if out.resolve() == adapter.folder.resolve():

@@ -14,10 +14,10 @@ from .diff_tensors import TensorDistance, tensor_distances
 from .errors import InputError
 from .output import new_console, percent, print_facts, print_json, print_table
 from .saved.adapter import SavedAdapter
-from .saved.deltas import WITH_DELTAS
+from .saved.methods import METHODS
 
 # Written by the library and no setting of the adapter.
-_IGNORED = {"auto_mapping", "inference_mode", "peft_version"}
+_IGNORED = {"auto_mapping", "format_version", "inference_mode", "peft_version"}
 
 
 @dataclass
@@ -80,11 +80,11 @@ def diff_adapters(path_a: Path, path_b: Path, base: str | None = None) -> Differ
     a, b = SavedAdapter(path_a), SavedAdapter(path_b)
     config = _config_differences(a, b)
     layers, supports = [], None
-    if {a.method, b.method} <= set(WITH_DELTAS):
-        layers, supports = layer_distances(a, b, base)
+    if {a.method, b.method} <= METHODS.keys():
+        layers, supports = layer_distances(METHODS[a.method](a), METHODS[b.method](b), base)
     elif a.method != b.method:
         raise InputError(
-            f"a {a.method} and a {b.method} adapter cannot be compared: the weights of {', '.join(WITH_DELTAS)} can"
+            f"a {a.method} and a {b.method} adapter cannot be compared: the weights of {', '.join(METHODS)} can"
         )
     total, tensors = overall(layers), tensor_distances(a, b)
     return Difference(

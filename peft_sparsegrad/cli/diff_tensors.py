@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .saved.adapter import SavedAdapter
-from .saved.deltas import WITH_DELTAS
+from .saved.methods import METHODS
 
-_PREFIXES = tuple(f"{method.lower()}_" for method in WITH_DELTAS)
+_PREFIXES = tuple(f"{method.lower()}_" for method in METHODS)
 
 
 @dataclass

@@ -33,6 +33,7 @@ _RUNS: tuple[tuple[str, bool, Callable[[str], str], str], ...] = (
     ("4-bit base", False, run_four_bit, "pip install 'peft-sparsegrad[quantization]', in a version for this machine"),
     ("step on the GPU", False, run_cuda, "install the PyTorch that is made for this GPU's driver"),
 )
+_METHODS = ("SPARSEGRAD", "GRADDROP")
 
 
 @dataclass
@@ -80,11 +81,11 @@ def installed_versions() -> dict[str, str | None]:
 
 def check_registration() -> Check:
     """Whether PEFT knows both methods."""
-    missing = [n for n in ("SPARSEGRAD", "GRADDROP") if PeftType.__members__.get(n) not in PEFT_TYPE_TO_TUNER_MAPPING]
+    missing = [name for name in _METHODS if PeftType.__members__.get(name) not in PEFT_TYPE_TO_TUNER_MAPPING]
     if missing:
         way_out = "reinstall peft: another package has changed its table of methods"
         return Check("registered in PEFT", "fail", True, f"missing: {', '.join(missing)}", way_out)
-    return Check("registered in PEFT", "pass", True, "SPARSEGRAD, GRADDROP")
+    return Check("registered in PEFT", "pass", True, ", ".join(_METHODS))
 
 
 def run_checks() -> list[Check]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,13 +11,11 @@ import typer
 from rich.console import Console
 
 from ..common.model_card import settings_of
-from .inspect_graddrop import ChangedTensor, changed_tensors
-from .inspect_sparsegrad import GroupFacts, LayerFacts, group_facts, layer_facts
-from .output import new_console, percent, print_facts, print_json, print_table, shape
+from .output import new_console, percent, print_facts, print_json, print_table
 from .saved.adapter import SavedAdapter
-from .saved.sparsegrad import saved_layers
-
-_SHOWN_SINGULAR_VALUES = 4
+from .saved.graddrop import ChangedTensor
+from .saved.methods import METHODS, read_method
+from .saved.sparsegrad_facts import GroupFacts, LayerFacts
 
 
 @dataclass
@@ -86,13 +84,7 @@ def inspect_adapter(path: Path) -> Inspection:
         bytes=adapter.weights_path.stat().st_size,
         bytes_by_part=_bytes_by_part(adapter),
     )
-    if adapter.method == "SPARSEGRAD":
-        layers = saved_layers(adapter)
-        inspection.layers = [layer_facts(layer) for layer in layers]
-        inspection.groups = group_facts(layers)
-    elif adapter.method == "GRADDROP":
-        inspection.tensors = changed_tensors(adapter)
-    return inspection
+    return replace(inspection, **read_method(adapter).facts()) if adapter.method in METHODS else inspection
 
 
 def _bytes_by_part(adapter: SavedAdapter) -> dict[str, int]:
@@ -108,7 +100,7 @@ def _part(name: str, method: str) -> str:
     start = next((i for i, part in enumerate(parts) if part.startswith(f"{method.lower()}_")), None)
     if start is not None:
         return ".".join(parts[start:]).removeprefix(f"{method.lower()}_")
-    return "saved in full" if method in ("SPARSEGRAD", "GRADDROP", "LORA") else parts[-1]
+    return "saved in full" if method in METHODS else parts[-1]
 
 
 def _show(console: Console, found: Inspection) -> None:
@@ -126,11 +118,8 @@ def _show(console: Console, found: Inspection) -> None:
     size = sum(found.bytes_by_part.values()) or 1
     parts = [(name, f"{count:,}", percent(count / size)) for name, count in found.bytes_by_part.items()]
     print_table(console, "Bytes", ("part", "bytes", "share"), parts)
-    if found.groups:
-        _show_groups(console, found.groups)
-        _show_layers(console, found.layers)
-    if found.tensors:
-        _show_tensors(console, found.tensors)
+    for table in METHODS[found.method].tables(vars(found)) if found.method in METHODS else []:
+        print_table(console, *table)
     for name, count in _non_finite(found):
         console.print(f"[bold red]{count:,} values of {name} are NaN or infinite: the training run diverged")
 
@@ -139,49 +128,3 @@ def _non_finite(found: Inspection) -> list[tuple[str, int]]:
     counts = [(layer.module, layer.non_finite) for layer in found.layers]
     counts += [(tensor.parameter, tensor.non_finite) for tensor in found.tensors]
     return [(name, count) for name, count in counts if count]
-
-
-def _show_groups(console: Console, groups: list[GroupFacts]) -> None:
-    columns = ("modules", "layers", "weight", "rank of V", "rank of U", "off orthonormal", "singular values of ΔW")
-    rows = [
-        (
-            *(group.modules, group.layers, shape(group.weight_shape), group.rank_out, group.rank_in),
-            *(None if group.orthonormality_error is None else f"{group.orthonormality_error:.0e}",),
-            *(_leading(group.singular_values),),
-        )
-        for group in groups
-    ]
-    print_table(console, "Groups: layers with common transition matrices", columns, rows)
-
-
-def _leading(singular_values: list[float]) -> str | None:
-    if not singular_values:
-        return None
-    shown = " ".join(f"{value:.2g}" for value in singular_values[:_SHOWN_SINGULAR_VALUES])
-    left = len(singular_values) - _SHOWN_SINGULAR_VALUES
-    return f"{shown} ... ({left} more)" if left > 0 else shown
-
-
-def _show_layers(console: Console, layers: list[LayerFacts]) -> None:
-    columns = ("module", "values", "of core", "rows", "columns", "‖ΔW‖", "largest", "hold 90% of ‖ΔW‖²", "steps")
-    rows = [
-        (
-            *(layer.module if layer.settled else f"{layer.module} (before its warm-up)", f"{layer.values:,}"),
-            *(percent(layer.share_of_core), layer.rows_used, layer.columns_used),
-            *(f"{layer.norm:.3g}", f"{layer.largest:.2g}", f"{layer.hold_90_percent:,}", layer.steps),
-        )
-        for layer in layers
-    ]
-    print_table(console, "Layers: the core S of ΔW = V S Uᵀ", columns, rows)
-
-
-def _show_tensors(console: Console, tensors: list[ChangedTensor]) -> None:
-    columns = ("parameter", "changed", "of", "share", "‖Δ‖", "largest", "hold 90% of ‖Δ‖²")
-    rows = [
-        (
-            *(tensor.parameter, f"{tensor.changed:,}", None if tensor.entries is None else f"{tensor.entries:,}"),
-            *(percent(tensor.share), f"{tensor.norm:.3g}", f"{tensor.largest:.2g}", f"{tensor.hold_90_percent:,}"),
-        )
-        for tensor in tensors
-    ]
-    print_table(console, "Changes of the weights", columns, rows)

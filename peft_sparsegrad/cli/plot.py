@@ -16,6 +16,7 @@ from .files import check_file, replacing_file
 from .output import print_json
 from .plot_adapter import GradientSettings, draw_active, draw_gradient, draw_support
 from .saved.adapter import SavedAdapter
+from .saved.methods import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,14 +36,8 @@ class Kind(str, Enum):
     magnitudes = "magnitudes"
 
 
-_METHODS = {
-    Kind.support: "SPARSEGRAD",
-    Kind.gradient: "SPARSEGRAD",
-    Kind.magnitudes: "SPARSEGRAD",
-    Kind.active: "GRADDROP",
-}
 _NEEDS = {
-    **{kind: f"a {method} adapter" for kind, method in _METHODS.items()},
+    **{Kind(kind): f"a {name} adapter" for name, method in METHODS.items() for kind in method.plots},
     Kind.spectra: "a warm-up report",
     Kind.energy: "a Trainer's log",
 }
@@ -146,7 +141,7 @@ def draw(
         return plots.spectra(source)
     if kind is Kind.energy and isinstance(source, list):
         return plots.energy_over_training(source)
-    if isinstance(source, SavedAdapter) and source.method == _METHODS.get(kind):
+    if isinstance(source, SavedAdapter) and kind.value in _plots(source):
         if kind is Kind.active:
             return draw_active(source, base, epochs)
         if kind is Kind.support:
@@ -158,8 +153,13 @@ def draw(
 
 def _usual_kind(source: SavedAdapter | WarmUpReport | Log) -> Kind:
     if isinstance(source, SavedAdapter):
-        return Kind.active if source.method == "GRADDROP" else Kind.support
+        return Kind(next(iter(_plots(source)), "support"))
     return Kind.spectra if isinstance(source, WarmUpReport) else Kind.energy
+
+
+def _plots(adapter: SavedAdapter) -> tuple[str, ...]:
+    """Return what can be drawn of an adapter, the default first."""
+    return METHODS[adapter.method].plots if adapter.method in METHODS else ()
 
 
 def _what(source: SavedAdapter | WarmUpReport | Log) -> str:

@@ -12,13 +12,13 @@ import torch
 
 from ..graddrop import GradDropConfig
 from ..graddrop.blocks import block_of
-from ..sparsegrad.layer import SparseGradLayer, sparsegrad_layers
+from ..sparsegrad.layer import SparseGradLayer
 from .base_models import load_adapted, load_tokenizer, module_names
 from .data import Batch, is_labelled, labelled_batches, language_batches, read_labelled, read_texts
 from .errors import InputError
 from .saved.adapter import SavedAdapter
-from .saved.deltas import graddrop_deltas
-from .saved.sparsegrad import saved_layers
+from .saved.graddrop import SavedGradDrop
+from .saved.sparsegrad import SavedSparseGrad
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,21 +38,19 @@ def draw_support(adapter: SavedAdapter) -> Figure:
     """The supports of a SparseGrad adapter.
 
     Raises:
-        InputError: If the whole core trains, or the files do not tell how large it is.
+        InputError: If the whole core trains.
     """
     from ..plots import support_maps
     from ..plots.supports import LayerSupport
 
-    layers = saved_layers(adapter)
+    layers = SavedSparseGrad(adapter).layers.values()
     supports = [
-        LayerSupport(layer.module, layer.role, indices, layer.core_shape)
+        LayerSupport(layer.plan.name, layer.plan.role, indices, layer.plan.core_shape)
         for layer in layers
-        if layer.core_shape is not None and (indices := layer.indices()) is not None
+        if (indices := layer.indices()) is not None
     ]
     if not supports:
-        dynamic = "support.packed" not in layers[0].parts
-        why = "its support is dynamic: the whole core trains" if dynamic else "it does not tell the core's shape"
-        raise InputError(f"{adapter.folder} has no support to draw: {why}")
+        raise InputError(f"{adapter.folder} has no support to draw: its support is dynamic, and the whole core trains")
     return support_maps(supports)
 
 
@@ -75,7 +73,7 @@ def graddrop_layers(adapter: SavedAdapter, config: GradDropConfig, base: str | N
 
     Where the masks go by that order, and the names do not tell it, it is the base model's.
     """
-    modules = [parameter.rpartition(".")[0] for parameter in graddrop_deltas(adapter)]
+    modules = [parameter.rpartition(".")[0] for parameter in SavedGradDrop(adapter).parameters]
     numbered = {module: re.match(r"(.*?\.\d+)(?=\.|$)", module) for module in modules}
     layers = dict.fromkeys(found.group(1) if found else module for module, found in numbered.items())
     lists = {found.group(1).rpartition(".")[0] if found else module for module, found in numbered.items()}
@@ -100,7 +98,7 @@ def draw_gradient(
         raise InputError(
             f"{adapter.folder} is for the task {adapter.config.get('task_type')}: give {wanted} as --data"
         )
-    names = [layer.module for layer in saved_layers(adapter)]
+    names = list(SavedSparseGrad(adapter).modules)
     name = settings.module or names[len(names) // 2]
     if name not in names:
         raise InputError(f"{adapter.folder} has no layer {name!r}; it has {', '.join(names)}")
@@ -108,15 +106,15 @@ def draw_gradient(
     tokenizer = load_tokenizer(adapter, base)
     if tokenizer is None:
         raise InputError("there is no tokenizer beside the adapter or the base model")
-    layer = next(each for each in sparsegrad_layers(model, "default") if each.adapter("default").plan.name == name)
-    group = layer.adapter("default").group
+    layer = cast(SparseGradLayer, model.get_base_model().get_submodule(name))
+    basis = layer.adapter("default").basis
     batch = _batch(settings, tokenizer)
     if is_labelled(settings.data) and int(batch["labels"].max()) >= model.config.num_labels:
         raise InputError(
             f"{settings.data} has more labels than the model, which tells {model.config.num_labels} apart"
         )
     gradient = weight_gradient(model, layer, batch)
-    return function(gradient, group.U, group.V, f"{name}, {settings.batch_size} sequences")
+    return function(gradient, basis.U, basis.V, f"{name}, {settings.batch_size} sequences")
 
 
 def weight_gradient(model: Any, layer: SparseGradLayer, batch: Batch) -> torch.Tensor:

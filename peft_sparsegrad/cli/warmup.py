@@ -19,7 +19,7 @@ from transformers import (
 
 from ..sparsegrad import SparseGradConfig, WarmUpReport, save_transition_matrices
 from ..sparsegrad.callback import settle_head
-from ..sparsegrad.layer import sparsegrad_layers
+from ..sparsegrad.layer import layer_adapters
 from ..sparsegrad.warmup import warmup
 from .base_models import load_pretrained
 from .data import Batch, is_labelled, labelled_batches, language_batches, read_labelled, read_texts
@@ -160,7 +160,7 @@ def _settle_head(model: Any, batches: list[Batch], steps: int) -> None:
     endless = (
         {key: tensor.to(device) for key, tensor in batches[step % len(batches)].items()} for step in range(steps)
     )
-    settle_head(model, endless, steps, _HEAD_LR, sparsegrad_layers(model, _ADAPTER))
+    settle_head(model, endless, steps, _HEAD_LR, layer_adapters(model, _ADAPTER))
 
 
 def _parse_rank(text: str) -> int | tuple[int, int] | str:

@@ -31,12 +31,8 @@ TASK_CLASSES = {
 }
 # What PEFT keeps in every configuration, what concerns one run, and what is named by itself.
 NOT_SETTINGS = {
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "init_weights", "peft_type", "peft_version"),
-    *("revision", "target_modules", "task_type", "transition_matrices"),
-}
-_SOURCES = {
-    "SPARSEGRAD": ("SparseGrad", "Chekalina et al., EMNLP 2024, 2024.emnlp-main.831"),
-    "GRADDROP": ("GradDrop", "O'Neill and Dutta, arXiv 2307.10098"),
+    *("auto_mapping", "base_model_name_or_path", "format_version", "inference_mode", "init_weights", "peft_type"),
+    *("peft_version", "revision", "target_modules", "task_type", "transition_matrices"),
 }
 _BEGIN, _END = "<!-- peft_sparsegrad: rewritten at every save -->", "<!-- peft_sparsegrad: end -->"
 _MOST_TARGETS = 8
@@ -124,10 +120,9 @@ def with_section(text: str, section: str) -> str:
 
 def card_section(config: Any, directory: str | os.PathLike[str], facts: CardFacts) -> str:
     """The section, as Markdown."""
-    name, source = _SOURCES[config.peft_type]
     in_full = f", and {facts.saved_in_full:,} in other modules, saved in full" if facts.saved_in_full else ""
     rows = {
-        "method": f"{name} ({source})",
+        "method": f"{config.title} ({config.source})",
         "base model": f"`{config.base_model_name_or_path}`" if config.base_model_name_or_path else "without a name",
         "adapted modules": _targets(config.target_modules),
         "settings": ", ".join(f"`{key}={value!r}`" for key, value in settings_of(config.to_dict()).items()),
@@ -138,7 +133,7 @@ def card_section(config: Any, directory: str | os.PathLike[str], facts: CardFact
     cells = {label: value.replace("|", "\\|") for label, value in rows.items()}  # of a regular expression
     table = "\n".join(f"| {label} | {value} |" for label, value in cells.items())
     snippet = _snippet(config, directory, facts)
-    return f"## {name} adapter\n\n| | |\n|---|---|\n{table}\n\nIn this folder:\n\n```python\n{snippet}\n```"
+    return f"## {config.title} adapter\n\n| | |\n|---|---|\n{table}\n\nIn this folder:\n\n```python\n{snippet}\n```"
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from peft.config import PeftConfig
 
 from .model_card import CardFacts, write_card
 
+FORMAT_VERSION = 1  # of the adapter's files; raised when a reader of today would not understand them
+
 
 @dataclass
 class TargetedConfig(PeftConfig):
-    """Settings with the meaning that they have in PEFT's own methods."""
+    """Settings with the meaning that they have in PEFT's own methods.
+
+    Attributes:
+        title: Name of the method, for people.
+        source: Its paper.
+        format_version: Version of the adapter's files. Not a setting: it is written with them and checked on loading.
+    """
+
+    title: ClassVar[str]
+    source: ClassVar[str]
 
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Modules to adapt: names, a regular expression, or None for the default."}
@@ -33,10 +44,16 @@ class TargetedConfig(PeftConfig):
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
         default=None, metadata={"help": "Rows of the embedding to train, as in LoRA."}
     )
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Of the adapter's files; leave it."})
     init_weights: bool = field(default=True, metadata={"help": "False: noise in place of zeros. For tests."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.format_version > FORMAT_VERSION:
+            raise ValueError(
+                f"the adapter has files of format {self.format_version}, and this version of peft_sparsegrad reads "
+                f"formats up to {FORMAT_VERSION}: upgrade it"
+            )
         self.card_facts: CardFacts | None = None  # not a setting: known between asking for the tensors and saving
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # pyright: ignore[reportAttributeAccessIssue]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..common.registration import add_peft_type
 from ..common.targeted_config import TargetedConfig
@@ -68,6 +68,9 @@ class GradDropConfig(TargetedConfig):
     Raises:
         ValueError: For a field out of range, or fields that do not go together, by name.
     """
+
+    title: ClassVar[str] = "GradDrop"
+    source: ClassVar[str] = "O'Neill and Dutta, arXiv 2307.10098"
 
     granularity: Literal["element", "layer"] = field(
         default="element", metadata={"help": "What is dropped as one: an 'element' or a 'layer' (a block)."}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ..common.registration import add_peft_type
 from ..common.targeted_config import TargetedConfig
@@ -50,6 +50,9 @@ class SparseGradConfig(TargetedConfig):
     Raises:
         ValueError: For a field out of range, by its name.
     """
+
+    title: ClassVar[str] = "SparseGrad"
+    source: ClassVar[str] = "Chekalina et al., EMNLP 2024, 2024.emnlp-main.831"
 
     density: float = field(default=0.01, metadata={"help": "Trained share of each weight's entries, in (0, 1]."})
     num_values: int | None = field(default=None, metadata={"help": "Trained values per layer, in place of `density`."})

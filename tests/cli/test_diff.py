@@ -103,15 +103,15 @@ def test_settings_and_other_tensors(shelf, copied, command):
     tensors["base_model.model.classifier.bias"] += 1
     save_file(tensors, path / WEIGHTS)
     config = path / "adapter_config.json"
-    config.write_text(config.read_text().replace('"regrow_steps": 25', '"regrow_steps": 7'))
+    config.write_text(config.read_text().replace('"renewal_steps": 25', '"renewal_steps": 7'))
     result = command("diff", shelf.adapter("sparsegrad-bert"), path, "--json")
     assert result.code == 1
-    assert result.json["config"] == {"regrow_steps": [25, 7]}
+    assert result.json["config"] == {"renewal_steps": [25, 7]}
     assert [each["name"] for each in result.json["tensors"]] == ["classifier.bias"]
     assert result.json["distance"] == 0
     table = command("diff", shelf.adapter("sparsegrad-bert"), path).out
     assert "classifier.bias" in table
-    assert "regrow_steps" in table
+    assert "renewal_steps" in table
 
 
 def test_other_methods_are_compared_tensor_by_tensor(shelf, command):

@@ -135,7 +135,7 @@ def test_relative_position_embedding_inside_a_block_is_left_alone():
 
 
 def test_layers_are_counted_from_the_encoders_input_to_the_decoders_output():
-    assert masks_of(dropped(t5())).layers == [
+    assert masks_of(dropped(t5())).blocks == [
         "encoder.block.0",
         "encoder.block.1",
         "decoder.block.0",

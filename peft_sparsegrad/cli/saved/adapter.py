@@ -125,11 +125,11 @@ def grouped_by_module(names: Iterator[str] | list[str], marker: str) -> dict[str
     """Tensor names by module and by what follows `marker` in them.
 
     Args:
-        names: Names such as `layers.0.up_proj.sparsegrad_support.packed`.
+        names: Names such as `layers.0.up_proj.sparsegrad_adapter.support`.
         marker: For instance `sparsegrad_`.
 
     Returns:
-        Such as `{"layers.0.up_proj": {"support.packed": name}}`, in the order of `names`.
+        Such as `{"layers.0.up_proj": {"adapter.support": name}}`, in the order of `names`.
     """
     modules: dict[str, dict[str, str]] = {}
     for name in names:

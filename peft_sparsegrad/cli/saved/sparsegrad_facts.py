@@ -1,4 +1,4 @@
-"""What `inspect` says of a SparseGrad adapter: its groups, its layers, and which entries carry the delta."""
+"""Facts that `inspect` tells of a SparseGrad adapter: its groups, its layers, and the entries that carry the delta."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
-from .saved.sparsegrad import SavedLayer
+from ..output import percent, shape
+from .concentration import fewest_with_share
+from .method import Table
+from .sparsegrad_layers import SavedLayer
 
 # Singular values are left out where the core is wider than this on both sides: one layer would take minutes.
 WIDEST_CORE = 2048
 
-_BITS_IN_A_BIN = 16
+_SHOWN_SINGULAR_VALUES = 4
 
 
 @dataclass
@@ -22,7 +25,7 @@ class GroupFacts:
     Attributes:
         modules: Their names, `*` for the block's number.
         layers: How many there are.
-        weight_shape: (out, in); None if the files do not tell it.
+        weight_shape: (out, in).
         rank_out: Columns of V; None for the weight's own basis.
         rank_in: Columns of U; None for the weight's own basis.
         orthonormality_error: Largest entry of |UᵀU − I| and |VᵀV − I|; None without transition matrices.
@@ -32,7 +35,7 @@ class GroupFacts:
 
     modules: str
     layers: int
-    weight_shape: tuple[int, int] | None
+    weight_shape: tuple[int, int]
     rank_out: int | None
     rank_in: int | None
     orthonormality_error: float | None
@@ -46,9 +49,9 @@ class LayerFacts:
     Attributes:
         module: Its name.
         values: Values in the file.
-        share_of_core: Those as a share of the core's entries; None if the files do not tell its size.
-        rows_used: Rows of the core with a value in the support; None likewise.
-        columns_used: Columns of the core with a value in the support; None likewise.
+        share_of_core: Those as a share of the core's entries.
+        rows_used: Rows of the core with a value in the support; None where the whole core trains.
+        columns_used: Columns of the core with a value in the support; None where the whole core trains.
         norm: ‖ΔW‖, the Frobenius norm, which is that of the values.
         largest: Largest magnitude of a value.
         hold_90_percent: Fewest values with 90% of ‖ΔW‖².
@@ -59,7 +62,7 @@ class LayerFacts:
 
     module: str
     values: int
-    share_of_core: float | None
+    share_of_core: float
     rows_used: int | None
     columns_used: int | None
     norm: float
@@ -72,20 +75,20 @@ class LayerFacts:
 
 def layer_facts(layer: SavedLayer) -> LayerFacts:
     """Look at one layer."""
-    values, positions, core = layer.values(), layer.indices(), layer.core_shape
-    used = None if core is None or positions is None else (positions // core[1], positions % core[1])
+    values, positions, (rows, columns) = layer.values(), layer.indices(), layer.plan.core_shape
+    used = None if positions is None else (positions // columns, positions % columns)
     return LayerFacts(
-        module=layer.module,
-        values=layer.k,
-        share_of_core=None if core is None else layer.k / (core[0] * core[1]),
+        module=layer.plan.name,
+        values=layer.num_values,
+        share_of_core=layer.num_values / (rows * columns),
         rows_used=None if used is None else len(used[0].unique()),
         columns_used=None if used is None else len(used[1].unique()),
         norm=values.double().norm().item(),
         largest=values.abs().max().item(),
         hold_90_percent=fewest_with_share(values, 0.9),
         non_finite=int((~torch.isfinite(values)).sum()),
-        settled=bool(layer.number("support.settled")),
-        steps=layer.number("support.counted"),
+        settled=layer.steps >= 0,
+        steps=max(0, layer.steps),
     )
 
 
@@ -93,27 +96,8 @@ def group_facts(layers: list[SavedLayer]) -> list[GroupFacts]:
     """Look at the groups, in the order of their first layers."""
     groups: dict[Any, list[SavedLayer]] = {}
     for layer in layers:
-        groups.setdefault(layer.group, []).append(layer)
+        groups.setdefault(layer.plan.group_key, []).append(layer)
     return [_group_facts(members) for members in groups.values()]
-
-
-def fewest_with_share(values: torch.Tensor, share: float) -> int:
-    """How many of the values, the largest ones, have this share of their sum of squares; 0 where all are zero.
-
-    Only the magnitudes next to the last of them are sorted, since a GradDrop delta may have 10^8.
-    """
-    magnitudes = values.flatten().float().abs()
-    squares = magnitudes.double().square()
-    wanted = share * squares.sum()
-    if not wanted > 0:
-        return 0
-    bins = magnitudes.view(torch.int32) >> _BITS_IN_A_BIN  # the bits of a float are in the order of its magnitude
-    energy = torch.bincount(bins, weights=squares).flip(0).cumsum(0)
-    last = int((energy < wanted).sum().clamp(max=len(energy) - 1))
-    above = bins > len(energy) - 1 - last
-    inside = squares[bins == len(energy) - 1 - last].sort(descending=True).values
-    reached = (squares[above].sum() + inside.cumsum(0)) >= wanted
-    return int(above.sum()) + min(int((~reached).sum()) + 1, len(inside))
 
 
 def _group_facts(layers: list[SavedLayer]) -> GroupFacts:
@@ -121,11 +105,11 @@ def _group_facts(layers: list[SavedLayer]) -> GroupFacts:
     errors = [_orthonormality_error(m) for m in (first.matrix("U"), first.matrix("V")) if m is not None]
     spectra = [spectrum for layer in layers if (spectrum := _singular_values(layer)) is not None]
     return GroupFacts(
-        modules=first.role,
+        modules=first.plan.role,
         layers=len(layers),
-        weight_shape=first.weight_shape,
-        rank_out=first.ranks[0],
-        rank_in=first.ranks[1],
+        weight_shape=first.plan.weight_shape,
+        rank_out=first.plan.ranks[0],
+        rank_in=first.plan.ranks[1],
         orthonormality_error=max(errors) if errors else None,
         singular_values=torch.stack(spectra).mean(0).tolist() if spectra else [],
     )
@@ -138,11 +122,43 @@ def _orthonormality_error(matrix: torch.Tensor) -> float:
 
 def _singular_values(layer: SavedLayer) -> torch.Tensor | None:
     """Of the core, descending, float64; None where there are too many, or the values are not finite."""
-    if layer.core_shape is None or min(layer.core_shape) > WIDEST_CORE:
+    if min(layer.plan.core_shape) > WIDEST_CORE:
         return None
-    values, positions = layer.values().double(), layer.indices()
-    if not torch.isfinite(values).all():
+    core = layer.core()
+    return torch.linalg.svdvals(core.matrix(torch.float64)) if torch.isfinite(core.values).all() else None
+
+
+def group_table(groups: list[GroupFacts]) -> Table:
+    """Return the groups as a table."""
+    columns = ("modules", "layers", "weight", "rank of V", "rank of U", "off orthonormal", "singular values of ΔW")
+    rows = [
+        (
+            *(group.modules, group.layers, shape(group.weight_shape), group.rank_out, group.rank_in),
+            *(None if group.orthonormality_error is None else f"{group.orthonormality_error:.0e}",),
+            *(_leading(group.singular_values),),
+        )
+        for group in groups
+    ]
+    return Table("Groups: layers with common transition matrices", columns, rows)
+
+
+def layer_table(layers: list[LayerFacts]) -> Table:
+    """Return the layers as a table."""
+    columns = ("module", "values", "of core", "rows", "columns", "‖ΔW‖", "largest", "hold 90% of ‖ΔW‖²", "steps")
+    rows = [
+        (
+            *(layer.module if layer.settled else f"{layer.module} (before its warm-up)", f"{layer.values:,}"),
+            *(percent(layer.share_of_core), layer.rows_used, layer.columns_used),
+            *(f"{layer.norm:.3g}", f"{layer.largest:.2g}", f"{layer.hold_90_percent:,}", layer.steps),
+        )
+        for layer in layers
+    ]
+    return Table("Layers: the core S of ΔW = V S Uᵀ", columns, rows)
+
+
+def _leading(singular_values: list[float]) -> str | None:
+    if not singular_values:
         return None
-    core = torch.zeros(layer.core_shape[0] * layer.core_shape[1], dtype=torch.float64)
-    core[slice(None) if positions is None else positions] = values
-    return torch.linalg.svdvals(core.view(layer.core_shape))
+    shown = " ".join(f"{value:.2g}" for value in singular_values[:_SHOWN_SINGULAR_VALUES])
+    left = len(singular_values) - _SHOWN_SINGULAR_VALUES
+    return f"{shown} ... ({left} more)" if left > 0 else shown

@@ -38,7 +38,7 @@ style: $(VENV)/.installed-dev ## Fix lint and format
 docs: $(VENV)/.installed-docs ## Build the documentation, with its pictures
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-bench: $(VENV)/.installed-train $(VENV)/.installed-plot ## Run the benchmarks
+bench: $(VENV)/.installed-examples ## Run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove .venv, caches and build output

@@ -1,13 +1,12 @@
-"""Labelled sentences for `classify.py`: reading them, scores, and the table of predictions."""
+"""Labelled sentences for `classify.py`: reading them, and the table of predictions."""
 
 from __future__ import annotations
 
-import csv
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._common import InputError
+from experiments.text_files import read_table
+from peft_sparsegrad.cli.errors import InputError
 
 
 @dataclass
@@ -29,18 +28,6 @@ class Sentences:
         return [names.index(label) for label in self.labels]
 
 
-def read_table(path: Path) -> list[tuple[int, list[str]]]:
-    """The rows of a .csv file, or of a tab-separated one in which quotation marks mean nothing, with their lines."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            quoted = path.suffix == ".csv"
-            delimiter, quoting = (",", csv.QUOTE_MINIMAL) if quoted else ("\t", csv.QUOTE_NONE)
-            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
-            return [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-
-
 def read_sentences(path: Path) -> Sentences:
     """Read a .csv or .tsv file with columns `sentence` and `label`, or CoLA's source, label, star, sentence."""
     rows = read_table(path)
@@ -53,20 +40,6 @@ def read_sentences(path: Path) -> Sentences:
             raise InputError(f"{path}, line {line}: {len(row)} columns, not the {len(header)} of {', '.join(header)}")
     texts = [row[header.index("sentence")] for _, row in rows]
     return Sentences(path, texts, [row[header.index("label")] for _, row in rows] if "label" in header else None)
-
-
-def accuracy(predicted: list[int], true: list[int]) -> float:
-    return sum(p == t for p, t in zip(predicted, true, strict=True)) / len(true)
-
-
-def matthews_correlation(predicted: list[int], true: list[int]) -> float:
-    """Matthews correlation of any number of classes; 0 where one of the two sides is constant."""
-    classes, total = set(predicted) | set(true), len(true)
-    correct = sum(p == t for p, t in zip(predicted, true, strict=True))
-    counts = [(predicted.count(label), true.count(label)) for label in classes]
-    covariance = correct * total - sum(p * t for p, t in counts)
-    spread = math.sqrt((total**2 - sum(p * p for p, _ in counts)) * (total**2 - sum(t * t for _, t in counts)))
-    return covariance / spread if spread else 0.0
 
 
 def write_predictions(path: Path, texts: list[str], names: list[str], logits: list[list[float]]) -> None:

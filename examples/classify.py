@@ -11,7 +11,6 @@ the task head. At the end a new process loads the adapter and must predict the s
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import subprocess
@@ -32,26 +31,22 @@ from transformers import (
     set_seed,
 )
 
+from experiments.arguments import positive_float, positive_int, share
+from experiments.attachment import attach_method, check_epochs, make_callbacks, make_optimizer, masks_gradients
+from experiments.json_files import read_json, write_json
+from experiments.loading import DEVICE, load_pretrained, quantization
 from experiments.methods import METHODS
+from experiments.metrics import accuracy, matthews_correlation
+from experiments.terminal import heading, run_and_exit, show, show_lines
+from experiments.training import training_arguments
 from peft_sparsegrad import GradDropCallback, GradDropConfig, SparseGradCallback
+from peft_sparsegrad.cli.errors import InputError
 from peft_sparsegrad.graddrop import VARIANTS
 
-from ._common import (
-    DEVICE,
-    InputError,
-    heading,
-    load_pretrained,
-    positive_float,
-    positive_int,
-    run_and_exit,
-    share,
-    show,
-    show_lines,
-)
-from ._labelled import accuracy, matthews_correlation, read_logits, read_sentences, write_predictions
-from ._methods import attach_method, check_epochs, make_callbacks, masks_gradients
+from ._labelled import read_logits, read_sentences, write_predictions
 
 Row = dict[str, Any]
+SETTINGS = "classify.json"
 # New in most checkpoints, or trained for something else.
 HEADS = {"classifier", "pre_classifier", "score", "pooler"}
 
@@ -85,10 +80,9 @@ def train(args: argparse.Namespace) -> int:
 
 def predict(args: argparse.Namespace) -> int:
     """Write `predictions.tsv` for the sentences of `--dev` with the model saved in `--predict`."""
-    try:
-        settings = json.loads((args.predict / "classify.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{args.predict} holds no model of this script: {error}") from error
+    settings = read_json(args.predict / SETTINGS)
+    if settings is None:
+        raise InputError(f"{args.predict} holds no model of this script: it has no {SETTINGS}")
     sentences = read_sentences(args.dev)
     tokenizer = load_pretrained(AutoTokenizer, args.predict)
     if (args.predict / "adapter_config.json").exists():
@@ -106,27 +100,19 @@ def load_base(path: str | Path, settings: dict[str, Any]) -> Any:
     """The model with a head for the labels, quantised but for the head if asked."""
     extra: dict[str, Any] = {}
     if settings["quantize"] != "none":
-        extra["quantization_config"] = quantization(settings["quantize"])
+        extra["quantization_config"] = quantize(settings["quantize"])
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        model = load_pretrained(
-            AutoModelForSequenceClassification, path, num_labels=len(settings["labels"]), dtype="float32", **extra
-        )
-    except ImportError as error:
-        raise InputError(f"--quantize needs bitsandbytes: pip install bitsandbytes ({error})") from error
+    model = load_pretrained(
+        AutoModelForSequenceClassification, path, num_labels=len(settings["labels"]), dtype="float32", **extra
+    )
     return model if extra else model.to(DEVICE)
 
 
-def quantization(kind: str) -> BitsAndBytesConfig:
+def quantize(bits: str) -> BitsAndBytesConfig:
+    """Return the settings for everything but the head."""
     # transformers 4 looks for these as parts of a module's name, 5 as regular expressions from its beginning.
     skipped = [*HEADS, *(rf".*\.{head}" for head in HEADS)]
-    return BitsAndBytesConfig(
-        load_in_4bit=kind == "4bit",
-        load_in_8bit=kind == "8bit",
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16 if DEVICE == "cuda" else torch.float32,
-        llm_int8_skip_modules=skipped,
-    )
+    return quantization(bits, torch.bfloat16 if DEVICE == "cuda" else torch.float32, llm_int8_skip_modules=skipped)
 
 
 def attach(model: Any, args: argparse.Namespace) -> Any:
@@ -143,30 +129,27 @@ def attach(model: Any, args: argparse.Namespace) -> Any:
 
 
 def run_trainer(model: Any, tokenizer: PreTrainedTokenizerBase, rows: list[Row], args: argparse.Namespace) -> None:
-    method = METHODS[args.method]
     callbacks = make_callbacks(args.method, model, args.warmup_steps, args.head_steps)
     if args.graddrop is not None:
         callbacks.append(GradDropCallback(GradDropConfig.from_variant(args.graddrop, seed=args.seed)))
     trainer = Trainer(
         model,
-        TrainingArguments(
-            output_dir=str(args.out),
+        training_arguments(
+            TrainingArguments,
+            args.out,
+            lr=args.lr,
+            batch_size=args.batch_size,
+            epochs=args.epochs,
+            seed=args.seed,
             max_steps=args.steps or -1,
-            num_train_epochs=args.epochs,
-            per_device_train_batch_size=args.batch_size,
-            learning_rate=args.lr,
             warmup_steps=args.lr_warmup_steps,
             logging_steps=args.logging_steps,
             save_strategy="no",
-            report_to=[],
-            seed=args.seed,
-            disable_tqdm=not sys.stderr.isatty(),
-            dataloader_pin_memory=DEVICE == "cuda",
         ),
         train_dataset=rows,  # pyright: ignore[reportArgumentType]
         data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=callbacks,
-        optimizers=(method.make_optimizer(model, args.lr) if method.make_optimizer else None, None),
+        optimizers=(make_optimizer(args.method, model, args.lr), None),
     )
     result = trainer.train()
     for callback in callbacks:
@@ -200,7 +183,7 @@ def show_scores(logits: torch.Tensor, label_ids: list[int]) -> None:
 def save(model: Any, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "classify.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    write_json(folder / SETTINGS, settings)
     weights = [folder / name for name in ("adapter_model.safetensors", "model.safetensors")]
     show("saved weights, bytes", f"{sum(path.stat().st_size for path in weights if path.exists()):,}")
 

@@ -28,24 +28,15 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
 
 import peft_sparsegrad
+from experiments.arguments import positive_float, positive_int, share
+from experiments.attachment import density_of_lora
+from experiments.loading import DEVICE, load_pretrained
 from experiments.methods import METHODS
+from experiments.terminal import heading, run_and_exit, show, show_lines, show_table
 from peft_sparsegrad import SparseGradConfig
 from peft_sparsegrad.cli.data import read_texts
+from peft_sparsegrad.cli.errors import InputError
 
-from ._common import (
-    DEVICE,
-    InputError,
-    density_of_lora,
-    heading,
-    load_pretrained,
-    positive_float,
-    positive_int,
-    run_and_exit,
-    share,
-    show,
-    show_lines,
-    show_table,
-)
 from ._small_llama import new_small_llama, train_tokenizer
 from ._text import draw_batches, split_into_blocks, standard_library_code, standard_library_docstrings
 

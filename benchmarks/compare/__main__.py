@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.utils import logging
+from experiments.results import append_result, finished_runs
+from experiments.terminal import run_and_exit
+from peft_sparsegrad.cli.errors import InputError
 
 from .arguments import add_run_options
 from .checks import check_input
-from .errors import InputError
 from .plot import plot
-from .runs import SHARED_FIELDS, Run, append, done, product
+from .runs import SHARED_FIELDS, Run, product
 from .table import tables
 from .train import execute
 
@@ -44,12 +44,12 @@ def run_all(arguments: argparse.Namespace) -> None:
     """Do what is not done, one line in the results file for each run."""
     runs = runs_of(arguments)
     check_input(arguments, runs)
-    finished = done(arguments.out)
+    finished = finished_runs(arguments.out, Run)
     pending = [run for run in runs if run not in finished]
     print(f"{len(pending)} of {len(runs)} runs to do, into {arguments.out}", flush=True)
     for number, run in enumerate(pending, start=1):
         measured = execute(run, arguments.data)
-        append(arguments.out, run, measured)
+        append_result(arguments.out, run, measured)
         last, seconds = measured["evaluations"][-1], measured["seconds_per_step"]
         scores = f"metric {last['metric']:.4f}, dev loss {last['loss']:.4f}, {seconds:.3f} s per step"
         print(f"[{number}/{len(pending)}] {run}: {scores}", flush=True)
@@ -92,7 +92,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    sys.exit(main())
+    run_and_exit(main)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.arguments import non_negative_int, positive_float, positive_int
 from experiments.methods import METHODS
 
 from .tasks import TASKS
@@ -20,38 +21,24 @@ def add_run_options(add: Callable[..., Any]) -> None:
     add("--methods", nargs="+", choices=METHODS, required=True, metavar="METHOD", help=f"of {', '.join(METHODS)}")
     add("--settings", nargs="+", type=settings, default=["{}"], metavar="JSON", help=settings.__doc__)
     add("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="default: %(default)s")
-    add("--lrs", nargs="+", type=positive(float), required=True, metavar="LR", help="peak learning rates")
-    add("--density", type=positive(float), default=0.01, help="trained share of each weight (default: %(default)s)")
-    add("--epochs", type=positive(int), default=3, help="default: %(default)s")
-    add("--train-rows", type=positive(int), default=1600, help="rows to train on (default: %(default)s)")
-    add("--batch-size", type=positive(int), default=16, help="default: %(default)s")
-    add("--head-steps", type=count, default=0, help="steps that train the task head alone, first (default: 0)")
-    add("--evals", type=positive(int), default=3, help="evaluations along training (default: %(default)s)")
+    add("--lrs", nargs="+", type=positive_float, required=True, metavar="LR", help="peak learning rates")
+    add("--density", type=positive_float, default=0.01, help="trained share of each weight (default: %(default)s)")
+    add("--epochs", type=positive_int, default=3, help="default: %(default)s")
+    add("--train-rows", type=positive_int, default=1600, help="rows to train on (default: %(default)s)")
+    add("--batch-size", type=positive_int, default=16, help="default: %(default)s")
+    add(
+        "--head-steps",
+        type=non_negative_int,
+        default=0,
+        help="steps that train the task head alone, first (default: 0)",
+    )
+    add("--evals", type=positive_int, default=3, help="evaluations along training (default: %(default)s)")
     add("--precision", choices=["float32", "bf16"], default="float32", help="default: %(default)s")
-    add("--max-eval-rows", type=count, default=0, help="dev rows to score (default: 0, all of them)")
+    add("--max-eval-rows", type=non_negative_int, default=0, help="dev rows to score (default: 0, all of them)")
     add("--out", type=Path, default=Path("outputs/compare.jsonl"), help="results file (default: %(default)s)")
     add(
         "--shard", type=shard, default=(0, 1), metavar="I/N", help="every N-th run, from the I-th; needs its own --out"
     )
-
-
-def positive(convert: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A type for argparse: what `convert` makes of the text, if it is above 0."""
-
-    def parse(text: str) -> Any:
-        number = convert(text)
-        if not 0 < number < float("inf"):
-            raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
-        return number
-
-    return parse
-
-
-def count(text: str) -> int:
-    """A type for argparse: a whole number from 0 on."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number, not {text}")
-    return int(text)
 
 
 def settings(text: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from .errors import InputError
+from peft_sparsegrad.cli.errors import InputError
+
 from .runs import Run
 from .tasks import TASKS
 from .train import build_model

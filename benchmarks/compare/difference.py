@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.stats
 
-from .errors import InputError
+from peft_sparsegrad.cli.errors import InputError
+
 from .selection import Results, Series, final
 from .tasks import TASKS
 

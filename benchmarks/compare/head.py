@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import nn
+
+from experiments.optimizers import set_rate
+from peft_sparsegrad.sparsegrad.callback import settle_head as settle_trained
 
 from .task import Row
 
@@ -49,14 +51,12 @@ def settle_head(
     A new head's first gradients say little about the task: without this, the methods that look at the first
     gradients would be compared by what they make of noise.
     """
-    head: list[Any] = [p for name, p in model.named_parameters() if in_head(name)]
-    optimizer, device = torch.optim.AdamW(head, lr=LEARNING_RATE), head[0].device
-    for rows in batches:
-        loss = model(**{key: tensor.to(device) for key, tensor in collate(rows).items()}).loss
-        for parameter, gradient in zip(head, torch.autograd.grad(loss, head), strict=True):
-            parameter.grad = gradient
-        optimizer.step()
-    optimizer.zero_grad()
+    device = next(model.parameters()).device
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(in_head(name))
+    collated = [{key: tensor.to(device) for key, tensor in collate(rows).items()} for rows in batches]
+    settle_trained(model, iter(collated), len(collated), LEARNING_RATE, layers=[])
+    model.requires_grad_(True)
     return {name: p.detach().clone() for name, p in model.named_parameters() if in_head(name)}
 
 
@@ -65,10 +65,4 @@ def train_head_apart(optimizer: torch.optim.Optimizer, model: nn.Module) -> None
 
     So the learning rate that is searched for a method is that of its own values.
     """
-    head = {parameter for name, parameter in model.named_parameters() if in_head(name)}
-    for group in list(optimizer.param_groups):
-        apart = [parameter for parameter in group["params"] if parameter in head]
-        group["params"] = [parameter for parameter in group["params"] if parameter not in head]
-        if apart:
-            optimizer.add_param_group({**group, "params": apart, "lr": LEARNING_RATE})
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+    set_rate(optimizer, [parameter for name, parameter in model.named_parameters() if in_head(name)], LEARNING_RATE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
-from .errors import InputError
+from experiments.text_files import read_table
+from peft_sparsegrad.cli.errors import InputError
+
 from .task import Row, Split, Task
 
 MAX_LENGTH = 128  # tokens
@@ -30,13 +31,11 @@ class LabelledTask(Task):
 
     Attributes:
         file: As in `Task`, with `{}` for `train` or `dev`.
-        dialect: Settings of `csv.reader` for the files.
         parse: Makes an example of a row; raises ValueError if it cannot.
         num_labels: Outputs of the task head.
         problem_type: What transformers calls the task's loss.
     """
 
-    dialect: dict[str, Any]
     parse: Callable[[list[str]], Example]
     num_labels: int
     problem_type: str
@@ -64,16 +63,16 @@ class LabelledTask(Task):
     def load(self, data: Path, split: Split) -> list[Example]:
         """All examples of one file under `data`. Raises InputError if it cannot be read, or a row of it."""
         path = data / self.file.format(split)
-        examples: list[Example] = []
         try:
-            with path.open(encoding="utf-8", newline="") as file:
-                for row in csv.reader(file, **self.dialect):
-                    examples.append(self.parse(row))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}; --data is the folder above it") from error
-        except (ValueError, KeyError, csv.Error) as error:
-            where = f"{path}, row {len(examples) + 1}"
-            raise InputError(f"{where} is not in the format of {self.name}: {error}") from error
+            rows = read_table(path)
+        except InputError as error:
+            raise InputError(f"{error}; --data is the folder above it") from error
+        examples: list[Example] = []
+        for number, (_line, row) in enumerate(rows, start=1):
+            try:
+                examples.append(self.parse(row))
+            except (ValueError, KeyError) as error:
+                raise InputError(f"{path}, row {number} is not in the format of {self.name}: {error}") from error
         if not examples:
             raise InputError(f"{path} is empty")
         return examples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -13,7 +12,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, default_data_collator
 
-from .errors import InputError
+from experiments.json_files import read_records
+from peft_sparsegrad.cli.errors import InputError
+
 from .task import Row, Split, Task
 
 BLOCK = 128  # tokens
@@ -69,12 +70,12 @@ class LanguageTask(Task):
 
     def _documents(self, path: Path) -> Iterator[list[str]]:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}; --data is the folder above it") from error
-        for number, line in enumerate(lines, start=1):
+            records = read_records(path)
+        except InputError as error:
+            raise InputError(f"{error}; --data is the folder above it") from error
+        for number, (_where, record) in enumerate(records, start=1):
             try:
-                yield _texts(json.loads(line))
+                yield _texts(record)
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path}, row {number} is not in the format of {self.name}: {error!r}") from error
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InputError
+from peft_sparsegrad.cli.errors import InputError
+
 from .selection import Series, final, load, series_of
 from .tasks import TASKS
 

@@ -1,31 +1,23 @@
-"""Runs, and the file of their results: one JSON line per finished run, which survives a killed process."""
+"""The runs of the comparison."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
-from .errors import InputError
-
-Record = dict[str, Any]
+from experiments.json_files import Record
+from experiments.runs import BaseRun
+from experiments.training import count_steps
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(BaseRun):
     """Everything that decides what a run does; two equal runs are the same run.
 
     Attributes:
-        model: Folder of the checkpoint, as it was given.
-        task: Name in `TASKS`.
-        method: Name in `METHODS`.
-        seed: Of the training rows and their order, the task head and the method.
-        lr: Peak learning rate.
         density: Share of each target weight that trains, for the methods that have one.
         epochs: Passes over the training rows.
         train_rows: Training rows.
@@ -37,11 +29,8 @@ class Run:
         max_eval_rows: Rows of the dev file that are scored; 0 for all.
     """
 
-    model: str
-    task: str
-    method: str
-    seed: int
-    lr: float
+    PROGRAM: ClassVar[str] = "this benchmark"
+
     density: float
     epochs: int
     train_rows: int
@@ -65,12 +54,19 @@ class Run:
     @property
     def steps(self) -> int:
         """Optimisation steps."""
-        return math.ceil(self.train_rows / self.batch_size) * self.epochs
+        return count_steps(self.train_rows, self.batch_size, self.epochs)
 
     @property
     def eval_steps(self) -> list[int]:
         """The steps after which there is an evaluation."""
         return [round(self.steps * number / self.evals) for number in range(1, self.evals + 1)]
+
+    @classmethod
+    def from_record(cls, record: Record) -> Run:
+        run = super().from_record(record)
+        if "evaluations" not in record:
+            raise ValueError("it lacks evaluations")
+        return run
 
     def __str__(self) -> str:
         return f"{self.task} {self.label} lr {self.lr:g} seed {self.seed}"
@@ -99,47 +95,3 @@ def product(
         for seed, task, lr, method, each in itertools.product(seeds, tasks, lrs, methods, settings)
     ]
     return list(dict.fromkeys(runs))
-
-
-def read(path: Path) -> dict[Run, Record]:
-    """The finished runs in a file. A last line without its end is that of a killed process, and left out.
-
-    Raises InputError if the file cannot be read or a whole line in it is not a result.
-    """
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    results: dict[Run, Record] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            results[_run_of(record)] = record
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path}, line {number} is no result of this benchmark: {error}") from error
-    return results
-
-
-def _run_of(record: Record) -> Run:
-    run = Run(**record["run"])
-    lacking = [*sorted(set(FIELDS).difference(record["run"])), *({"evaluations"} - record.keys())]
-    if lacking:
-        raise ValueError(f"it lacks {', '.join(lacking)}, as an older version wrote it")
-    return run
-
-
-def done(path: Path) -> set[Run]:
-    """The finished runs in a file that need not exist yet. Raises InputError as `read` does."""
-    return set(read(path)) if path.exists() else set()
-
-
-def append(path: Path, run: Run, measured: Record) -> None:
-    """Add a line to the file, in place of one that a killed process left half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"run": asdict(run), **measured}).encode() + b"\n"
-    with path.open("ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import InputError
-from .runs import SHARED_FIELDS, Record, Run, read
+from experiments.json_files import Record
+from experiments.results import read_results
+from peft_sparsegrad.cli.errors import InputError
+
+from .runs import SHARED_FIELDS, Run
 
 Results = dict[Run, Record]
 
@@ -49,7 +52,7 @@ def load(paths: Sequence[Path]) -> list[Results]:
     """
     results: Results = {}
     for path in paths:
-        results.update(read(path))
+        results.update(read_results(path, Run))
     if not results:
         raise InputError(f"there is no result in {', '.join(map(str, paths))}")
     return group_by(results, lambda run: tuple(getattr(run, name) for name in SHARED_FIELDS))

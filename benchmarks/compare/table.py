@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from experiments.json_files import Record
+from experiments.tables import markdown_table
 
 from .difference import difference_rows, reference
-from .runs import Record
 from .selection import RULE, Results, Series, final, load, series_of
 from .tasks import TASKS
 
@@ -43,7 +44,7 @@ def _parts(results: Results, against: str | None) -> list[str]:
         parts.append(rate_table([each for each in series if each.task == task]))
     if against and (rows := difference_rows(series, against)):
         header = ["task", "method", "seeds in both", "dev loss", "by dev loss", "metric", "by metric"]
-        parts += [DIFFERENCE.format(against), _table(header, rows)]
+        parts += [DIFFERENCE.format(against), markdown_table(header, rows, labels=2)]
     return parts
 
 
@@ -66,14 +67,15 @@ def comparison_table(series: list[Series]) -> str:
     """One row for each task and method: the figures at the end of training, at the best learning rate."""
     header = ["task", "method", "learning rate", "seeds", "metric", "dev loss", "trained values", "of the head"]
     header += ["adapter bytes", "seconds per step", "kept MB", "peak MB"]
-    return _table(header, [[s.task, s.label, f"{s.best:g}", *_figures(list(s.records.values()))] for s in series])
+    rows = [[s.task, s.label, f"{s.best:g}", *_figures(list(s.records.values()))] for s in series]
+    return markdown_table(header, rows, labels=2)
 
 
 def rate_table(series: list[Series]) -> str:
     """One row for each task and method: the dev loss at every learning rate, and where the best one lies."""
     rates = sorted({rate for each in series for rate in each.rates})
     rows = [[s.task, s.label, *(_loss_at(s, rate) for rate in rates), position(s)] for s in series]
-    return _table(["task", "method", *(f"{rate:g}" for rate in rates), "best rate"], rows)
+    return markdown_table(["task", "method", *(f"{rate:g}" for rate in rates), "best rate"], rows, labels=2)
 
 
 def position(series: Series) -> str:
@@ -113,8 +115,3 @@ def _loss_at(series: Series, rate: float) -> str:
     records = series.rates[rate]
     cell = f"{mean_and_deviation([final(record, 'loss') for record in records.values()])} ({len(records)})"
     return f"**{cell}**" if rate == series.best else cell
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

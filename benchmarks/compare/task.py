@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from .errors import InputError
+from peft_sparsegrad.cli.errors import InputError
 
 Row = dict[str, Any]
 Split = Literal["train", "dev"]

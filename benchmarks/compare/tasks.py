@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-
 from .labelled import LabelledTask, parse_cola, parse_stsb
 from .language import LanguageTask
 from .scores import score_classes, score_numbers, score_tokens
@@ -18,7 +16,6 @@ TASKS: dict[str, Task] = {
             loss="cross entropy, nats",
             file="cola/cola_{}.tsv",
             score=score_classes,
-            dialect={"delimiter": "\t", "quoting": csv.QUOTE_NONE},
             parse=parse_cola,
             num_labels=2,
             problem_type="single_label_classification",
@@ -29,7 +26,6 @@ TASKS: dict[str, Task] = {
             loss="mean squared error, points²",
             file="stsb/stsb_{}.csv",
             score=score_numbers,
-            dialect={"strict": True},
             parse=parse_stsb,
             num_labels=1,
             problem_type="regression",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 import tempfile
 import time
@@ -14,12 +13,15 @@ import torch
 from transformers import AutoTokenizer, PrinterCallback, TrainingArguments, set_seed
 
 from benchmarks.environment import describe_environment
+from experiments.json_files import Record
+from experiments.loading import DEVICE
 from experiments.methods import METHODS
+from experiments.training import rising_steps, training_arguments
 
 from .head import head_batches, head_modules, settle_head
 from .measures import bytes_to_keep, count_trained
 from .recording import EvaluateAfter, RecordingTrainer, StepTimer
-from .runs import Record, Run
+from .runs import Run
 from .tasks import TASKS
 
 LAST_STEPS = 20
@@ -65,7 +67,7 @@ def build_model(run: Run, data: Path) -> Any:
     """
     task, method = TASKS[run.task], METHODS[run.method]
     set_seed(run.seed)  # the next random numbers are those of the task head
-    model = task.load_model(run.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = task.load_model(run.model).to(DEVICE)
     if run.head_steps:
         key = (data, run.model, run.task, run.seed, run.train_rows, run.batch_size, run.head_steps)
         if key not in _SETTLED:
@@ -88,7 +90,7 @@ def make_trainer(run: Run, model: Any, timer: StepTimer, data: Path, folder: Pat
     trainer = RecordingTrainer(
         task,
         model,
-        training_arguments(run, folder),
+        _arguments(run, folder),
         train_dataset=training,
         eval_dataset=task.dev(data, tokenizer, run.max_eval_rows),
         data_collator=task.collator(tokenizer),
@@ -99,25 +101,21 @@ def make_trainer(run: Run, model: Any, timer: StepTimer, data: Path, folder: Pat
     return trainer
 
 
-def training_arguments(run: Run, folder: Path) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=run.epochs,
-        per_device_train_batch_size=run.batch_size,
-        per_device_eval_batch_size=64,
-        learning_rate=run.lr,
-        lr_scheduler_type="linear",
-        warmup_steps=math.ceil(0.06 * run.steps),
-        weight_decay=0.01,
-        max_grad_norm=1.0,
+def _arguments(run: Run, folder: Path) -> TrainingArguments:
+    return training_arguments(
+        TrainingArguments,
+        folder,
+        lr=run.lr,
+        batch_size=run.batch_size,
+        epochs=run.epochs,
         seed=run.seed,
+        per_device_eval_batch_size=64,
+        warmup_steps=rising_steps(run.steps),
+        weight_decay=0.01,
         bf16=run.precision == "bf16",
-        use_cpu=not torch.cuda.is_available(),
         eval_strategy="no",  # `EvaluateAfter` says when
         save_strategy="no",
         logging_steps=20,
         label_names=["labels"],
-        report_to=[],
         disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
     )

@@ -13,10 +13,12 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from experiments.arguments import non_negative_int, positive_float, positive_int, share
+from experiments.attachment import masks_gradients
+from experiments.loading import DEVICE, load_pretrained
 from experiments.methods import METHODS
+from peft_sparsegrad.cli.errors import InputError
 
-from .._common import DEVICE, InputError, load_pretrained, positive_float, positive_int, share
-from .._methods import masks_gradients
 from .dataset import Splits, load_task, take_rows, tokenize
 from .finetune import Finetuner
 from .model import build_model
@@ -104,13 +106,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         metavar="TRACKER",
         help="trackers that the Trainer logs to, tensorboard or wandb for instance (default: none)",
     )
-
-
-def non_negative_int(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, not {text}")
-    return number
 
 
 def run_settings(args: argparse.Namespace) -> dict[str, Any]:

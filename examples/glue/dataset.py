@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from .._common import InputError
+from peft_sparsegrad.cli.errors import InputError
+
 from .files import find_file, read_columns
 from .tasks import Task
 

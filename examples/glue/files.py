@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .._common import InputError
-from .._labelled import read_table
+from experiments.json_files import read_records
+from experiments.text_files import read_table
+from peft_sparsegrad.cli.errors import InputError
+
 from .tasks import Task
 
 STEMS = {"train": ("train",), "dev": ("dev", "validation", "dev_matched", "validation_matched")}
@@ -47,7 +48,7 @@ def read_columns(path: Path, task: Task) -> Columns:
         InputError: If the file cannot be read or is empty, or for the first row that is not in the task's format.
     """
     columns: Columns = {name: [] for name in (*task.columns, "label")}
-    for where, row in _read_jsonl(path) if path.suffix == ".jsonl" else _read_delimited(path, task):
+    for where, row in read_records(path) if path.suffix == ".jsonl" else _read_delimited(path, task):
         try:
             named = {task.aliases.get(name, name): value for name, value in row.items()}
             parsed = {
@@ -77,27 +78,6 @@ def _read_delimited(path: Path, task: Task) -> Iterator[tuple[str, dict[str, Any
         if len(row) != len(header):
             raise InputError(f"{where}: {len(row)} columns, not the {len(header)} of {', '.join(header)}")
         yield where, dict(zip(header, row, strict=True))
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{where} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise InputError(f"{where} is no JSON object")
-        yield where, row
-
-
-def _lines(path: Path) -> Iterable[str]:
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
 
 
 def _parse_sentence(row: dict[str, Any], column: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,9 +19,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from .._common import DEVICE, InputError
-from .._methods import make_callbacks
-from .._runs import Record
+from experiments.attachment import make_callbacks
+from experiments.json_files import Record
+from experiments.training import count_steps, rising_steps, training_arguments
+from peft_sparsegrad.cli.errors import InputError
+
 from .checkpoints import checkpoint_path, keep_model, last_checkpoint
 from .dataset import Splits, take_rows
 from .model import TrainedModel, build_model
@@ -33,7 +33,6 @@ from .tasks import TASKS, Task
 
 EVAL_BATCH_SIZE = 64
 TIMES = ("_runtime", "_per_second")  # ends of the names of what the Trainer measures besides
-LR_WARMUP = 0.06  # share of the steps; the paper names none, and this is RoBERTa's for GLUE
 
 
 class TrainingError(InputError):
@@ -96,7 +95,7 @@ class Finetuner:
         stop = EarlyStoppingCallback(early_stopping_patience=run.patience)
         return Trainer(
             trained.model,
-            training_arguments(run, folder, len(rows), self.report_to),
+            _arguments(run, folder, len(rows), self.report_to),
             train_dataset=rows,  # pyright: ignore[reportArgumentType]
             eval_dataset=self.splits[run.task].dev,  # pyright: ignore[reportArgumentType]
             data_collator=DataCollatorWithPadding(self.tokenizer),
@@ -106,20 +105,18 @@ class Finetuner:
         )
 
 
-def training_arguments(run: Run, folder: Path, num_rows: int, report_to: list[str]) -> TrainingArguments:
-    steps = math.ceil(num_rows / run.batch_size) * run.epochs
-    return TrainingArguments(
-        output_dir=str(folder),
-        run_name=str(run),
-        num_train_epochs=run.epochs,
-        per_device_train_batch_size=run.batch_size,
-        per_device_eval_batch_size=EVAL_BATCH_SIZE,
-        learning_rate=run.lr,
-        lr_scheduler_type="linear",
-        warmup_steps=math.ceil(LR_WARMUP * steps),
+def _arguments(run: Run, folder: Path, num_rows: int, report_to: list[str]) -> TrainingArguments:
+    return training_arguments(
+        TrainingArguments,
+        folder,
+        lr=run.lr,
+        batch_size=run.batch_size,
+        epochs=run.epochs,
         seed=run.seed,
+        run_name=str(run),
+        per_device_eval_batch_size=EVAL_BATCH_SIZE,
+        warmup_steps=rising_steps(count_steps(num_rows, run.batch_size, run.epochs)),
         bf16=run.precision == "bf16",
-        use_cpu=DEVICE == "cpu",
         eval_strategy="epoch",
         save_strategy="epoch",
         logging_strategy="epoch",
@@ -131,8 +128,6 @@ def training_arguments(run: Run, folder: Path, num_rows: int, report_to: list[st
         restore_callback_states_from_checkpoint=True,  # early stopping counts on where it was
         label_names=["labels"],
         report_to=report_to,
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_pin_memory=DEVICE == "cuda",
     )
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._common import InputError
-from .._files import write_whole
+from experiments.text_files import write_whole
+from peft_sparsegrad.cli.errors import InputError
 
 
 class Hyperparameters(NamedTuple):

@@ -7,16 +7,17 @@ STS-B by the mean of its two correlations, as on GLUE's leaderboard.
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+from sklearn.metrics import f1_score
+
+from experiments.metrics import accuracy, correlations, matthews_correlation
 
 Scores = dict[str, float]
 
 
 def score_accuracy(logits: np.ndarray, labels: np.ndarray) -> Scores:
     """Accuracy: logits (rows, classes), labels (rows,)."""
-    accuracy = float(accuracy_score(labels, logits.argmax(1)))
-    return {"score": accuracy, "accuracy": accuracy}
+    share = accuracy(logits.argmax(1), labels)
+    return {"score": share, "accuracy": share}
 
 
 def score_accuracy_and_f1(logits: np.ndarray, labels: np.ndarray) -> Scores:
@@ -27,7 +28,7 @@ def score_accuracy_and_f1(logits: np.ndarray, labels: np.ndarray) -> Scores:
 
 def score_matthews(logits: np.ndarray, labels: np.ndarray) -> Scores:
     """Matthews correlation, 0 if all predictions are the same: logits (rows, classes), labels (rows,)."""
-    matthews = float(matthews_corrcoef(labels, logits.argmax(1)))
+    matthews = matthews_correlation(logits.argmax(1), labels)
     return {"score": matthews, "matthews": matthews, **_without_score(score_accuracy(logits, labels))}
 
 
@@ -36,11 +37,9 @@ def score_correlations(predictions: np.ndarray, labels: np.ndarray) -> Scores:
 
     A model that predicts one number for all rows, or something that is none, has no correlation: 0.
     """
-    predicted = predictions[:, 0].astype(np.float64)
-    if not np.isfinite(predicted).all() or np.ptp(predicted) == 0 or np.ptp(labels) == 0:
+    pearson, spearman = correlations(predictions[:, 0].astype(np.float64), labels)
+    if np.isnan(pearson) or np.isnan(spearman):
         return {"score": 0.0, "pearson": 0.0, "spearman": 0.0}
-    pearson = float(pearsonr(predicted, labels).statistic)  # pyright: ignore[reportAttributeAccessIssue]
-    spearman = float(spearmanr(predicted, labels).statistic)  # pyright: ignore[reportAttributeAccessIssue]
     return {"score": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman}
 
 

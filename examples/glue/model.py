@@ -11,12 +11,13 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoModelForSequenceClassification, set_seed
 
+from experiments.attachment import attach_method, count_trainable
+from experiments.loading import DEVICE, load_pretrained
 from experiments.methods import targeted
+from peft_sparsegrad.cli.errors import InputError
 from peft_sparsegrad.common.targeting import in_out_features
 from peft_sparsegrad.sparsegrad.plan import check_is_linear
 
-from .._common import DEVICE, InputError, load_pretrained
-from .._methods import attach_method, count_trainable
 from .runs import Run
 from .tasks import Task
 

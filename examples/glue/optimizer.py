@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from experiments.methods import METHODS
+from experiments.optimizers import set_rate
 
 from .model import TrainedModel
 from .runs import Run
@@ -22,15 +22,5 @@ def make_optimizer(run: Run, trained: TrainedModel) -> Optimizer:
         optimizer = make(trained.model, adapter_lr)
     else:
         optimizer = AdamW([*trained.adapter, *trained.rest], lr=adapter_lr, weight_decay=0.0)
-    _set_rate(optimizer, set(trained.rest), run.lr)
+    set_rate(optimizer, trained.rest, run.lr)
     return optimizer
-
-
-def _set_rate(optimizer: Optimizer, parameters: set[nn.Parameter], lr: float) -> None:
-    """Give the parameters groups of their own, with the rate `lr`."""
-    for group in list(optimizer.param_groups):
-        apart = [parameter for parameter in group["params"] if parameter in parameters]
-        group["params"] = [parameter for parameter in group["params"] if parameter not in parameters]
-        if apart:
-            optimizer.add_param_group({**group, "params": apart, "lr": lr})
-    optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]

@@ -1,24 +1,20 @@
-"""Runs, and the file of their results: one JSON line for each finished run."""
+"""The runs of `examples.glue.train` and of the search."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
+from typing import ClassVar
 
-from .._runs import Record, folder_name, read_runs
+from experiments.json_files import Record
+from experiments.runs import BaseRun
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(BaseRun):
     """Everything that decides what a run does: two equal runs are the same run.
 
     Attributes:
-        model: Folder or hub id of the checkpoint, as it was given.
         data: Folder above the tasks' folders, as it was given; None for the hub.
-        task: Name in `TASKS`.
-        method: Name in `METHODS`.
-        seed: Of the task head, the method and the order of the rows.
-        lr: Peak learning rate.
         adapter_lr: That of the method's own values, where it is another.
         batch_size: Rows in a batch.
         density: Trained share of each target weight.
@@ -34,12 +30,9 @@ class Run:
         precision: "float32", or "bf16" for mixed precision.
     """
 
-    model: str
+    PROGRAM: ClassVar[str] = "examples.glue.train"
+
     data: str | None
-    task: str
-    method: str
-    seed: int
-    lr: float
     adapter_lr: float | None
     batch_size: int
     density: float
@@ -55,11 +48,6 @@ class Run:
     precision: str
 
     @property
-    def folder_name(self) -> str:
-        """A name of its own for the run's folder, short and the same in every process."""
-        return folder_name(self)
-
-    @property
     def capacity(self) -> str:
         """What of each target weight trains, in words."""
         return f"{self.density:.3g} of the entries" if self.num_values is None else f"{self.num_values:,} values"
@@ -68,27 +56,8 @@ class Run:
         rates = f"lr {self.lr:.3g}" + ("" if self.adapter_lr is None else f", adapter lr {self.adapter_lr:.3g}")
         return f"{self.task}, {self.method}, {self.capacity}, {rates}, batch size {self.batch_size}, seed {self.seed}"
 
-
-FIELDS = {field.name for field in fields(Run)}
-
-
-def read_results(path: Path) -> dict[Run, Record]:
-    """The finished runs in a file.
-
-    Raises:
-        InputError: If the file cannot be read, or a line in it is not a result.
-    """
-    return read_runs(path, _run_of, "examples.glue.train")
-
-
-def _run_of(record: Record) -> Run:
-    settings = record["run"]
-    if settings.keys() != FIELDS or not record.keys() >= {"score", "trainable"}:
-        raise ValueError("it has other fields")
-    targets = settings["target_modules"]
-    return Run(**{**settings, "target_modules": None if targets is None else tuple(targets)})
-
-
-def finished_runs(path: Path) -> set[Run]:
-    """The runs in a file that need not exist yet. Raises InputError as `read_results` does."""
-    return set(read_results(path)) if path.exists() else set()
+    @classmethod
+    def from_record(cls, record: Record) -> Run:
+        if not record.keys() >= {"score", "trainable"}:
+            raise ValueError("it has no score")
+        return super().from_record(record)

@@ -20,8 +20,11 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from .._common import InputError, heading, positive_int, run_and_exit, show
-from .._files import make_folder
+from experiments.arguments import positive_int
+from experiments.terminal import heading, run_and_exit, show
+from experiments.text_files import make_folder
+from peft_sparsegrad.cli.errors import InputError
+
 from .arguments import add_shared_arguments, capacity, check_models, make_finetuner, run_settings
 from .finetune import Finetuner, TrainingError
 from .hyperparameters import add_found

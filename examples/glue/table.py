@@ -17,10 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._common import InputError, run_and_exit
-from .._files import make_folder, write_whole
-from .._runs import Record
-from .runs import Run, read_results
+from experiments.json_files import Record
+from experiments.results import read_results
+from experiments.tables import markdown_table
+from experiments.terminal import run_and_exit
+from experiments.text_files import make_folder, write_whole
+from peft_sparsegrad.cli.errors import InputError
+
+from .runs import Run
 from .tasks import TASKS
 
 SEARCHED_FIELDS = ("lr", "adapter_lr", "batch_size")
@@ -131,7 +135,7 @@ def score_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     """Tables 4, 5, 9 and 10."""
     header = ["method", "density", "trained, model", "trained, MLP layer", "seeds", "AVG", *_titles(tasks)]
     lines = [[r.key.method, _percent(r.share), *r.trained, r.seeds, *r.scores(tasks)] for r in rows]
-    return markdown(header, lines)
+    return markdown_table(header, lines)
 
 
 def density_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
@@ -140,7 +144,7 @@ def density_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
         [row.key.method, _values(row), _percent(row.share), row.seeds, *row.scores(tasks)]
         for row in sorted(rows, key=lambda row: (row.key.method, row.share))
     ]
-    return markdown(["method", "values per layer", "of its entries", "seeds", "AVG", *_titles(tasks)], lines)
+    return markdown_table(["method", "values per layer", "of its entries", "seeds", "AVG", *_titles(tasks)], lines)
 
 
 def _values(row: Row) -> str:
@@ -150,7 +154,7 @@ def _values(row: Row) -> str:
 def values_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     """Tables 13 to 15: the batch sizes and learning rates behind the scores."""
     lines = [[row.key.method, _percent(row.share), *row.each(tasks, _hyperparameters)] for row in rows]
-    return markdown(["batch size / learning rate", "density", *_titles(tasks)], lines)
+    return markdown_table(["batch size / learning rate", "density", *_titles(tasks)], lines)
 
 
 def _hyperparameters(cell: Cell) -> str:
@@ -165,12 +169,6 @@ def _titles(tasks: Iterable[str]) -> list[str]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.3g}%"
-
-
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table; the first column is aligned left, the others right."""
-    marks = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, marks, *lines))
 
 
 def report(results: Results) -> str:
@@ -200,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     results: Results = {}
     for path in args.results:
-        results.update(read_results(path))
+        results.update(read_results(path, Run))
     if not results:
         raise InputError(f"{args.results[0]} holds no finished run")
     text = report(results)

@@ -14,13 +14,16 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from .._common import InputError, heading, positive_float, positive_int, run_and_exit, show
-from .._files import make_folder
-from .._runs import append_run
+from experiments.arguments import positive_float, positive_int
+from experiments.results import append_result, finished_runs
+from experiments.terminal import heading, run_and_exit, show
+from experiments.text_files import make_folder
+from peft_sparsegrad.cli.errors import InputError
+
 from .arguments import add_shared_arguments, capacity, check_models, make_finetuner, run_settings
 from .finetune import Finetuner, TrainingError
 from .hyperparameters import PRESETS, Hyperparameters, preset_of, read_found
-from .runs import Run, finished_runs
+from .runs import Run
 
 RESULTS = "results.jsonl"
 DEFAULT_BATCH_SIZE = 32
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     results = args.out / RESULTS
     runs = list_runs(args)
-    done = finished_runs(results)
+    done = finished_runs(results, Run)
     to_do = [run for run in runs if run not in done]
     finetuner = make_finetuner(args, dict.fromkeys(run.task for run in to_do), args.out / "runs")
     finetuner.models = args.out / "models" if args.save_models else None
@@ -51,7 +54,7 @@ def finish(run: Run, finetuner: Finetuner, results: Path) -> bool:
     except TrainingError as error:
         show("the training failed", str(error))
         return False
-    append_run(results, run, result)
+    append_result(results, run, result)
     finetuner.clean_up(run)
     show(f"{100 * result['score']:.2f} in epoch {result['best_epoch']}", f"{result['seconds']:.0f} s: {run}")
     return True

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from .._common import InputError
+from peft_sparsegrad.cli.errors import InputError
+
 from .chat_template import prompt_ids
 from .oasst import Conversation
 
@@ -64,14 +64,6 @@ def room_for_prompt(model: Any, max_new_tokens: int) -> int:
     if max_new_tokens >= positions:
         raise InputError(f"--max-new-tokens {max_new_tokens} leaves no room for a prompt in {positions} positions")
     return positions - max_new_tokens
-
-
-def temperature(text: str) -> float:
-    """The type of a --temperature on the command line."""
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be 0 or above, not {text}")
-    return number
 
 
 def _sampling(temperature: float) -> dict[str, Any]:

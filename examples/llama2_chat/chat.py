@@ -13,8 +13,10 @@ from typing import Any
 from rich.console import Console
 from transformers import TextStreamer, set_seed
 
-from .._common import positive_int, run_and_exit
-from .answering import room_for_prompt, temperature, write_answer
+from experiments.arguments import non_negative_float, positive_int
+from experiments.terminal import run_and_exit
+
+from .answering import room_for_prompt, write_answer
 from .chat_template import load_tokenizer
 from .load_model import PRECISIONS, load_finetuned
 from .oasst import Conversation
@@ -93,7 +95,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--merge", action="store_true", help="add the adapter to the weights first (default: keep it apart)")
     add("--system", help="system message at the beginning of the conversation (default: none)")
     add("--max-new-tokens", type=positive_int, default=512, help="longest answer (%(default)s)")
-    add("--temperature", type=temperature, default=0.0, help="of sampling (default: 0, the likeliest token)")
+    add("--temperature", type=non_negative_float, default=0.0, help="of sampling (default: 0, the likeliest token)")
     add("--seed", type=int, default=0, help="of sampling (%(default)s)")
     return parser.parse_args(argv)
 

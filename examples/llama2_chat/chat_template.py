@@ -11,7 +11,10 @@ from jinja2 import TemplateError
 from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from .._common import InputError, load_pretrained, show
+from experiments.loading import load_pretrained
+from experiments.terminal import show
+from peft_sparsegrad.cli.errors import InputError
+
 from .oasst import Conversation
 
 LLAMA2_TEMPLATE = Path(__file__).with_name("llama2.jinja")

@@ -8,8 +8,9 @@ from typing import Any
 
 from datasets import load_dataset
 
-from .._common import InputError
-from .json_lines import Record, read_records, text_field
+from experiments.json_files import Record, read_records, text_field
+from peft_sparsegrad.cli.errors import InputError
+
 from .oasst import Conversation, best_paths
 
 FORMS = (

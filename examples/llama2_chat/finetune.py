@@ -23,15 +23,16 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
+from experiments.attachment import attach_method, check_epochs, count_trainable
+from experiments.json_files import write_json
 from experiments.methods import METHODS
+from experiments.terminal import heading, run_and_exit, show, show_lines
 from peft_sparsegrad import SparseGradCallback
+from peft_sparsegrad.cli.errors import InputError
 
-from .._common import InputError, heading, run_and_exit, show, show_lines
-from .._methods import attach_method, check_epochs, count_trainable
 from .chat_template import encode_all, load_tokenizer
 from .conversations import read_conversations, split_conversations
 from .finetune_options import parse_args
-from .json_lines import write_json
 from .load_model import load_base
 from .run_folder import METRICS_FILE, RUN_FILE, last_checkpoint, read_run
 from .settings import fingerprint, settings_of

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from experiments.arguments import positive_float, positive_int, share
 from experiments.methods import METHODS
 
-from .._common import positive_float, positive_int, share
 from .load_model import PRECISIONS, is_quantized
 
 

@@ -18,11 +18,13 @@ from typing import Any
 from tqdm import tqdm
 from transformers import set_seed
 
-from .._common import heading, positive_int, run_and_exit, show
-from .._files import append_json_line
-from .answering import room_for_prompt, temperature, write_answer
+from experiments.arguments import non_negative_float, positive_int
+from experiments.json_files import Record
+from experiments.results import append_json_line
+from experiments.terminal import heading, run_and_exit, show
+
+from .answering import room_for_prompt, write_answer
 from .chat_template import load_tokenizer
-from .json_lines import Record
 from .load_model import PRECISIONS, load_finetuned
 from .questions import Question, conversation, read_questions
 from .settings import begin_records, earlier_records, settings_of
@@ -110,7 +112,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--max-new-tokens", type=positive_int, default=1024, help="longest answer to a turn (%(default)s)")
     sampling = parser.add_mutually_exclusive_group()
     sampling.add_argument(
-        "--temperature", type=temperature, default=0.0, help="of sampling (default: 0, the likeliest token)"
+        "--temperature", type=non_negative_float, default=0.0, help="of sampling (default: 0, the likeliest token)"
     )
     sampling.add_argument(
         "--temperature-by-category",

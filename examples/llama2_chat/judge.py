@@ -16,9 +16,12 @@ from pathlib import Path
 import openai
 from tqdm import tqdm
 
-from .._common import InputError, heading, positive_float, positive_int, run_and_exit, show
-from .._files import append_json_line, read_json_lines
-from .json_lines import Record, read_records
+from experiments.arguments import positive_float, positive_int
+from experiments.json_files import Record, read_records
+from experiments.results import append_json_line, read_json_lines
+from experiments.terminal import heading, run_and_exit, show
+from peft_sparsegrad.cli.errors import InputError
+
 from .judge_client import ATTEMPTS, ask_for_rating, connect
 from .judge_prompt import build_prompt, template_name
 from .questions import Question, Turns, read_answers, read_questions

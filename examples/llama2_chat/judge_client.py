@@ -7,7 +7,8 @@ import os
 
 import openai
 
-from .._common import InputError
+from peft_sparsegrad.cli.errors import InputError
+
 from .judge_prompt import parse_rating
 
 ATTEMPTS = 2  # a judgment without a rating is asked for once more

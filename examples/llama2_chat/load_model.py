@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
-from .._common import DEVICE, InputError, load_pretrained
-from .json_lines import read_json
+from experiments.json_files import read_json
+from experiments.loading import DEVICE, load_pretrained, quantization
+from peft_sparsegrad.cli.errors import InputError
+
 from .run_folder import RUN_FILE
 
 PRECISIONS = ("4bit", "8bit", "bf16", "float32")
@@ -29,17 +31,8 @@ def load_base(path: str | Path, precision: str) -> Any:
     settings: dict[str, Any] = {"dtype": dtype}
     if is_quantized(precision):
         logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of casts that are meant
-        settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=precision == "4bit",
-            load_in_8bit=precision == "8bit",
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-    try:
-        model = load_pretrained(AutoModelForCausalLM, path, **settings)
-    except ImportError as error:
-        raise InputError(f"a {precision} base needs bitsandbytes: pip install bitsandbytes ({error})") from error
+        settings["quantization_config"] = quantization(precision, dtype, bnb_4bit_use_double_quant=True)
+    model = load_pretrained(AutoModelForCausalLM, path, **settings)
     _without_packing(model)
     return model
 

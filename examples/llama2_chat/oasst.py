@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from .._common import InputError
+from peft_sparsegrad.cli.errors import InputError
 
 Conversation = list[dict[str, str]]
 ROLES = {"prompter": "user", "assistant": "assistant"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .json_lines import Record, parse_records, text_field, text_list
+from experiments.json_files import Record, parse_records, text_field, text_list
 
 Turns = list[str]
 

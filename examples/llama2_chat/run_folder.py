@@ -8,8 +8,9 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from .._common import InputError
-from .json_lines import read_json
+from experiments.json_files import read_json
+from peft_sparsegrad.cli.errors import InputError
+
 from .settings import check_same
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.json"

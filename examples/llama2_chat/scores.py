@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
-from .._common import heading, show, show_table
-from .json_lines import Record
+from experiments.json_files import Record
+from experiments.terminal import heading, show, show_table
+
 from .questions import Question
 
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .._common import InputError
-from .._files import read_json_lines
-from .json_lines import Record, read_json, write_json
+from experiments.json_files import Record, read_json, write_json
+from experiments.results import read_json_lines
+from peft_sparsegrad.cli.errors import InputError
 
 # These change where or how loudly something is done, not what comes out of it.
 WITHOUT_EFFECT = {"out", "overwrite", "report_to", "yes", "dry_run", "max_retries", "api_key_env"}

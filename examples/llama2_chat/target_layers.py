@@ -6,10 +6,9 @@ import re
 
 from torch import nn
 
+from experiments.attachment import masks_gradients
+from peft_sparsegrad.cli.errors import InputError
 from peft_sparsegrad.common.targeting import in_out_features, is_linear
-
-from .._common import InputError
-from .._methods import masks_gradients
 
 
 def select_layers(model: nn.Module, names: list[str], every: int) -> dict[str, int]:

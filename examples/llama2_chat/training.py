@@ -15,10 +15,10 @@ from torch import nn
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from experiments.methods import METHODS
+from experiments.attachment import make_callbacks, make_optimizer
+from experiments.loading import DEVICE
+from experiments.training import training_arguments
 
-from .._common import DEVICE
-from .._methods import make_callbacks
 from .load_model import is_quantized
 from .run_folder import MarkCompleteCheckpoints, last_checkpoint
 
@@ -28,28 +28,26 @@ Rows = list[dict[str, list[int]]]
 
 def make_sft_config(args: argparse.Namespace) -> SFTConfig:
     """The Trainer's arguments. Making them joins the processes that `accelerate launch` started."""
-    return SFTConfig(
-        output_dir=str(args.out),
-        num_train_epochs=args.epochs,
+    return training_arguments(
+        SFTConfig,
+        args.out,
+        lr=args.lr,
+        batch_size=args.batch_size,
+        epochs=args.epochs,
+        seed=args.seed,
         max_steps=args.steps or -1,
-        per_device_train_batch_size=args.batch_size,
         per_device_eval_batch_size=args.batch_size,
         gradient_accumulation_steps=args.accumulate,
         gradient_checkpointing=args.gradient_checkpointing,
-        learning_rate=args.lr,
         lr_scheduler_type="cosine",
         # On a CPU the quantised bases compute in float32; see load_base.
         bf16=args.base == "bf16" or (is_quantized(args.base) and DEVICE == "cuda"),
-        use_cpu=DEVICE == "cpu",
         save_steps=args.save_steps,
         save_total_limit=2,  # while one is being written, the one before must stay
         logging_steps=args.logging_steps,
         report_to=args.report_to,
-        seed=args.seed,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},  # the rows are tokens and labels already
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_pin_memory=DEVICE == "cuda",
     )
 
 
@@ -57,7 +55,6 @@ def make_trainer(
     model: Any, tokenizer: Any, rows: Rows, validation: Rows, config: SFTConfig, args: argparse.Namespace
 ) -> SFTTrainer:
     """The Trainer, with the method's callbacks and optimizer."""
-    method = METHODS[args.method]
     train_in_float32(model)
     # Not by `evaluate` before `train`: that prepares the model for inference, and DDP would not synchronise gradients.
     config.eval_on_start = last_checkpoint(args.out) is None
@@ -68,7 +65,7 @@ def make_trainer(
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
         callbacks=[*make_callbacks(args.method, model, args.warmup_steps), MarkCompleteCheckpoints()],
-        optimizers=(method.make_optimizer(model, args.lr) if method.make_optimizer else None, None),
+        optimizers=(make_optimizer(args.method, model, args.lr), None),
     )
     train_in_float32(model)  # TRL has cast them to bf16 where the base is quantised
     return trainer

@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig
 
+from experiments.attachment import masks_gradients
+from experiments.loading import load_pretrained
 from experiments.methods import targeted
 from peft_sparsegrad import GradDrop
+from peft_sparsegrad.cli.errors import InputError
 
-from .._common import InputError, load_pretrained
-from .._methods import masks_gradients
 from .encoder import attach, load_config, load_tokenizer
 from .files import read_examples
 from .kinds import KINDS

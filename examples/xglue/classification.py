@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .._common import InputError
+from peft_sparsegrad.cli.errors import InputError
+
 from .evaluation_set import EvaluationSet, Features
 from .metrics import accuracy, ndcg, query_groups
 from .tasks import Task

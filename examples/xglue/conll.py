@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from .._common import InputError
-from .lines import read_lines
+from experiments.text_files import read_lines
+from peft_sparsegrad.cli.errors import InputError
+
 from .tasks import Task
 
 CONLLU_COLUMNS = 10

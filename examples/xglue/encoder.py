@@ -7,8 +7,10 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
-from .._common import DEVICE, InputError, load_pretrained
-from .._methods import attach_method
+from experiments.attachment import attach_method
+from experiments.loading import DEVICE, load_pretrained
+from peft_sparsegrad.cli.errors import InputError
+
 from .kinds import KINDS
 from .runs import Run
 from .tasks import TASKS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .._common import InputError
+from peft_sparsegrad.cli.errors import InputError
+
 from .conll import TaggedSentence, read_tagged_sentences
 from .squad import Question, read_questions
 from .tasks import Split, Task

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 from seqeval.metrics import f1_score, precision_score, recall_score
-from sklearn.metrics import accuracy_score, ndcg_score
+from sklearn.metrics import ndcg_score
+
+from experiments import metrics
 
 
 def accuracy(predicted: Sequence[int], true: Sequence[int]) -> dict[str, float]:
     """Share of the labels that are right."""
-    return {"accuracy": 100 * float(accuracy_score(true, predicted))}
+    return {"accuracy": 100 * metrics.accuracy(predicted, true)}
 
 
 def ndcg(predicted: Sequence[int], true: Sequence[int], queries: Sequence[str]) -> dict[str, float]:
@@ -39,7 +41,7 @@ def query_groups(queries: Sequence[str]) -> list[list[int]]:
 
 def word_accuracy(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, float]:
     """Share of the words whose label is right, over all sentences."""
-    return {"accuracy": 100 * float(accuracy_score(list(chain(*true)), list(chain(*predicted))))}
+    return {"accuracy": 100 * metrics.accuracy(list(chain(*predicted)), list(chain(*true)))}
 
 
 def entity_f1(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, float]:

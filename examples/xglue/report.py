@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.methods import METHODS
+from experiments.terminal import run_and_exit
+from experiments.text_files import make_folder, write_whole
 
-from .._common import run_and_exit
-from .._files import make_folder, write_whole
 from .comparison import PairedTest, paired_test
 from .figures import epoch_figure, gain_figure, t_figure
 from .runs import FINE_TUNING

@@ -1,33 +1,28 @@
-"""Runs, and the file of their results, which has a line for each finished one."""
+"""The runs of `examples.xglue.train`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
+from experiments.json_files import Record
 from experiments.methods import METHODS
+from experiments.runs import BaseRun
 
-from .._runs import Record, folder_name, read_runs
 from .tasks import TASKS, Split
 
 FINE_TUNING = "graddrop-off"  # plain fine-tuning of what GradDrop trains
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(BaseRun):
     """Everything that decides what a run does; two equal runs are the same run.
 
     Attributes:
-        model: Folder or hub id of the encoder, as it was given.
         data: Folder of the benchmark, as it was given.
-        task: Name in `TASKS`.
-        method: Name in `METHODS`.
-        seed: Of the head, the order of the data and the method.
         split: What is scored after each epoch, "test" or "dev".
         languages: Those that are scored.
         epochs: Passes over the English training file.
-        lr: Peak learning rate.
         batch_size: Rows in a batch.
         max_length: Tokens of a row.
         max_rows: Rows of each file; 0 for all.
@@ -37,15 +32,12 @@ class Run:
         precision: "float32", or "bf16" for mixed precision.
     """
 
-    model: str
+    PROGRAM: ClassVar[str] = "examples.xglue.train"
+
     data: str
-    task: str
-    method: str
-    seed: int
     split: Split
     languages: tuple[str, ...]
     epochs: int
-    lr: float
     batch_size: int
     max_length: int
     max_rows: int
@@ -54,39 +46,14 @@ class Run:
     target_modules: tuple[str, ...]
     precision: str
 
-    @property
-    def folder(self) -> str:
-        """Name of the folder of its checkpoints, which no other run has."""
-        return folder_name(self)
-
     def __str__(self) -> str:
         return f"{self.task} {self.method} seed {self.seed}"
 
-
-FIELDS = {field.name for field in fields(Run)}
-
-
-def read_results(path: Path) -> dict[Run, Record]:
-    """The finished runs in a file.
-
-    Raises:
-        InputError: If the file cannot be read, or a line in it is not a result.
-    """
-    return read_runs(path, _run_of, "examples.xglue.train")
-
-
-def _run_of(record: Record) -> Run:
-    if not record["epochs"]:
-        raise ValueError("it has no scores")
-    settings: dict[str, Any] = record["run"]
-    if settings.keys() != FIELDS:
-        raise ValueError(f"its settings are not {', '.join(sorted(FIELDS))}")
-    if settings["task"] not in TASKS or settings["method"] not in METHODS:
-        raise ValueError(f"there is no {settings['task']} or no {settings['method']}")
-    lists = {name: tuple(settings[name]) for name in ("languages", "target_modules")}
-    return Run(**{**settings, **lists})
-
-
-def finished_runs(path: Path) -> set[Run]:
-    """The finished runs in a file that need not exist yet. Raises InputError as `read_results` does."""
-    return set(read_results(path)) if path.exists() else set()
+    @classmethod
+    def from_record(cls, record: Record) -> Run:
+        if not record["epochs"]:
+            raise ValueError("it has no scores")
+        run = super().from_record(record)
+        if run.task not in TASKS or run.method not in METHODS:
+            raise ValueError(f"there is no {run.task} or no {run.method}")
+        return run

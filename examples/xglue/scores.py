@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.methods import METHODS
+from experiments.results import read_results
+from peft_sparsegrad.cli.errors import InputError
 
-from .._common import InputError
 from .features import ENGLISH_DEV
-from .runs import Run, read_results
+from .runs import Run
 from .tasks import TASKS, Task
 
 EpochRule = Literal["last", "best-dev"]
@@ -72,7 +73,7 @@ def load_results(paths: Iterable[Path], baseline: str) -> dict[str, TaskResults]
     """
     by_task: dict[str, TaskResults] = {}
     for path in paths:
-        for run, record in read_results(path).items():
+        for run, record in read_results(path, Run).items():
             _add(by_task.setdefault(run.task, TaskResults(TASKS[run.task])), run, record)
     if not by_task:
         raise InputError(f"there is no finished run in {', '.join(map(str, paths))}")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._common import InputError
+from peft_sparsegrad.cli.errors import InputError
+
 from .tasks import Task
 
 

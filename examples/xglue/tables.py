@@ -6,6 +6,8 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 
+from experiments.tables import markdown_table
+
 from .comparison import PairedTest, paired_test, understanding_scores
 from .scores import EpochRule, TaskResults, methods_of
 from .tasks import TASKS
@@ -54,7 +56,7 @@ def score_table(header: Sequence[str], rows: dict[str, list[Cell]]) -> str:
     for method, cells in rows.items():
         texts = [_cell(cell, highest) for cell, highest in zip(cells, best, strict=True)]
         lines.append([method, counts(len(cell) for cell in cells), *texts])
-    return markdown(["method", "seeds", *header], lines)
+    return markdown_table(["method", "seeds", *header], lines)
 
 
 def _mean(values: Cell) -> float:
@@ -79,7 +81,7 @@ def significance_table(results: dict[str, TaskResults], baseline: str, rule: Epo
     """A paired t-test over the tasks for each method but the baseline."""
     methods = [method for method in methods_of(results, baseline) if method != baseline]
     rows = [[method, *_test_cells(paired_test(results, method, baseline, rule))] for method in methods]
-    return markdown(["method", "tasks", "mean difference, points", "t", "p"], rows)
+    return markdown_table(["method", "tasks", "mean difference, points", "t", "p"], rows)
 
 
 def _test_cells(test: PairedTest | None) -> list[str]:
@@ -92,8 +94,3 @@ def _test_cells(test: PairedTest | None) -> list[str]:
 
 def p_value(test: PairedTest) -> str:
     return "< 0.001" if test.p_value < 0.001 else f"{test.p_value:.3f}"
-
-
-def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -13,7 +13,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
 
-from .._common import InputError, run_and_exit, show
+from experiments.terminal import run_and_exit, show
+from peft_sparsegrad.cli.errors import InputError
 
 BEGIN, PAD, END, UNKNOWN = "<s>", "<pad>", "</s>", "<unk>"  # in the order of XLM-R's vocabulary
 VOCABULARY, LENGTH = 500, 128

@@ -15,14 +15,16 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.arguments import non_negative_int, positive_float, positive_int, share
 from experiments.methods import METHODS
+from experiments.results import append_result, finished_runs
+from experiments.terminal import heading, run_and_exit
+from experiments.text_files import make_folder
+from peft_sparsegrad.cli.errors import InputError
 from peft_sparsegrad.graddrop import VARIANTS
 
-from .._common import InputError, heading, positive_float, positive_int, run_and_exit, share
-from .._files import make_folder
-from .._runs import append_run
 from .checks import check_input
-from .runs import FINE_TUNING, Run, finished_runs
+from .runs import FINE_TUNING, Run
 from .tasks import TASKS
 from .training import execute
 
@@ -34,18 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do the runs that are not done. Returns the exit status."""
     args = parse_args(arguments)
     runs, results = runs_of(args), args.out / "results.jsonl"
-    finished = finished_runs(results)
+    finished = finished_runs(results, Run)
     pending = [run for run in runs if run not in finished]
     check_input(pending)
     make_folder(args.out)
     print(f"{len(pending)} of {len(runs)} runs to do, into {results}", flush=True)
     for number, run in enumerate(pending, start=1):
         heading(f"[{number}/{len(pending)}] {run}")
-        folder = args.out / "checkpoints" / run.folder
-        append_run(results, run, execute(run, folder, args.save_steps))
+        folder = args.out / "checkpoints" / run.folder_name
+        append_result(results, run, execute(run, folder, args.save_steps))
         shutil.rmtree(folder, ignore_errors=True)
     for run in finished.intersection(runs):  # killed before it could do so
-        shutil.rmtree(args.out / "checkpoints" / run.folder, ignore_errors=True)
+        shutil.rmtree(args.out / "checkpoints" / run.folder_name, ignore_errors=True)
     return 0
 
 
@@ -121,7 +123,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="METHOD",
         help=f"of {', '.join(METHODS)} ({FINE_TUNING}, which is plain fine-tuning, and all variants of GradDrop)",
     )
-    add("--seeds", nargs="+", type=seed, default=[0], help="of the head, the data's order and the masks (0)")
+    add(
+        "--seeds",
+        nargs="+",
+        type=non_negative_int,
+        default=[0],
+        help="of the head, the data's order and the masks (0)",
+    )
     add("--languages", nargs="+", help="languages to score, of those that each task has (all of them)")
     add("--split", choices=["test", "dev"], default="test", help="what is scored in each language (%(default)s)")
 
@@ -143,13 +151,6 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--precision", choices=["float32", "bf16"], default="float32", help="bf16 is mixed precision (%(default)s)")
     add("--save-steps", type=positive_int, default=500, help="steps between checkpoints in an epoch (%(default)s)")
-
-
-def seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, it is {text}")
-    return number
 
 
 def dropout_rate(text: str) -> float:

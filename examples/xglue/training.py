@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,12 @@ from transformers import (
     TrainingArguments,
 )
 
-from experiments.methods import METHODS
+from experiments.attachment import count_trainable, make_optimizer, own_callbacks
+from experiments.json_files import Record
+from experiments.loading import DEVICE
+from experiments.terminal import show
+from experiments.training import count_steps, rising_steps, training_arguments
 
-from .._common import DEVICE, show
-from .._methods import count_trainable
-from .._runs import Record
 from .checkpoints import SaveWithinEpochs, last_complete_checkpoint
 from .encoder import build_model, load_tokenizer
 from .evaluation_set import EvaluationSet, Features
@@ -31,8 +30,6 @@ from .features import load_features
 from .kinds import KINDS
 from .runs import Run
 from .tasks import TASKS
-
-LR_WARMUP = 0.06  # share of the steps in which the learning rate rises
 
 
 class ScoreLanguages(TrainerCallback):
@@ -103,43 +100,38 @@ def make_trainer(
     save_steps: int,
 ) -> Trainer:
     """The Trainer with the method's optimizer and callbacks."""
-    task, method = TASKS[run.task], METHODS[run.method]
+    task = TASKS[run.task]
     score_languages = ScoreLanguages(sets, task.metric)
     trainer = Trainer(
         model,
-        training_arguments(run, len(rows), folder),
+        _arguments(run, len(rows), folder),
         train_dataset=rows,  # pyright: ignore[reportArgumentType]
         data_collator=KINDS[task.kind].collator(tokenizer),
         callbacks=[
-            *(method.make_callbacks() if method.make_callbacks else []),
+            *own_callbacks(run.method),
             SaveWithinEpochs(save_steps),
             score_languages,
         ],
-        optimizers=(method.make_optimizer(model, run.lr) if method.make_optimizer else None, None),
+        optimizers=(make_optimizer(run.method, model, run.lr), None),
     )
     score_languages.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def training_arguments(run: Run, rows: int, folder: Path) -> TrainingArguments:
-    steps = math.ceil(rows / run.batch_size) * run.epochs
-    return TrainingArguments(
-        output_dir=str(folder),
-        num_train_epochs=run.epochs,
-        per_device_train_batch_size=run.batch_size,
-        per_device_eval_batch_size=2 * run.batch_size,
-        learning_rate=run.lr,
-        lr_scheduler_type="linear",
-        warmup_steps=math.ceil(LR_WARMUP * steps),
+def _arguments(run: Run, rows: int, folder: Path) -> TrainingArguments:
+    return training_arguments(
+        TrainingArguments,
+        folder,
+        lr=run.lr,
+        batch_size=run.batch_size,
+        epochs=run.epochs,
         seed=run.seed,
+        per_device_eval_batch_size=2 * run.batch_size,
+        warmup_steps=rising_steps(count_steps(rows, run.batch_size, run.epochs)),
         bf16=run.precision == "bf16",
-        use_cpu=DEVICE == "cpu",
         eval_strategy="no",  # `ScoreLanguages` says when
         save_strategy="no",  # and so do it and `SaveWithinEpochs`
         save_total_limit=1,
         logging_strategy="no",
-        report_to=[],
-        disable_tqdm=not sys.stderr.isatty(),
-        dataloader_pin_memory=DEVICE == "cuda",
     )

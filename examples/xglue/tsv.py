@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._common import InputError
-from .lines import read_lines
+from experiments.text_files import read_table
+from peft_sparsegrad.cli.errors import InputError
+
 from .tasks import Task
 
 
@@ -25,7 +26,7 @@ def read_text_pairs(path: Path, task: Task) -> list[TextPair]:
     Raises:
         InputError: If the file cannot be read, or a row has other columns than the task's or an unknown label.
     """
-    rows = [(number, line.split("\t")) for number, line in enumerate(read_lines(path), start=1) if line]
+    rows = read_table(path)
     if path.suffix == ".tsv" and rows:
         number, header = rows.pop(0)
         if header[-1].strip() in task.labels:

@@ -22,10 +22,11 @@ from transformers import TrainerCallback
 from benchmarks.compare.__main__ import main, parse_arguments, runs_of
 from benchmarks.compare.batches import LengthWindows
 from benchmarks.compare.recording import RecordingTrainer
-from benchmarks.compare.runs import Run, done, read
+from benchmarks.compare.runs import Run
 from benchmarks.compare.tasks import TASKS
 from benchmarks.compare.train import build_model, execute
 from experiments.methods import METHODS
+from experiments.results import finished_runs, read_results
 
 ROOT = Path(__file__).parents[2]
 MLP = 2 * (32 * 64 + 64 + 64 * 32 + 32)
@@ -123,7 +124,7 @@ def test_a_half_written_line_is_cut_off_and_its_run_done_again(compared, tmp_pat
 
 def test_a_seed_means_the_same_data_for_every_method(compared):
     orders: dict[tuple, set[str]] = {}
-    for run, record in read(compared.out).items():
+    for run, record in read_results(compared.out, Run).items():
         orders.setdefault((run.task, run.seed), set()).add(record["data_order"])
     assert len(orders) == 4
     assert all(len(order) == 1 for order in orders.values())  # of full and lora
@@ -140,7 +141,11 @@ def test_a_seed_means_the_same_head_for_every_method(compared, head_steps):
 
 
 def some_run(compared, method: str) -> Run:
-    return next(run for run in done(compared.out) if run.method == method and run.seed == 0 and run.task == "cola")
+    return next(
+        run
+        for run in finished_runs(compared.out, Run)
+        if run.method == method and run.seed == 0 and run.task == "cola"
+    )
 
 
 def head_of(run: Run, data: Path) -> torch.Tensor:
@@ -191,7 +196,7 @@ def test_settings_are_runs_of_their_own(compared):
 def test_bf16_trains_in_mixed_precision_and_keeps_less(compared):
     run = some_run(compared, "full")
     record = execute(replace(run, precision="bf16"), compared.data)
-    full = read(compared.out)[run]
+    full = read_results(compared.out, Run)[run]
     assert record["kept_memory"] < full["kept_memory"]
     losses = [each["evaluations"][-1]["loss"] for each in (record, full)]
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
@@ -201,7 +206,7 @@ def test_bf16_trains_in_mixed_precision_and_keeps_less(compared):
 @pytest.mark.parametrize("method", ["shira", "supertuning", "sparsegrad-dynamic", "anneal-graddrop", "graddrop-epoch"])
 def test_every_kind_of_method_can_be_run_and_measured(compared, method):
     run = replace(some_run(compared, "full"), method=method, density=0.05)
-    record, full = execute(run, compared.data), read(compared.out)[some_run(compared, "full")]
+    record, full = execute(run, compared.data), read_results(compared.out, Run)[some_run(compared, "full")]
     assert record["data_order"] == full["data_order"]
     assert 0 < record["kept_memory"] < record["peak_memory"]
     assert set(record) == MEASURED - {"run"}
@@ -225,7 +230,7 @@ def test_measuring_changes_nothing(compared, monkeypatch):
 def test_memory_of_a_step_counts_weights_gradients_and_what_is_kept(compared):
     run = some_run(compared, "full")
     parameters = sum(p.numel() for p in build_model(run_without(run), compared.data).parameters())
-    records = read(compared.out)
+    records = read_results(compared.out, Run)
     full, lora = records[run], records[some_run(compared, "lora")]
     trained = full["trained_parameters"] + full["trained_head_parameters"]
     assert full["peak_memory"] > 4 * (parameters + 3 * trained)  # weights; gradients and AdamW's two averages
@@ -248,7 +253,9 @@ class Troublemaker(TrainerCallback):
 
 
 def test_callbacks_of_a_method_count_in_its_time_and_leave_the_data_alone(compared, monkeypatch):
-    run, record = next((run, record) for run, record in read(compared.out).items() if run.method == "full")
+    run, record = next(
+        (run, record) for run, record in read_results(compared.out, Run).items() if run.method == "full"
+    )
     monkeypatch.setitem(METHODS, "slow", replace(METHODS["full"], make_callbacks=lambda: [Troublemaker()]))
     slow = execute(replace(run, method="slow"), compared.data)
     assert slow["data_order"] == record["data_order"]
@@ -260,7 +267,7 @@ def test_shards_share_the_runs_and_keep_them(compared):
     shards = [runs_of(parse_arguments([*compared.arguments, "--shard", text])) for text in ("0/3", "1/3", "2/3")]
     everything = runs_of(parse_arguments(compared.arguments))
     assert [len(shard) for shard in shards] == [3, 3, 2]
-    assert set().union(*shards) == set(everything) == done(compared.out)
+    assert set().union(*shards) == set(everything) == finished_runs(compared.out, Run)
 
 
 def test_missing_data_is_one_sentence(compared, tmp_path):

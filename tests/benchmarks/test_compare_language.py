@@ -14,9 +14,10 @@ from tiny import bert, llama, tokenizer
 
 from benchmarks.compare.__main__ import main
 from benchmarks.compare.language import LanguageTask
-from benchmarks.compare.runs import read
+from benchmarks.compare.runs import Run
 from benchmarks.compare.tasks import TASKS
 from benchmarks.compare.train import build_model
+from experiments.results import read_results
 
 TASK = TASKS["instructions"]
 
@@ -46,7 +47,7 @@ def arguments(folder: Path, *options: str, model: str = "model") -> list[str]:
 
 def test_a_run_ends_with_the_mean_loss_of_the_dev_tokens(folder, capsys):
     assert main(arguments(folder)) == 0
-    (record,) = read(folder / "results.jsonl").values()
+    (record,) = read_results(folder / "results.jsonl", Run).values()
     losses = [scores["loss"] for scores in record["evaluations"]]
     assert losses[-1] != losses[0]
     assert record["evaluations"][-1]["metric"] == pytest.approx(math.exp(losses[-1]))
@@ -65,7 +66,7 @@ def test_the_score_is_the_models_own_loss(folder):
 
 def run_of(folder: Path):
     main(arguments(folder))
-    return next(iter(read(folder / "results.jsonl")))
+    return next(iter(read_results(folder / "results.jsonl", Run)))
 
 
 def test_every_fifth_instruction_is_for_scoring_alone(folder):

@@ -11,8 +11,9 @@ import scipy.stats
 
 from benchmarks.compare.__main__ import main
 from benchmarks.compare.difference import interval, verdict
-from benchmarks.compare.runs import Run, append, read
+from benchmarks.compare.runs import Run
 from benchmarks.compare.selection import best_rate, series_of
+from experiments.results import append_result, read_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ def write(path: Path, losses: dict, task: str = "cola", method: str = "lora", **
         scores = [{"step": step, "metric": 1 - loss / step, "loss": loss / step} for step in (2, 1)]
         counts = {"trained_parameters": 1234, "trained_head_parameters": 5, "adapter_bytes": 6000}
         costs = {"seconds_per_step": seed + 1.0, "kept_memory": 2_000_000, "peak_memory": None}
-        append(path, Run("m", task, method, seed, lr, **shared), {"evaluations": scores, **counts, **costs})
+        append_result(path, Run("m", task, method, seed, lr, **shared), {"evaluations": scores, **counts, **costs})
     return path
 
 
@@ -169,4 +170,4 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path, capsys, monkeypatch, argu
 
 def test_the_results_in_the_repository_can_be_read():
     for path in (ROOT / "docs/results").glob("*.jsonl"):
-        assert series_of(read(path))
+        assert series_of(read_results(path, Run))

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value, config
 
-from examples._common import InputError
 from examples.glue.dataset import load_task, take_rows
 from examples.glue.files import find_file, read_columns
 from examples.glue.tasks import TASKS
+from peft_sparsegrad.cli.errors import InputError
 
 # A row of each of GLUE's own files, its folder, its file, and what it is here: sentences and label.
 ARCHIVE = {
@@ -110,8 +110,8 @@ def test_what_is_wrong_with_a_table(tmp_path, task, lines, reason):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "line 2 is not JSON"),
-        ("[1]", "line 2 is no JSON object"),
+        ("{", "line 2: this is not JSON"),
+        ("[1]", "line 2: this is not a JSON object"),
         ('{"sentence": "a"}', "line 2: the label 'None'"),
         ('{"label": 1, "sentence": 3}', "line 2: there is no text in the column sentence"),
     ],

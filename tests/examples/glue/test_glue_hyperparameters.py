@@ -2,9 +2,9 @@
 
 import pytest
 
-from examples._common import run_and_exit
 from examples.glue.hyperparameters import PRESETS, add_found, preset_of
 from examples.glue.train import list_runs, main, parse_args
+from experiments.terminal import run_and_exit
 
 
 def runs_of(*arguments) -> list:

@@ -8,11 +8,11 @@ from tiny import bert
 from transformers import AutoModelForSequenceClassification, BertConfig, RobertaConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from examples._common import InputError
 from examples.glue.arguments import GLUE_METHODS
 from examples.glue.model import attach_to_mlp, build_model, modules_besides, target_layers
 from examples.glue.optimizer import make_optimizer
 from examples.glue.tasks import TASKS
+from peft_sparsegrad.cli.errors import InputError
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "pad_token_id": 0}
 TINY = {

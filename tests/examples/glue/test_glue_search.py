@@ -9,11 +9,11 @@ import pytest
 from glue_tools import SMALL, kill_and_go_on, save_model, write_data
 from optuna.trial import TrialState
 
-from examples._common import run_and_exit
 from examples.glue.hyperparameters import read_found
 from examples.glue.search import DATABASE, FOUND, main, parse_args
 from examples.glue.train import list_runs
 from examples.glue.train import parse_args as parse_train_args
+from experiments.terminal import run_and_exit
 
 TRIALS = 3
 
@@ -115,7 +115,7 @@ def test_a_database_that_cannot_be_used_is_one_sentence(searched, tmp_path, caps
 
 
 def test_a_file_that_is_no_result_of_a_search(tmp_path):
-    from examples._common import InputError
+    from peft_sparsegrad.cli.errors import InputError
 
     for text in ("{", "[1]", '[{"task": "rte", "method": "lora", "batch_size": 0, "lr": 0.1}]'):
         (tmp_path / FOUND).write_text(text)

@@ -6,8 +6,9 @@ from dataclasses import asdict
 import pytest
 from glue_tools import finish, make_run, start
 
-from examples._common import run_and_exit
-from examples.glue.table import main, markdown, millions
+from examples.glue.table import main, millions
+from experiments.tables import markdown_table
+from experiments.terminal import run_and_exit
 
 
 def record(score, model=54_000_000, layer=26_880, **settings) -> dict:
@@ -100,5 +101,5 @@ def test_files_that_are_no_results(tmp_path, capsys, content, reason):
 
 
 def test_markdown_and_numbers():
-    assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
+    assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
     assert [millions(n) for n in (109_483_778, 53_400_000, 26_880)] == ["109 mln", "53.4 mln", "0.027 mln"]

@@ -18,14 +18,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from examples._common import run_and_exit
 from examples.glue.arguments import GLUE_METHODS
 from examples.glue.checkpoints import last_checkpoint
 from examples.glue.dataset import Splits, load_task, tokenize
 from examples.glue.finetune import Finetuner, is_over
-from examples.glue.runs import finished_runs
+from examples.glue.runs import Run
 from examples.glue.tasks import TASKS
 from examples.glue.train import main, parse_args
+from experiments.results import finished_runs
+from experiments.terminal import run_and_exit
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +160,7 @@ def test_finished_runs_are_not_done_again_and_a_torn_one_is(where, tmp_path, cap
     assert main(arguments) == 0
     assert "1 of 2 runs to do" in capsys.readouterr().out
     assert [record["run"]["seed"] for record in results_in(tmp_path / "results.jsonl")] == [0, 1]
-    assert {run.seed for run in finished_runs(tmp_path / "results.jsonl")} == {0, 1}
+    assert {run.seed for run in finished_runs(tmp_path / "results.jsonl", Run)} == {0, 1}
 
 
 def test_a_failed_training_does_not_stop_the_others(where, tmp_path, capsys):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from llama2_chat_runs import conversations, write_lines
 
-from examples._common import InputError
 from examples.llama2_chat.conversations import read_conversations, split_conversations
+from peft_sparsegrad.cli.errors import InputError
 
 
 def turns(*texts: str) -> list[dict[str, str]]:

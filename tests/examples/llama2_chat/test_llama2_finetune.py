@@ -14,11 +14,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from examples._common import InputError, run_and_exit
 from examples.llama2_chat.chat_template import encode_all, load_tokenizer
 from examples.llama2_chat.conversations import read_conversations, split_conversations
 from examples.llama2_chat.finetune import main
 from examples.llama2_chat.load_model import load_base, load_finetuned
+from experiments.terminal import run_and_exit
+from peft_sparsegrad.cli.errors import InputError
 
 LAYERS = [f"model.layers.{block}.mlp.{name}_proj" for block in (0, 3) for name in ("up", "down")]
 

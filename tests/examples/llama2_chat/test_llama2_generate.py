@@ -7,11 +7,12 @@ import torch
 from llama2_chat_runs import kill_when, limited_files, questions, read_lines, run, write_lines
 from transformers import GenerationConfig
 
-from examples._common import InputError, run_and_exit
 from examples.llama2_chat.answering import write_answer
 from examples.llama2_chat.chat_template import load_tokenizer, prompt_ids
 from examples.llama2_chat.generate import main
 from examples.llama2_chat.load_model import load_base, load_finetuned
+from experiments.terminal import run_and_exit
+from peft_sparsegrad.cli.errors import InputError
 
 
 def command(model, questions, out, *further, tokens=8):

@@ -8,8 +8,9 @@ import pytest
 from judge_server import JudgeServer, rate_by_length
 from llama2_chat_runs import kill_when, limited_files, questions, read_lines, run, write_lines
 
-from examples._common import InputError, run_and_exit
 from examples.llama2_chat.judge import main
+from experiments.terminal import run_and_exit
+from peft_sparsegrad.cli.errors import InputError
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from llama2_chat_runs import (
 )
 from safetensors.torch import load_file
 
-from examples._common import InputError
 from examples.llama2_chat.finetune import main
+from peft_sparsegrad.cli.errors import InputError
 
 
 def test_killed_run_goes_on_to_the_same_adapter(base, data, tmp_path):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from transformers import AutoModelForCausalLM
 
-from examples._common import InputError
 from examples.llama2_chat.target_layers import find_density, select_layers
+from peft_sparsegrad.cli.errors import InputError
 
 
 def test_blocks_and_names(base):

@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from examples._common import InputError
 from examples.llama2_chat.chat_template import IGNORED, encode, encode_all, load_tokenizer, prompt_ids
+from peft_sparsegrad.cli.errors import InputError
 
 TALK = [
     {"role": "system", "content": "Be brief."},

@@ -8,11 +8,11 @@ import pytest
 from llama2_chat_runs import run
 from rich.console import Console
 
-from examples._common import InputError
 from examples.llama2_chat.answering import write_answer
 from examples.llama2_chat.chat import ConsoleStreamer, answer, main, talk
 from examples.llama2_chat.chat_template import load_tokenizer
 from examples.llama2_chat.load_model import load_finetuned
+from peft_sparsegrad.cli.errors import InputError
 
 TURN = "Where is the dog?"
 

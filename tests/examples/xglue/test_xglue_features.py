@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from xglue_files import WORDS, sentence
 
-from examples._common import InputError
 from examples.xglue import classification, question_answering, tagging
 from examples.xglue.conll import TaggedSentence
 from examples.xglue.question_answering import MAX_ANSWER_TOKENS, best_span
@@ -16,6 +15,7 @@ from examples.xglue.squad import Question
 from examples.xglue.tasks import TASKS
 from examples.xglue.tiny_encoder import train_tokenizer
 from examples.xglue.tsv import TextPair
+from peft_sparsegrad.cli.errors import InputError
 
 POS, NER, MLQA = TASKS["POS"], TASKS["NER"], TASKS["MLQA"]
 SENTENCE = TaggedSentence(["small", "extraordinary", "old"], [0, 7, 3])

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from xglue_files import LANGUAGES, write_benchmark
 
-from examples._common import InputError
 from examples.xglue.conll import TaggedSentence
 from examples.xglue.files import read_examples
 from examples.xglue.squad import Question
 from examples.xglue.tasks import TASKS
 from examples.xglue.tsv import TextPair
+from peft_sparsegrad.cli.errors import InputError
 
 SAMPLE = Path(__file__).parents[3] / "examples" / "xglue" / "sample"
 UPOS = TASKS["POS"].labels

@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from examples._common import InputError
-from examples._runs import append_run
 from examples.xglue.comparison import gains, paired_test, understanding_scores
 from examples.xglue.figures import epoch_figure, gain_figure, t_figure
 from examples.xglue.report import main, paired_tests
-from examples.xglue.runs import Run, read_results
+from examples.xglue.runs import Run
 from examples.xglue.scores import load_results
 from examples.xglue.tables import language_table, score_table, significance_table, task_table
 from examples.xglue.tasks import TASKS
+from experiments.results import append_result, read_results
+from peft_sparsegrad.cli.errors import InputError
 
 ROOT = Path(__file__).parents[3]
 BASELINE = "graddrop-off"
@@ -40,7 +40,7 @@ def add(path: Path, after_epochs: list[tuple[float, float, float]], **settings) 
     metric = TASKS[run.task].metric
     names = ("en", "de", "english dev")
     scores = [{name: {metric: value} for name, value in zip(names, epoch, strict=True)} for epoch in after_epochs]
-    append_run(path, run, {"epochs": [{"epoch": i + 1, "scores": each} for i, each in enumerate(scores)]})
+    append_result(path, run, {"epochs": [{"epoch": i + 1, "scores": each} for i, each in enumerate(scores)]})
 
 
 @pytest.fixture
@@ -143,12 +143,12 @@ def test_methods_may_have_learning_rates_of_their_own(results):
 
 
 def test_a_torn_last_line_is_left_out_and_written_over(results):
-    whole = read_results(results)
+    whole = read_results(results, Run)
     with results.open("ab") as file:
         file.write(b'{"run": {"model"')
-    assert read_results(results) == whole
+    assert read_results(results, Run) == whole
     add(results, [(1, 2, 3)], seed=9)
-    assert len(read_results(results)) == len(whole) + 1
+    assert len(read_results(results, Run)) == len(whole) + 1
 
 
 @pytest.mark.parametrize("line", ["{}", "nonsense", '{"run": {}, "epochs": [1]}', '{"run": {}, "epochs": []}'])
@@ -156,7 +156,7 @@ def test_a_line_that_is_no_result_is_named(results, line):
     with results.open("a") as file:
         file.write(f"{line}\n")
     with pytest.raises(InputError, match=r"results\.jsonl, line 10"):
-        read_results(results)
+        read_results(results, Run)
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -15,12 +15,13 @@ from tiny import bert
 from torch import nn
 from xglue_files import LANGUAGES, runs_of
 
-from examples._common import InputError
 from examples.xglue import report, tiny_encoder, train
 from examples.xglue.encoder import build_model, head_modules
-from examples.xglue.runs import read_results
+from examples.xglue.runs import Run
 from examples.xglue.tasks import TASKS
 from experiments.methods import METHODS
+from experiments.results import read_results
+from peft_sparsegrad.cli.errors import InputError
 
 ROOT = Path(__file__).parents[3]
 PROGRAM = [sys.executable, "-m", "examples.xglue.train"]
@@ -31,7 +32,7 @@ def test_every_task_is_trained_scored_in_every_language_and_reported(options, tm
     options += ["--languages", *LANGUAGES, "--epochs", "1"]
     assert train.main([*options, "--methods", "graddrop-off"]) == 0
     assert train.main([*options, "--methods", "graddrop", "--tasks", "POS", "MLQA"]) == 0
-    results = read_results(tmp_path / "out" / "results.jsonl")
+    results = read_results(tmp_path / "out" / "results.jsonl", Run)
     done = [(task, "graddrop-off") for task in TASKS] + [("POS", "graddrop"), ("MLQA", "graddrop")]
     assert [(run.task, run.method) for run in results] == done
     for run, record in results.items():
@@ -52,7 +53,7 @@ def test_every_task_is_trained_scored_in_every_language_and_reported(options, tm
 def test_every_kind_of_method_trains(options, tmp_path):
     methods = ["graddrop-off", "full", "lora", "sparsegrad"]
     assert train.main([*options, "--tasks", "POS", "--methods", *methods, "--epochs", "1"]) == 0
-    results = read_results(tmp_path / "out" / "results.jsonl")
+    results = read_results(tmp_path / "out" / "results.jsonl", Run)
     trained = {run.method: record["trained_parameters"] for run, record in results.items()}
     head = 32 * 17 + 17
     assert trained["graddrop-off"] == 4 * BLOCK + head

@@ -1,4 +1,4 @@
-"""A method of the registry on a model: its trainable parameters and what a Trainer needs for it."""
+"""A method on a model: its trainable parameters, and what a Trainer needs for it."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback
 
-from experiments.methods import METHODS
 from peft_sparsegrad import GradDropCallback, GradDropConfig, SparseGradCallback, SparseGradModel
+from peft_sparsegrad.cli.errors import InputError
+from peft_sparsegrad.common.targeting import in_out_features
 from peft_sparsegrad.graddrop import VARIANTS
+from peft_sparsegrad.sparsegrad.plan import check_is_linear
 
-from ._common import InputError
+from .methods import METHODS, lora_rank, targeted
 
 
 def attach_method(
     name: str, model: Any, target_modules: list[str] | None, density: float, seed: int, **overrides: Any
 ) -> Any:
-    """The model with the method's trainable parameters.
+    """Return the model with the method's trainable parameters.
 
     Args:
         overrides: Further settings of the method's configuration. Full fine-tuning has none and takes
@@ -38,20 +40,27 @@ def attach_method(
 
 
 def make_callbacks(name: str, model: nn.Module, warmup_steps: int, head_steps: int = 0) -> list[TrainerCallback]:
-    """The callbacks that the method needs in a Trainer; SparseGrad's and MeProp's is a `SparseGradCallback`."""
+    """Return the callbacks that the method needs; SparseGrad's and MeProp's is a `SparseGradCallback`."""
     if isinstance(getattr(model, "base_model", None), SparseGradModel):
         return [SparseGradCallback(warmup_steps, head_steps)]
-    return _own_callbacks(name)
+    return own_callbacks(name)
 
 
 def masks_gradients(name: str) -> bool:
-    """Whether the method is one of GradDrop's."""
-    return any(isinstance(callback, GradDropCallback) for callback in _own_callbacks(name))
+    """Return whether the method is one of GradDrop's."""
+    return any(isinstance(callback, GradDropCallback) for callback in own_callbacks(name))
 
 
-def _own_callbacks(name: str) -> list[TrainerCallback]:
+def own_callbacks(name: str) -> list[TrainerCallback]:
+    """Return the callbacks that the table of methods has for the method, with their own defaults."""
     make = METHODS[name].make_callbacks
     return make() if make else []
+
+
+def make_optimizer(name: str, model: nn.Module, lr: float) -> Any:
+    """Return the method's own optimizer, None where the Trainer's will do."""
+    make = METHODS[name].make_optimizer
+    return make(model, lr) if make else None
 
 
 def check_epochs(variant: str, epochs: int) -> None:
@@ -66,4 +75,19 @@ def check_epochs(variant: str, epochs: int) -> None:
 
 
 def count_trainable(model: nn.Module) -> int:
+    """Return how many values require a gradient."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def density_of_lora(model: Any, target_modules: list[str] | None, density: float) -> float:
+    """Return the share of the target weights that LoRA, whose ranks are whole numbers, trains for a `density`."""
+    values, entries = 0, 0
+    try:
+        for name, module in targeted(model, target_modules):
+            check_is_linear(name, module)
+            in_features, out_features = in_out_features(module)
+            values += lora_rank(in_features, out_features, density) * (in_features + out_features)
+            entries += in_features * out_features
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{str(error).rstrip('.')}; name linear layers with --target-modules") from error
+    return values / entries

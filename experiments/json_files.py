@@ -1,4 +1,4 @@
-"""JSON files of settings, and JSON Lines files that others wrote."""
+"""JSON files, and JSON Lines files that other programs or people wrote."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .._common import InputError
-from .._files import make_folder, write_whole
+from peft_sparsegrad.cli.errors import InputError
+
+from .text_files import make_folder, read_text, write_whole
 
 Record = dict[str, Any]
 Parsed = TypeVar("Parsed")
 
 
 def read_records(path: Path) -> list[tuple[str, Record]]:
-    """The objects of a JSON Lines file, each with where it stands, for a message about it.
+    """Return the objects of a JSON Lines file, each with where it stands, for a message about it.
 
     Raises:
         InputError: The file cannot be read, holds nothing, or a line is not a JSON object.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    lines = enumerate(content.split("\n"), start=1)
+    lines = enumerate(read_text(path).split("\n"), start=1)
     records = [(f"{path}, line {number}", line) for number, line in lines if line.strip()]
     if not records:
         raise InputError(f"{path} is empty")
@@ -32,7 +29,7 @@ def read_records(path: Path) -> list[tuple[str, Record]]:
 
 
 def parse_records(path: Path, parse: Callable[[Record], Parsed], needs: str) -> list[Parsed]:
-    """`parse` of each object of a file.
+    """Return what `parse` makes of each object of a JSON Lines file.
 
     Raises:
         InputError: As for `read_records`, or the record lacks what `needs` says: `parse` raised a LookupError,
@@ -54,17 +51,21 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, None if there is no such file."""
+    """Return the content of a JSON file, None if there is no such file.
+
+    Raises:
+        InputError: If the file cannot be read, or is not JSON.
+    """
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
 def text_field(record: Record, name: str) -> str:
-    """A field that must be a string.
+    """Return a field that must be a string.
 
     Raises:
         KeyError: There is no such field.
@@ -76,7 +77,7 @@ def text_field(record: Record, name: str) -> str:
 
 
 def text_list(values: Any) -> list[str]:
-    """A list that must hold strings, and at least one; a TypeError or ValueError otherwise."""
+    """Return a list that must hold strings, and at least one; raise a TypeError or ValueError otherwise."""
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise TypeError("this is no list of strings")
     if not values:

@@ -106,7 +106,7 @@ def attach(args: argparse.Namespace) -> Any:
     layers = select_layers(model, args.target_modules, args.every)
     density = find_density(args.method, layers, args.density, args.num_values)
     set_seed(args.seed)
-    further = {} if args.regrow_steps is None else {"regrow_steps": args.regrow_steps}
+    further = {} if args.renewal_steps is None else {"renewal_steps": args.renewal_steps}
     model = attach_method(args.method, model, list(layers), density, args.seed, task_type="CAUSAL_LM", **further)
     trained = count_trainable(model)
     blocks = f"blocks 0, {args.every}, {2 * args.every}, ..."

@@ -46,7 +46,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add("--every", type=positive_int, default=3, help="adapt every so many blocks, from block 0 (%(default)s)")
     add("--num-values", type=positive_int, default=100_000, help="trained values in each layer (%(default)s)")
     add("--density", type=share, help="trained share of each layer, in place of --num-values (default: none)")
-    add("--regrow-steps", type=int, help="of SparseGrad: steps to the first renewal; 0: never (default: the method's)")
+    add("--renewal-steps", type=int, help="of SparseGrad: steps to the first renewal; 0: never (the method's)")
     add("--warmup-steps", type=positive_int, default=32, help="batches of SparseGrad's warm-up (%(default)s)")
 
 

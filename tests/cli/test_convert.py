@@ -106,7 +106,7 @@ def test_what_cannot_be_converted_ends_in_one_sentence(shelf, refused, tmp_path)
 def test_diverged_adapter_is_not_converted(copied, refused, tmp_path, to):
     path = copied("sparsegrad")
     tensors = load_file(path / "adapter_model.safetensors")
-    tensors["base_model.model.model.layers.1.mlp.up_proj.sparsegrad_values"][0] = float("inf")
+    tensors["base_model.model.model.layers.1.mlp.up_proj.sparsegrad_adapter.values"][0] = float("inf")
     save_file(tensors, path / "adapter_model.safetensors")
     out = tmp_path / "out.safetensors"
     message = refused("convert", path, "--to", to, "--out", out)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from peft_sparsegrad.cli.diff import diff_adapters
-from peft_sparsegrad.sparsegrad.layer import sparsegrad_layers
+from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -63,14 +63,11 @@ def test_graddrop_distances_and_overlap(shelf):
 def test_overlap_of_supports_in_one_basis(shelf, copied):
     path = copied("sparsegrad")
     tensors = load_file(path / WEIGHTS)
-    key = "base_model.model.model.layers.1.mlp.up_proj.sparsegrad_support.packed"
-    layer = next(
-        each
-        for each in sparsegrad_layers(shelf.model("sparsegrad"), "default")
-        if each.adapter("default").plan.name == "model.layers.1.mlp.up_proj"
-    )
-    indices = layer.adapter("default").support.indices
-    free = next(i for i in range(layer.adapter("default").plan.num_entries) if i not in indices)
+    key = "base_model.model.model.layers.1.mlp.up_proj.sparsegrad_adapter.support"
+    adapters = layer_adapters(shelf.model("sparsegrad"), "default")
+    adapter = next(each for each in adapters if each.plan.name == "model.layers.1.mlp.up_proj")
+    indices = adapter.indices
+    free = next(i for i in range(adapter.plan.num_entries) if i not in indices)
     moved = torch.cat([indices[1:], torch.tensor([free])]).sort().values
     mask = torch.zeros(len(tensors[key]) * 8, dtype=torch.uint8)
     mask[moved] = 1
@@ -127,10 +124,25 @@ def test_what_cannot_be_compared_ends_in_one_sentence(shelf, copied, refused):
     assert "'model.layers.0.mlp.down_proj' and 5 more" in message
     assert "cannot be compared" in refused("diff", shelf.adapter("lora"), shelf.adapter("ia3"))
     assert "in A and (32, 8) in B" in refused("diff", shelf.adapter("lora-attention"), _other_shape(copied))
-    path = copied("sparsegrad-identity")
+    path = without_base(copied("graddrop"), shelf)
+    assert "no/such/model" in refused("diff", path, shelf.adapter("sparsegrad"))
+
+
+def without_base(path, shelf):
+    """The adapter, which now names a base model that is not there."""
     config = path / "adapter_config.json"
     config.write_text(config.read_text().replace(str(shelf.saved_base()), "no/such/model"))
-    assert "no/such/model" in refused("diff", path, shelf.adapter("sparsegrad-identity-2"))
+    return path
+
+
+def test_own_basis_needs_no_base_model(shelf, copied, command):
+    path = without_base(copied("sparsegrad-identity"), shelf)
+    found = command("diff", path, shelf.adapter("sparsegrad-identity-2"), "--json").json
+    assert all(0 <= layer["overlap"] <= 1 for layer in found["layers"])
+    models = [shelf.model(name).get_base_model() for name in ("sparsegrad-identity", "sparsegrad-identity-2")]
+    for layer in found["layers"]:
+        a, b = (model.get_submodule(layer["module"]).get_delta_weight("default") for model in models)
+        assert layer["distance"] == pytest.approx(((a - b).norm() / a.norm()).item(), rel=1e-5)
 
 
 def _other_shape(copied):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from peft_sparsegrad import SparseGradConfig, WarmUpReport
 from peft_sparsegrad.cli.data import labelled_batches, language_batches, read_labelled, read_texts
 from peft_sparsegrad.cli.errors import InputError
-from peft_sparsegrad.sparsegrad.layer import sparsegrad_layers
+from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
 SIZES = ("--density", 0.05, "--steps", 4, "--batch-size", 4, "--max-length", 12)
 
@@ -48,10 +48,10 @@ def test_file_takes_the_place_of_a_warm_up(shelf, command, text, tmp_path):
 
     config = SparseGradConfig(density=0.05, transition_matrices=str(out), task_type="CAUSAL_LM")
     trained = get_peft_model(tiny.llama(), config)
-    layers = sparsegrad_layers(trained, "default")
-    assert all(layer.adapter("default").support.is_settled for layer in layers)
+    layers = layer_adapters(trained, "default")
+    assert all(layer.is_settled for layer in layers)
     matrices = load_file(out)
-    assert torch.equal(layers[0].adapter("default").group.U, matrices["group.0.U"])
+    assert torch.equal(layers[0].basis.U, matrices["group.0.U"])
     losses = tiny.train(trained, steps=6)
     assert losses[-1] < losses[0]
 

@@ -55,7 +55,7 @@ def settle_head(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(in_head(name))
     collated = [{key: tensor.to(device) for key, tensor in collate(rows).items()} for rows in batches]
-    settle_trained(model, iter(collated), len(collated), LEARNING_RATE, layers=[])
+    settle_trained(model, iter(collated), len(collated), LEARNING_RATE, adapters=[])
     model.requires_grad_(True)
     return {name: p.detach().clone() for name, p in model.named_parameters() if in_head(name)}
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from ..common.registration import add_peft_type
 from ..common.targeted_config import TargetedConfig
+from ..functional import SUPPORT_SCORES
 
 
 @dataclass
@@ -93,7 +94,7 @@ class SparseGradConfig(TargetedConfig):
         self.rank_pattern = {key: _checked_rank(f"rank_pattern[{key!r}]", r) for key, r in self.rank_pattern.items()}
         self._check_ranges()
         choices = {"basis": ("hosvd", "svd", "identity"), "support": ("static", "dynamic")}
-        self.check_choices({**choices, "support_score": ("mean", "energy")})
+        self.check_choices({**choices, "support_score": tuple(SUPPORT_SCORES)})
         self._check_combinations()
 
     def _check_ranges(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import torch
@@ -51,18 +52,51 @@ def check_adapter_tensors(
     Raises:
         ValueError: Naming the tensor that is missing, unknown, of another shape or dtype, or damaged.
     """
-    modules = {}
-    for name, layer in model.named_modules():
-        if isinstance(layer, SparseGradLayer):
-            for part, held in (("adapter", layer.sparsegrad_adapter), ("basis", layer.sparsegrad_basis)):
-                if adapter_name in held:
-                    modules[f"{name}.{prefix}{part}.{adapter_name}.".removeprefix(".")] = held[adapter_name]
+    modules = _own_modules(model, adapter_name, prefix)
     expected = {start + key: tensor for start, each in modules.items() for key, tensor in each.state_dict().items()}
     given = {key: tensor for key, tensor in state_dict.items() if prefix in key}
     check_tensors(expected, given)
     for start, module in modules.items():
         if isinstance(module, LayerAdapter):
             _check_contents(start, module, given)
+
+
+def check_complete(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor], prefix: str) -> None:
+    """Raise a ValueError if an adapter's tensors, taken from a user's state dict, are not all there.
+
+    None at all is right on the ranks that do not write.
+
+    Args:
+        model: The model.
+        adapter_name: The adapter.
+        tensors: Tensors under the names of the model's own.
+        prefix: Mark of the names of this method.
+    """
+    modules = _own_modules(model, adapter_name, prefix)
+    expected = {_unwrapped(start + key) for start, each in modules.items() for key in each.state_dict()}
+    missing = sorted(expected.difference(map(_unwrapped, tensors)))
+    if tensors and missing:
+        raise ValueError(
+            f"`state_dict` lacks {len(missing)} of the {len(expected)} tensors of the adapter {adapter_name!r}, the "
+            f"first is {missing[0]!r}: supports and bases are buffers. Leave `state_dict` out, or pass "
+            "`model.state_dict()`."
+        )
+
+
+def _own_modules(model: nn.Module, adapter_name: str, prefix: str) -> dict[str, nn.Module]:
+    """Return the modules that hold an adapter's tensors, by the beginning of the tensors' names."""
+    modules = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, SparseGradLayer):
+            for part, held in (("adapter", layer.sparsegrad_adapter), ("basis", layer.sparsegrad_basis)):
+                if adapter_name in held:
+                    modules[f"{name}.{prefix}{part}.{adapter_name}.".removeprefix(".")] = held[adapter_name]
+    return modules
+
+
+def _unwrapped(name: str) -> str:
+    """Return a tensor's name without the marks of wrappers, which are in some state dicts and not in others."""
+    return re.sub(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.", "", name)
 
 
 def _check_contents(start: str, adapter: LayerAdapter, given: dict[str, torch.Tensor]) -> None:

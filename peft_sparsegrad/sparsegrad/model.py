@@ -14,7 +14,7 @@ from ..common.bitsandbytes_cpu import restore_scales
 from ..common.model_card import collect_facts
 from ..common.targeting import targeted_modules
 from .basis import Basis
-from .checkpoint import check_adapter_tensors, check_settled
+from .checkpoint import check_adapter_tensors, check_complete, check_settled
 from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear, layer_adapters
 from .plan import LayerPlan, plan_layer
@@ -116,6 +116,7 @@ class SparseGradModel(BaseTuner):
         restore_scales(model)  # PEFT has asked for the state dict just before
         check_settled(layer_adapters(model, adapter_name), adapter_name)
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        check_complete(model, adapter_name, tensors, cls.prefix)
         trained = sum(adapter.values.numel() for adapter in layer_adapters(model, adapter_name))
         cast(SparseGradConfig, config).card_facts = collect_facts(
             model, adapter_name, config.task_type, trained, tensors, state_dict

@@ -179,3 +179,17 @@ def test_interrupted_save_leaves_the_previous_adapter(saved):
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
     assert torch.equal(logits(PeftModel.from_pretrained(llama(), path)), expected)
+
+
+def test_state_dict_of_what_trains_is_refused_and_a_whole_one_saved(tmp_path):
+    """A loop that keeps only what requires a gradient would lose the supports and the bases."""
+    model = adapted()
+    train(model, steps=2)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with pytest.raises(
+        ValueError, match=r"lacks 14 of the 20 tensors of the adapter 'default'.*pass `model.state_dict"
+    ):
+        model.save_pretrained(tmp_path, state_dict=trained)
+    assert not (tmp_path / FILE).exists()
+    model.save_pretrained(tmp_path, state_dict=model.state_dict())
+    assert torch.equal(logits(PeftModel.from_pretrained(llama(), tmp_path)), logits(model))

@@ -1,5 +1,7 @@
 """Every method that can be read from the disk, held against the PEFT models that wrote the files."""
 
+import re
+
 import pytest
 import torch
 from cli_tools import WEIGHTS, delta_layers, deltas
@@ -24,6 +26,7 @@ ADAPTERS = {
     "GRADDROP": ["graddrop", "graddrop-gpt2", "graddrop-frozen"],
     "LORA": ["lora", "lora-rs", "lora-attention", "lora-gpt2"],
 }
+CONV1D = [name for names in ADAPTERS.values() for name in names if name.endswith("-gpt2")]
 EVERY = [(method, name) for method, names in ADAPTERS.items() for name in names]
 every_adapter = pytest.mark.parametrize(("method", "name"), EVERY)
 
@@ -41,7 +44,7 @@ def layout_of(layer) -> WeightLayout:
 
 def test_every_method_of_the_table_is_tested_on_a_conv1d_too():
     assert ADAPTERS.keys() == METHODS.keys()
-    assert all(any(name.endswith("-gpt2") for name in names) for names in ADAPTERS.values())
+    assert CONV1D == ["sparsegrad-gpt2", "graddrop-gpt2", "lora-gpt2"]
 
 
 def test_table_names_each_method_as_peft_does():
@@ -79,14 +82,14 @@ def test_delta_is_that_of_the_model(shelf, method, name):
         assert expected.norm() > 0 or name == "graddrop-frozen"
 
 
-def test_delta_of_a_conv1d_is_turned(shelf):
+@pytest.mark.parametrize("name", CONV1D)
+def test_delta_of_a_conv1d_is_turned(shelf, name):
     """Square weights would hide it: those of the MLP are (32, 128) and (128, 32)."""
-    for names in ADAPTERS.values():
-        name = next(name for name in names if name.endswith("-gpt2"))
-        for module, layer in delta_layers(shelf.model(name)).items():
-            layout = layout_of(layer)
-            assert layout.transposed
-            assert opened(shelf, name).delta(module, layout).shape == tuple(layer.get_base_layer().weight.shape[::-1])
+    found = opened(shelf, name)
+    for module, layer in delta_layers(shelf.model(name)).items():
+        layout = layout_of(layer)
+        assert layout.transposed
+        assert found.delta(module, layout).shape == tuple(layer.get_base_layer().weight.shape[::-1])
 
 
 @pytest.mark.parametrize("name", ["graddrop", "graddrop-sparse", "graddrop-gpt2", "graddrop-frozen"])
@@ -170,14 +173,20 @@ def test_other_methods_choose_no_entries(shelf, name):
     assert {found.support(module) for module in found.modules} == {None}
 
 
-@pytest.mark.parametrize("name", ["sparsegrad", "graddrop"])
-def test_delta_for_a_weight_of_another_shape_is_refused(shelf, name):
+@pytest.mark.parametrize("shape", [(32, 64), (64, 33), (2048, 1)])
+@pytest.mark.parametrize("name", ["sparsegrad", "sparsegrad-identity", "graddrop", "graddrop-sparse", "lora"])
+def test_delta_for_a_weight_of_another_shape_is_refused(shelf, name, shape):
+    with pytest.raises(InputError, match=re.escape(f" a weight of shape {shape}")):
+        opened(shelf, name).delta("model.layers.0.mlp.up_proj", WeightLayout(shape))
+
+
+@pytest.mark.parametrize("name", CONV1D)
+def test_delta_for_a_conv1d_the_wrong_way_round_is_refused(shelf, name):
     found = opened(shelf, name)
-    for layout in (WeightLayout((32, 64)), WeightLayout((64, 33)), WeightLayout((32, 64), transposed=True)):
-        if name == "graddrop" and layout.transposed:
-            continue  # stored as (64, 32), as the up projection is
-        with pytest.raises(InputError, match=r"shape \(32, 64\)|shape \(64, 33\)"):
-            found.delta("model.layers.0.mlp.up_proj", layout)
+    right = WeightLayout((128, 32), transposed=True)
+    assert found.delta("transformer.h.0.mlp.c_fc", right).shape == (128, 32)
+    with pytest.raises(InputError, match=r"weight of shape \(32, 128\)|weight of shape \(128, 32\)"):
+        found.delta("transformer.h.0.mlp.c_fc", WeightLayout((32, 128), transposed=True))
 
 
 @every_adapter

@@ -59,6 +59,8 @@ class SavedLora(SavedMethod):
         }
 
     def delta(self, module: str, layout: WeightLayout) -> torch.Tensor:
+        if self.modules[module] != layout.shape:
+            raise InputError(f"{self.adapter.folder}: {module!r} is not for a weight of shape {layout.shape}")
         parts = self._parts[module]
         b, a = (self.adapter.tensor(parts[f"{factor}.weight"]).float() for factor in "BA")
         return b @ a * self._scale(module, a.shape[0])

@@ -155,6 +155,7 @@ ADAPTERS = {
     "graddrop-frozen": lambda: _graddrop(target_modules=None, granularity="layer", interval="step", p=0.3),
     "lora": _lora,
     "lora-rs": lambda: _lora(use_rslora=True, lora_alpha=5, rank_pattern={"up_proj": 2}, alpha_pattern={"up_proj": 7}),
+    "lora-gpt2": lambda: _lora("gpt2", target_modules=["c_fc", "mlp.c_proj"], fan_in_fan_out=True),
     "lora-attention": lambda: _lora(target_modules=["q_proj"]),
     "ia3": lambda: (
         "llama",

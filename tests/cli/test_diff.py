@@ -2,23 +2,11 @@
 
 import pytest
 import torch
+from cli_tools import WEIGHTS, deltas
 from safetensors.torch import load_file, save_file
 
 from peft_sparsegrad.cli.diff import diff_adapters
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
-
-WEIGHTS = "adapter_model.safetensors"
-
-
-def deltas(model):
-    """ΔW (out, in) of every adapted linear layer."""
-    found = {}
-    for name, module in model.get_base_model().named_modules():
-        if hasattr(module, "get_delta_weight"):
-            delta = module.get_delta_weight("default").detach()
-            found[name] = delta.T if getattr(module, "fan_in_fan_out", False) else delta
-    return found
-
 
 PAIRS = [
     ("sparsegrad", "sparsegrad-2"),

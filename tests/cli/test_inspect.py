@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from cli_tools import WEIGHTS, changed
 from safetensors.torch import load_file, save_file
 
 from peft_sparsegrad.cli.inspect import inspect_adapter
@@ -12,8 +13,6 @@ from peft_sparsegrad.cli.saved.concentration import fewest_with_share
 from peft_sparsegrad.cli.saved.graddrop import SavedGradDrop
 from peft_sparsegrad.cli.saved.sparsegrad_layers import read_layers
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def real_layers(model):
@@ -188,18 +187,6 @@ def without_values(path):
 def without_bases(path):
     tensors = load_file(path / WEIGHTS)
     save_file({key: tensor for key, tensor in tensors.items() if "basis" not in key}, path / WEIGHTS)
-
-
-def changed(part, change):
-    """Damage that replaces, or changes in place, the first tensor whose name ends in `part`."""
-
-    def damage(path):
-        tensors = load_file(path / WEIGHTS)
-        key = next(key for key in sorted(tensors) if key.endswith(f".{part}"))
-        tensors[key] = change(tensors[key])
-        save_file(tensors, path / WEIGHTS)
-
-    return damage
 
 
 def in_config(name, value):

@@ -56,7 +56,10 @@ class SavedGradDrop(SavedMethod):
                 self._parts.setdefault(f"{module}.{kind}", {})[role or "delta"] = name
         for parameter, parts in self._parts.items():
             if set(parts) not in ({"delta"}, {"delta", "support", "shape"}):
-                raise InputError(f"{adapter.weights_path} is damaged: {parameter!r} has only {sorted(parts)}")
+                raise InputError(
+                    f"{adapter.weights_path} is damaged: {parameter!r} has only {sorted(parts)}, and should have a "
+                    "delta alone, or a delta with its support and its shape; save the adapter again"
+                )
         if not self._parts:
             raise InputError(f"{adapter.weights_path} holds no tensor of GradDrop")
 
@@ -73,12 +76,17 @@ class SavedGradDrop(SavedMethod):
         stored = self.adapter.tensor(parts["delta"]).float()
         if "support" not in parts:
             return EntriesDelta(None, stored.flatten(), tuple(stored.shape))
+        if stored.ndim != 1:
+            raise InputError(
+                f"{self.adapter.weights_path} is damaged at {parts['delta']!r}: values beside a support should be a "
+                f"vector, not of shape {tuple(stored.shape)}; save the adapter again"
+            )
         shape = self._shape(parts)
         try:
             indices = unpack_support(self.adapter.tensor(parts["support"]), shape.numel(), stored.numel())
         except ValueError as error:
             raise InputError(f"{self.adapter.weights_path} is damaged at {parts['support']!r}: {error}") from error
-        return EntriesDelta(indices, stored.flatten(), tuple(shape))
+        return EntriesDelta(indices, stored, tuple(shape))
 
     def delta(self, module: str, layout: WeightLayout) -> torch.Tensor:
         entries = self.entries(f"{module}.weight")

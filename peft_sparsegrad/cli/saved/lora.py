@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
@@ -25,14 +27,28 @@ class SavedLora(SavedMethod):
         assert isinstance(config, LoraConfig)
         self.config, self._parts = config, grouped_by_module(list(adapter.tensors), "lora_")
         for module, parts in self._parts.items():
-            sizes = [adapter.tensors[name].shape for name in parts.values()]
-            if parts.keys() != {"A.weight", "B.weight"} or any(len(size) != 2 for size in sizes):
-                raise InputError(
-                    f"{adapter.folder}: {module!r} has the tensors {', '.join(f'lora_{part}' for part in parts)}; "
-                    "only plain LoRA of linear layers can be read, lora_A and lora_B"
-                )
+            self._check(module, parts)
         if not self._parts:
             raise InputError(f"{adapter.weights_path} holds no tensor of LoRA")
+
+    def _check(self, module: str, parts: Mapping[str, str]) -> None:
+        """Raise an InputError unless these are the two factors of a linear layer."""
+        if parts.keys() != {"A.weight", "B.weight"}:
+            raise InputError(
+                f"{self.adapter.folder}: {module!r} has the tensors {', '.join(f'lora_{part}' for part in parts)}; "
+                "only plain LoRA of linear layers can be read, lora_A and lora_B"
+            )
+        a, b = (self.adapter.tensors[parts[f"{factor}.weight"]].shape for factor in "AB")
+        if len(a) != 2 or len(b) != 2:
+            raise InputError(
+                f"{self.adapter.folder}: {module!r} has lora_A of shape {a} and lora_B of shape {b}; only plain LoRA "
+                "of linear layers can be read, whose factors are matrices"
+            )
+        if a[0] != b[1] or a[0] < 1:
+            raise InputError(
+                f"{self.adapter.weights_path} is damaged: {module!r} has lora_A of shape {a} and lora_B of shape {b}, "
+                "which should be (r, in) and (out, r) with one rank r of 1 or more; save the adapter again"
+            )
 
     @property
     def modules(self) -> dict[str, tuple[int, int] | None]:
@@ -43,6 +59,8 @@ class SavedLora(SavedMethod):
         }
 
     def delta(self, module: str, layout: WeightLayout) -> torch.Tensor:
+        if self.modules[module] != layout.shape:
+            raise InputError(f"{self.adapter.folder}: {module!r} is not for a weight of shape {layout.shape}")
         parts = self._parts[module]
         b, a = (self.adapter.tensor(parts[f"{factor}.weight"]).float() for factor in "BA")
         return b @ a * self._scale(module, a.shape[0])

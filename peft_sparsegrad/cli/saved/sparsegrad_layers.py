@@ -73,7 +73,8 @@ class SavedLayer:
     def check(self) -> None:
         """Raise an InputError unless the sizes in the file are those of the plan."""
         plan, tensors = self.plan, self.adapter.tensors
-        wanted: dict[str, tuple[int, ...]] = {"adapter.values": (plan.num_entries if plan.dynamic else plan.k,)}
+        values = plan.num_entries if plan.dynamic else plan.k
+        wanted: dict[str, tuple[int, ...]] = {"adapter.values": (values,), "adapter.steps": (1,)}
         for side, features, rank in zip("VU", plan.weight_shape, plan.ranks, strict=True):
             if rank is not None:
                 wanted[f"basis.{side}"] = (features, rank)
@@ -87,6 +88,16 @@ class SavedLayer:
                 )
         if ("adapter.support" in self.parts) == plan.dynamic:
             raise InputError(f"{self.adapter.weights_path} is damaged: {plan.name!r} has the tensors {sorted(names)}")
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        """Raise an InputError unless `steps` is a count that training can have written."""
+        steps = self.adapter.tensor(self.parts["adapter.steps"])
+        if steps.dtype != torch.int64 or int(steps) < -1:
+            raise InputError(
+                f"{self.adapter.weights_path} is damaged: `adapter.steps` of {self.plan.name!r} should be a whole "
+                f"number (int64) of at least -1, not {steps.tolist()[0]} ({steps.dtype}); save the adapter again"
+            )
 
 
 def read_layers(adapter: SavedAdapter) -> dict[str, SavedLayer]:

@@ -1,1 +1,1 @@
-"""What both methods use: registration with PEFT, targeting, the delta layer, files, the model card, collectives."""
+"""The parts that both methods use: registration, targeting, the delta layer, files, the model card, collectives."""

@@ -1,4 +1,4 @@
-"""Holds the tensors of an adapter file against the model that they are for, before any of them is copied."""
+"""The check that the tensors of an adapter file fit a model, before any of them is copied."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ ADVICE = "The adapter is damaged, or was trained on another model or with other 
 
 
 def check_tensors(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:
-    """Compare names, shapes and dtypes.
+    """Raise a ValueError unless names, shapes and kinds of dtype of the given tensors are those expected.
 
     Args:
         expected: The model's own tensors by name.
-        given: Those of the file, under the same names.
+        given: Tensors of the file, under the same names.
 
     Raises:
-        ValueError: Naming the tensor that is missing, unknown, or of another shape or kind of dtype.
+        ValueError: If a tensor is missing, unknown, or of another shape or kind of dtype. The message names it.
     """
     if missing := sorted(expected.keys() - given.keys()):
         raise ValueError(f"{len(missing)} tensors of the adapter are missing, the first is {missing[0]!r}. {ADVICE}")

@@ -1,4 +1,4 @@
-"""What the layers of both methods have in common: their adapters are deltas on a frozen weight, and can be merged."""
+"""The base class of the layers of both methods, whose adapters are mergeable deltas on a frozen weight."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class DeltaLayer(BaseTunerLayer):
     merged_adapters: list[str]
 
     def has_adapter(self, adapter_name: str) -> bool:
-        """Whether the adapter is on this layer."""
+        """Return whether the adapter is on this layer."""
         raise NotImplementedError
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """What the adapter adds to the weight, in the layout of the base weight."""
+        """Return the adapter's delta of the weight, in the layout of the base weight."""
         raise NotImplementedError
 
     def get_delta_bias(self, adapter_name: str) -> torch.Tensor | None:
-        """What the adapter adds to the bias, or None."""
+        """Return the adapter's delta of the bias, or None if it leaves the bias as it is."""
         return None
 
     def get_base_weight(self) -> torch.Tensor:
-        """The base weight, dequantised where it is quantised."""
+        """Return the base weight, dequantised if it is quantised."""
         unpack_weight(self.get_base_layer())
         return super().get_base_weight()
 
@@ -39,7 +39,7 @@ class DeltaLayer(BaseTunerLayer):
 
         Args:
             safe_merge: Merge into a copy first and refuse a result that is not finite.
-            adapter_names: Which ones; None for the active ones. Those that are merged already are left out.
+            adapter_names: Names of the adapters; None for the active ones. Adapters already merged are skipped.
 
         Raises:
             ValueError: With `safe_merge`, if the merged weight is not finite.
@@ -50,7 +50,7 @@ class DeltaLayer(BaseTunerLayer):
                 self.merged_adapters.append(adapter_name)
 
     def unmerge(self) -> None:
-        """Subtract every merged adapter from the base weight again."""
+        """Subtract every merged adapter from the base weight."""
         if not self.merged:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
@@ -74,9 +74,9 @@ class DeltaLayer(BaseTunerLayer):
 
 
 def restore_float32(parameters: Iterable[nn.Parameter]) -> None:
-    """Make 16-bit parameters that train float32 again.
+    """Cast the 16-bit parameters that train back to float32.
 
-    TRL casts every trainable parameter of a quantised model to bf16, which has no room for small updates.
+    TRL casts every trainable parameter of a quantised model to bf16, whose precision loses small updates.
     """
     for parameter in parameters:
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):

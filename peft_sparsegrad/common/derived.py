@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 
 class Derived(Generic[T]):
-    """A value computed from a tensor, and computed anew once the tensor has been replaced or written to.
+    """A value computed from a tensor, and computed again once the tensor has been replaced or written to.
 
-    Loading, averaging and broadcasting write into buffers without a word to their module, so the value is kept with
-    the tensor and with its version, which torch raises at every write in place.
+    Loading, averaging and broadcasting write into buffers without notice to their module, so the value is kept
+    together with the tensor and its version, which torch raises at every write in place.
 
     Args:
-        compute: Called with the tensor.
+        compute: Called with the tensor; returns the value.
     """
 
     def __init__(self, compute: Callable[[torch.Tensor], T]) -> None:
@@ -28,7 +28,7 @@ class Derived(Generic[T]):
 
     def of(self, tensor: torch.Tensor) -> T:
         """Return the value for `tensor`."""
-        # A graph that is being compiled has no versions; it was prepared by an uncompiled call of `of` or `remember`.
+        # A graph that is being compiled has no versions; an uncompiled call of `of` or `remember` has prepared it.
         is_current = torch.compiler.is_compiling() or self._version == _version(tensor)
         if self._tensor is not tensor or not is_current:
             with torch.inference_mode(False), torch.no_grad():
@@ -36,7 +36,7 @@ class Derived(Generic[T]):
         return self._value  # pyright: ignore[reportReturnType]
 
     def remember(self, tensor: torch.Tensor, value: T) -> None:
-        """Take `value` as the one for `tensor` as it is now, without computing it."""
+        """Store `value` as the value for `tensor` in its current version, without computing it."""
         self._tensor, self._version, self._value = tensor, _version(tensor), value
 
     def __getstate__(self) -> dict[str, object]:
@@ -44,5 +44,5 @@ class Derived(Generic[T]):
 
 
 def _version(tensor: torch.Tensor) -> int | None:
-    """Return the number of writes to a tensor; None for one made in inference mode, which does not count them."""
+    """Return the number of writes to a tensor, or None for an inference tensor, which does not count them."""
     return None if tensor.is_inference() else tensor._version

@@ -27,6 +27,6 @@ def mean_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def copy_from_main(tensor: torch.Tensor) -> None:
-    """Overwrite `tensor` in place with rank 0's."""
+    """Overwrite `tensor` in place with the tensor of rank 0."""
     if world_size() > 1:
         dist.broadcast(tensor, src=0)

@@ -1,8 +1,8 @@
-"""The section of the model card that says what an adapter is, and how it is loaded.
+"""The section of the model card that describes an adapter and how to load it.
 
-`save_pretrained` asks the tuner for its tensors, which is when the model can be looked at, and then saves the
-configuration on the main process alone, which is when the card is written. What the card needs of the model waits in
-the configuration in between.
+`save_pretrained` first asks the tuner for its tensors, which gives access to the model, and then saves the
+configuration on the main process alone, which is when the card is written. In between, the configuration holds the
+facts about the model that the card needs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from huggingface_hub import ModelCardData
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-# What loads a base model, by PEFT's task type.
+# Classes that load a base model, by PEFT's task type.
 TASK_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "FEATURE_EXTRACTION": "AutoModel",
@@ -29,7 +29,8 @@ TASK_CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
 }
-# What PEFT keeps in every configuration, what concerns one run, and what is named by itself.
+# Left out of the card's settings: fields that every PEFT configuration has, that concern one run, or that have a row
+# of their own.
 NOT_SETTINGS = {
     *("auto_mapping", "base_model_name_or_path", "format_version", "inference_mode", "init_weights", "peft_type"),
     *("peft_version", "revision", "target_modules", "task_type", "transition_matrices"),
@@ -40,15 +41,15 @@ _MOST_TARGETS = 8
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What the card says that only the model knows.
+    """Facts for the card that only the model can tell.
 
     Attributes:
-        trained: Values that the method trains.
-        saved_in_full: Numbers in `modules_to_save` and trained tokens.
-        nbytes: Of all tensors in the adapter's file.
-        base_import: The line that imports the base model's class; None if it has no `from_pretrained`.
-        base_class: Name of that class.
-        num_labels: Labels of a classifier, None for anything else.
+        trained: Number of values that the method trains.
+        saved_in_full: Number of values in `modules_to_save` and trained tokens.
+        nbytes: Bytes of all tensors in the adapter's file.
+        base_import: Line of code that imports the base model's class; None if the class has no `from_pretrained`.
+        base_class: Name of the base model's class.
+        num_labels: Number of labels of a classifier; None for any other model.
     """
 
     trained: int
@@ -67,14 +68,14 @@ def collect_facts(
     tensors: dict[str, torch.Tensor],
     state_dict: dict[str, torch.Tensor],
 ) -> CardFacts:
-    """Look at a model that is being saved.
+    """Collect the facts for the card from a model that is being saved.
 
     Args:
         model: The model with the adapter.
-        adapter_name: The adapter.
-        task_type: Of its configuration.
-        trained: Values that the method trains.
-        tensors: The method's tensors, as they are stored.
+        adapter_name: Name of the adapter.
+        task_type: Task type in the adapter's configuration.
+        trained: Number of values that the method trains.
+        tensors: The method's tensors in their stored form.
         state_dict: All tensors of the model.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -92,7 +93,7 @@ def collect_facts(
 
 
 def write_card(config: Any, directory: str | os.PathLike[str], facts: CardFacts) -> None:
-    """Write the section into `README.md`, in place of an earlier one; other text stays as it is."""
+    """Write the section into `README.md`, replacing an earlier one; other text stays as it is."""
     path = Path(directory, "README.md")
     text = path.read_text("utf-8") if path.exists() else _empty_card(config)
     partial = path.with_name(f".{path.name}.partial")
@@ -104,7 +105,7 @@ def write_card(config: Any, directory: str | os.PathLike[str], facts: CardFacts)
 
 
 def with_section(text: str, section: str) -> str:
-    """A card with its section replaced; without one it goes in front of the first heading of the second level."""
+    """Return a card with its section replaced or, if it has none, inserted before the first second-level heading."""
     marked = f"{_BEGIN}\n{section}\n{_END}"
     replaced, count = re.subn(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", lambda _: marked, text, flags=re.DOTALL)
     if count:
@@ -119,7 +120,7 @@ def with_section(text: str, section: str) -> str:
 
 
 def card_section(config: Any, directory: str | os.PathLike[str], facts: CardFacts) -> str:
-    """The section, as Markdown."""
+    """Return the section as Markdown."""
     in_full = f", and {facts.saved_in_full:,} in other modules, saved in full" if facts.saved_in_full else ""
     rows = {
         "method": f"{config.title} ({config.source})",
@@ -130,14 +131,14 @@ def card_section(config: Any, directory: str | os.PathLike[str], facts: CardFact
         "bytes of the tensors": f"{facts.nbytes:,}",
         "needed to load it": f"`import peft_sparsegrad`; without it PEFT says `KeyError: '{config.peft_type.value}'`",
     }
-    cells = {label: value.replace("|", "\\|") for label, value in rows.items()}  # of a regular expression
+    cells = {label: value.replace("|", "\\|") for label, value in rows.items()}  # a regular expression may contain it
     table = "\n".join(f"| {label} | {value} |" for label, value in cells.items())
     snippet = _snippet(config, directory, facts)
     return f"## {config.title} adapter\n\n| | |\n|---|---|\n{table}\n\nIn this folder:\n\n```python\n{snippet}\n```"
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a method that have a value, by name."""
+    """Return the settings of a method that have a value, by name."""
     settings = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
     return {key: value for key, value in settings.items() if key not in NOT_SETTINGS and value not in (None, {}, [])}
 
@@ -157,7 +158,7 @@ def _snippet(config: Any, directory: str | os.PathLike[str], facts: CardFacts) -
 
 
 def _seen_from(base: str, directory: str | os.PathLike[str]) -> str:
-    """The path of a base model, for a process that runs in `directory`."""
+    """Return the path of a base model as seen by a process that runs in `directory`."""
     if os.path.isabs(base) or not os.path.isdir(base):
         return base
     return Path(os.path.relpath(base, directory)).as_posix()
@@ -182,11 +183,11 @@ def _import_of_base(base_class: type[nn.Module], task_type: str | None) -> tuple
 
 
 def _saved_in_full(model: nn.Module, adapter_name: str, state_dict: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors of other modules that PEFT saves with the adapter."""
+    """Return the tensors of other modules that PEFT saves with the adapter."""
     found: list[torch.Tensor] = []
     for name, module in model.named_modules():
         if isinstance(module, AuxiliaryTrainingWrapper):
-            name = name.removeprefix("_fsdp_wrapped_module.")  # the state dict is without it, as PEFT knows too
+            name = name.removeprefix("_fsdp_wrapped_module.")  # names in the state dict lack this prefix
             own = {k.removeprefix(f"{name}."): v for k, v in state_dict.items() if k.startswith(f"{name}.")}
             saved = cast(Any, module).adapter_state_dict(adapter_name, own)
             found += [tensor for tensor in saved.values() if isinstance(tensor, torch.Tensor)]
@@ -194,6 +195,6 @@ def _saved_in_full(model: nn.Module, adapter_name: str, state_dict: dict[str, to
 
 
 def _empty_card(config: Any) -> str:
-    """The front matter that PEFT gives the card of an adapter named `default`; it gives the others none."""
+    """Return the front matter of a new card, which PEFT writes only for an adapter named `default`."""
     data = ModelCardData(base_model=config.base_model_name_or_path or None, library_name="peft")
     return f"---\n{data.to_yaml()}\n---\n"

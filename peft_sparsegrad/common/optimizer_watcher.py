@@ -1,7 +1,7 @@
-"""Lets adapters look on while optimizers step.
+"""The watcher that calls adapters before and after the steps of optimizers.
 
-PEFT shows a tuner no optimizer, but torch calls global hooks around every optimizer's step. So masks advance and
-supports are renewed in any training loop, and no loop has to call anything.
+PEFT gives a tuner no access to the optimizer, but torch calls global hooks around every optimizer's step. With these
+hooks, masks advance and supports are renewed in any training loop, without a call from the loop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class OptimizerStep:
 
     Attributes:
         optimizer: The optimizer.
-        has_closure: Whether the step runs its own forward and backward passes, so that gradients are still to come.
+        has_closure: True if the step runs its own forward and backward passes, so that gradients are still to come.
     """
 
     def __init__(self, optimizer: Optimizer, has_closure: bool) -> None:
@@ -31,19 +31,19 @@ class OptimizerStep:
         self._parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
 
     def updates(self, parameter: nn.Parameter) -> bool:
-        """Whether the optimizer holds this parameter."""
+        """Return whether the optimizer holds this parameter."""
         return id(parameter) in self._parameters
 
 
 class StepObserver(Protocol):
-    """What can be watched for: an object that acts around the steps of whichever optimizer holds its parameters."""
+    """An object that acts before and after the steps of any optimizer that holds its parameters."""
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
-        """Prepare for a step. Returns what to call after it, or None if the step does not concern this object."""
+        """Prepare for a step, and return a function to call after it, or None if the step does not concern it."""
         ...
 
 
-# Dictionaries for their order: every rank must take part in the same collective operation at the same time.
+# Dictionaries keep their order, and every rank must take part in the same collective operation at the same time.
 _OBSERVERS: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
 _AFTER: weakref.WeakKeyDictionary[Optimizer, list[Callable[[], None]]] = weakref.WeakKeyDictionary()
 # Code of the function that torch wraps around the step of every optimizer class.
@@ -51,7 +51,7 @@ _WRAPPER = Optimizer.profile_hook_step(lambda self: None).__code__
 
 
 def watch(observer: StepObserver) -> None:
-    """Call `observer` around every optimizer's steps from now on, for as long as it lives."""
+    """Call `observer` before and after every optimizer's steps from now on, for as long as the observer lives."""
     _register_hooks()
     _OBSERVERS[observer] = None
 
@@ -62,7 +62,7 @@ def forget(observer: StepObserver) -> None:
 
 
 def observers() -> list[Any]:
-    """Return every object that is watched for, the earliest first."""
+    """Return every object that `watch` has registered, the earliest first."""
     return list(_OBSERVERS)
 
 
@@ -89,10 +89,10 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _is_nested(optimizer: Optimizer) -> bool:
-    """Return whether the step is part of another step of the same optimizer, one that calls `super().step()`.
+    """Return whether the step is part of another step of the same optimizer, as in a class with `super().step()`.
 
-    torch wraps the step of every class, so its hooks run for both. The stack tells them apart. A count of the steps
-    that have begun would not: a step that raises never ends.
+    torch wraps the step of every class, so its hooks run for both. The call stack tells them apart. A count of the
+    steps that have begun would not, because a step that raises an error never ends.
     """
     frame, steps = sys._getframe(), 0
     while frame is not None:

@@ -1,7 +1,7 @@
-"""Adds the two methods to PEFT's enum of methods.
+"""The registration of the two methods with PEFT, which includes new members in its enum of methods.
 
 PEFT has no entry points: `register_peft_method` only accepts names that are members of `PeftType`, and 58 of its
-modules hold that class, so it must get true new members rather than be replaced.
+modules refer to that class. So the class has to get true new members and cannot be replaced.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from peft.utils import PeftType, register_peft_method
 
 
 def add_peft_type(name: str) -> PeftType:
-    """Add a member to `PeftType`, or return the one that is there.
+    """Return the member `name` of `PeftType`, and add it if it is missing.
 
     Lookup by value, name and attribute, pickling, deep copies and JSON then work as for PEFT's own members.
     """
@@ -30,7 +30,7 @@ def add_peft_type(name: str) -> PeftType:
 
 
 def register(name: str, config_cls: type, model_cls: type) -> None:
-    """Register a method under `name` with the prefix `name_`. A second call, as in a reload, replaces the first.
+    """Register a method under `name` with the prefix `name_`; a second call, as in a reload, replaces the first.
 
     Raises:
         RuntimeError: If another package has taken the name or a prefix that clashes with this one.

@@ -1,4 +1,4 @@
-"""The settings that both methods have: which modules are adapted, and what else is trained and saved."""
+"""The settings that both methods have: the modules to adapt, and further modules to train and save."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from peft.config import PeftConfig
 
 from .model_card import CardFacts, write_card
 
-FORMAT_VERSION = 1  # of the adapter's files; raised when a reader of today would not understand them
+FORMAT_VERSION = 1  # of the adapter's files; raised when an older release could not read them
 
 
 @dataclass
 class TargetedConfig(PeftConfig):
-    """Settings with the meaning that they have in PEFT's own methods.
+    """Settings with the same meaning as in PEFT's own methods.
 
     Attributes:
-        title: Name of the method, for people.
-        source: Its paper.
+        title: Name of the method in texts for people.
+        source: Paper that describes the method.
         format_version: Version of the adapter's files. Not a setting: it is written with them and checked on loading.
     """
 
@@ -54,7 +54,7 @@ class TargetedConfig(PeftConfig):
                 f"the adapter has files of format {self.format_version}, and this version of peft_sparsegrad reads "
                 f"formats up to {FORMAT_VERSION}: upgrade it"
             )
-        self.card_facts: CardFacts | None = None  # not a setting: known between asking for the tensors and saving
+        self.card_facts: CardFacts | None = None  # not a setting: set while the adapter is being saved
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(self.exclude_modules, list):
@@ -66,14 +66,14 @@ class TargetedConfig(PeftConfig):
             raise ValueError("`layers_pattern` needs `layers_to_transform`: it says where those are counted")
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As PEFT does; with the adapter's tensors goes a section of the model card."""
+        """Save as PEFT does, and write a section of the model card if the adapter's tensors are saved too."""
         super().save_pretrained(save_directory, **kwargs)
         facts, self.card_facts = self.card_facts, None
         if facts is not None:
             write_card(self, save_directory, facts)
 
     def check_choices(self, choices: Mapping[str, tuple[str, ...]]) -> None:
-        """Raise a ValueError for the first field whose value is not among those given."""
+        """Raise a ValueError for the first field whose value is not among its `choices`."""
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")

@@ -1,4 +1,4 @@
-"""Which modules of a model a configuration means, and what kind of layer they are."""
+"""The modules of a model that a configuration targets, and the kinds of layer that they are."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transformers.pytorch_utils import Conv1D
 def targeted_modules(
     model: nn.Module, config: Any, is_target: Callable[[Any, str], Any]
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Name and base layer of each module that `config` targets, in the model's order.
+    """Yield name and base layer of each module that `config` targets, in the model's order.
 
     Args:
-        model: The model, with or without adapters of whatever method.
+        model: The model, with or without adapters of any method.
         config: A configuration with `target_modules`.
         is_target: A tuner's `_check_target_module_exists`, called with (config, name).
     """
@@ -27,7 +27,7 @@ def targeted_modules(
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every module but the root, adapted layers by what they adapt, and nothing that is inside of those."""
+    """Yield every module but the root; an adapted layer is replaced by its base layer, and its parts are left out."""
     inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
     for name, module in model.named_modules():
         if name and not (inside and name.startswith(inside)):
@@ -35,11 +35,11 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def is_linear(module: nn.Module, **backend_kwargs: Any) -> bool:
-    """Whether the module is a Linear, a Conv1D or a quantised linear layer.
+    """Return whether the module is a Linear, a Conv1D or a quantised linear layer.
 
     Args:
         module: Any module.
-        backend_kwargs: What PEFT's `get_quantization_kwargs(model)` returns.
+        backend_kwargs: Result of PEFT's `get_quantization_kwargs(model)`.
     """
     if isinstance(module, (nn.Linear, Conv1D)):
         return True
@@ -48,7 +48,7 @@ def is_linear(module: nn.Module, **backend_kwargs: Any) -> bool:
 
 
 def in_out_features(module: nn.Module) -> tuple[int, int]:
-    """Dimensions of a linear layer, in PEFT's order."""
+    """Return the numbers of input and output features of a linear layer, in PEFT's order (in, out)."""
     in_features, out_features = _get_in_out_features(module)
     if in_features is None or out_features is None:
         raise TypeError(f"cannot tell the dimensions of a {type(module).__name__}")

@@ -1,4 +1,4 @@
-"""The core: the small sparse matrix that trains, and the basis that it is in."""
+"""The core: the small sparse matrix that trains, and the basis in which it is expressed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Core(NamedTuple):
         shape: (r_out, r_in).
         top_k: Number of entries of the values' gradient to keep, those of largest magnitude: the paper's dynamic
             support. None keeps them all.
-        gradient_sum: Float tensor (r_out, r_in) to which every backward pass adds the gradient of the whole core, that
-            of the entries outside the support included; None for no sum.
+        gradient_sum: Float tensor (r_out, r_in) to which every backward pass adds the gradient of the whole core,
+            including the entries outside the support; None for no sum.
         score: Key of `SUPPORT_SCORES`, which says what is added to `gradient_sum`.
     """
 
@@ -58,9 +58,9 @@ class Core(NamedTuple):
         return dy if self.V is None else dy @ self.V
 
     def values_gradient(self, core_gradient: torch.Tensor) -> torch.Tensor:
-        """Return ∂L/∂values (k,) from ∂L/∂S (r_out, r_in), which is added to `gradient_sum` on the way.
+        """Return ∂L/∂values (k,) computed from ∂L/∂S (r_out, r_in), and add ∂L/∂S to `gradient_sum`.
 
-        A float16 gradient that overflowed is not added: a gradient scaler skips its step.
+        A float16 gradient that overflowed is not added, because a gradient scaler skips its step.
         """
         overflows = core_gradient.dtype == torch.float16 and not torch.isfinite(core_gradient).all()
         if self.gradient_sum is not None and not overflows:

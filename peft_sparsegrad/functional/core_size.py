@@ -1,4 +1,4 @@
-"""How large the core S of an adapter is: the shape follows from the values asked for, never from data."""
+"""The size of an adapter's core S, which follows from the number of trained values and never from data."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from typing import Literal
 
 Rank = int | tuple[int | None, int | None] | Literal["full", "auto"]
 
-# Fewer values than this say nothing in a layer so small that its density asks for them.
+# In a small layer the density may ask for fewer values than this, which would be too few to learn anything.
 FEWEST_VALUES = 8
 
 
 def num_trained_values(out_features: int, in_features: int, density: float, num_values: int | None = None) -> int:
-    """Number k of trained values of a layer: `num_values`, else `density` times its entries, but 8 if it has them."""
+    """Return the number k of trained values of a layer.
+
+    This is `num_values` if given, otherwise `density` times the number of the layer's entries, but at least 8 if the
+    layer has that many entries.
+    """
     if num_values is not None:
         return num_values
     entries = out_features * in_features
@@ -20,11 +24,12 @@ def num_trained_values(out_features: int, in_features: int, density: float, num_
 
 
 def core_ranks(out_features: int, in_features: int, k: int, rank: Rank, slack: float) -> tuple[int | None, int | None]:
-    """Columns (r_out, r_in) of V and U, where the core is to hold `k` trained values.
+    """Return the numbers of columns (r_out, r_in) of V and U for a core that holds `k` trained values.
 
-    `"auto"` has a transition matrix on the narrower side only, as wide as `r * wider side ≈ slack * k` asks for. In an
-    MLP the wider side is that of the hidden neurons, each of which is a direction of its own; the narrower is the
-    residual stream's, where no direction is special. What that gains and costs: docs/results/comparison.md.
+    `"auto"` puts a transition matrix on the narrower side only, with r columns such that
+    `r * wider side ≈ slack * k`. In an MLP the wider side is that of the hidden neurons, each of which is a direction
+    of its own; the narrower side is the residual stream, where no direction is special.
+    docs/results/comparison.md measures the gain and the cost of this choice.
 
     Args:
         out_features: Rows of the weight.
@@ -34,7 +39,8 @@ def core_ranks(out_features: int, in_features: int, k: int, rank: Rank, slack: f
         slack: Entries of the core per trained value where the rank is `"auto"`, at least 1.
 
     Returns:
-        A number of columns, at most the layer's dimension, or None where that side keeps the weight's own basis.
+        For each side a number of columns, at most the layer's dimension, or None if that side keeps the weight's own
+        basis.
 
     Raises:
         ValueError: If `k` values do not fit into the core, or into the layer.
@@ -57,7 +63,7 @@ def core_ranks(out_features: int, in_features: int, k: int, rank: Rank, slack: f
 
 
 def core_shape(out_features: int, in_features: int, ranks: tuple[int | None, int | None]) -> tuple[int, int]:
-    """Rows and columns of the core: a side in its own basis is as wide as the layer."""
+    """Return the numbers of rows and columns of the core; a side that keeps its own basis is as wide as the layer."""
     r_out, r_in = ranks
     return (out_features if r_out is None else r_out), (in_features if r_in is None else r_in)
 
@@ -73,5 +79,5 @@ def _at_most(rank: int | None, features: int) -> int | None:
 
 
 def _round_up(rank: int) -> int:
-    """To a multiple of 8 where that is a small change: matrix units work in tiles."""
+    """Round a rank of at least 32 up to a multiple of 8, because matrix units work in tiles."""
     return rank if rank < 32 else -(-rank // 8) * 8

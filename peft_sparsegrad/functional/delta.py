@@ -23,12 +23,12 @@ def delta_product(result: torch.Tensor, x: torch.Tensor, core: Core, skip_zeros:
 
     Args:
         result: Output of the frozen layer, shape (..., out).
-        x: Its input, shape (..., in).
-        core: S with its basis.
+        x: Input of the frozen layer, shape (..., in).
+        core: Core S with its transition matrices U and V.
         skip_zeros: Leave zero rows and columns out of the core's gradient product (paper, section 3.3).
 
     Returns:
-        Shape (..., out), dtype of `result`.
+        Tensor of shape (..., out), in the dtype of `result`.
     """
     x = x.to(result.dtype)
     rows = (result.reshape(-1, result.shape[-1]), x.reshape(-1, x.shape[-1]))
@@ -55,14 +55,15 @@ def observe_gradient(
 
     Args:
         result: Output of the layer, shape (..., out).
-        x: Its input, shape (..., in); kept for the backward pass.
-        values: The parameter whose presence keeps the backward pass alive below the first trainable layer.
+        x: Input of the layer, shape (..., in); kept for the backward pass.
+        values: The layer's trained parameter. Its presence makes autograd run the backward pass down to this layer.
         observer: Called with x (tokens, in) and ∂L/∂y (tokens, out); returns whether it could use them.
-        blocks: Give `values` a gradient of zeros, so that it stays where it is while the warm-up watches; of Inf if
-            the observer had no use for an overflow, so that a gradient scaler lowers its scale.
+        blocks: Give `values` a gradient of zeros, so that it does not change during the warm-up. If the observer
+            could not use the gradient because it overflowed, the gradient given is Inf instead, so that a gradient
+            scaler lowers its scale.
 
     Returns:
-        Shape of `result`.
+        Tensor with the shape and the values of `result`.
     """
     return _ObserveGradient.apply(result, x, values, observer, blocks)  # pyright: ignore[reportReturnType]
 

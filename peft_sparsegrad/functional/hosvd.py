@@ -16,23 +16,25 @@ import torch
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 Ranks = tuple[int | None, int | None]  # columns of (V, U); None leaves a side in its own basis
 
-# Above this dimension a Gram matrix and its eigenvectors cost more than sketching it does.
+# Above this dimension a Gram matrix and its eigenvectors cost more than a sketch of it.
 EXACT_LIMIT = 4096
-# The sketch is swept over the batches again until a sweep adds less than this share of captured energy.
+# Sweeps over the batches are repeated until one adds less than this share of captured energy.
 SKETCH_TOLERANCE = 0.005
 SKETCH_MAX_PASSES = 6
 
 
 @dataclasses.dataclass
 class Hosvd:
-    """Transition matrices of a group of layers.
+    """The transition matrices of a group of layers, with the spectra they come from.
 
     Attributes:
         U: Input transition matrix, shape (in, r_in), orthonormal columns, largest energy first; or None.
         V: Output transition matrix, shape (out, r_out), orthonormal columns, largest energy first; or None.
-        spectrum_in: Gradient energy along each column of U, descending, and beyond r_in where it is known; or empty.
-        spectrum_out: The same for V.
-        energy: Σ ‖G‖² over everything observed; an estimate if it was sketched.
+        spectrum_in: Gradient energy along each column of U, descending, followed by the energy beyond r_in where it is
+            known; empty if U is None.
+        spectrum_out: Gradient energy along each column of V, descending, followed by the energy beyond r_out where it
+            is known; empty if V is None.
+        energy: Σ ‖G‖² over everything observed; an estimate with the method `"sketch"`.
         method: `"exact"` or `"sketch"`.
     """
 
@@ -47,7 +49,7 @@ class Hosvd:
 def hosvd_accumulator(
     out_features: int, in_features: int, ranks: Ranks, device: torch.device | str = "cpu"
 ) -> ExactHosvd | SketchedHosvd:
-    """The accumulator for a layer: exact up to `EXACT_LIMIT`, or where most columns are asked for."""
+    """Return the accumulator for a layer: exact up to `EXACT_LIMIT` or if most columns are wanted, else a sketch."""
     wanted = [(r, n) for r, n in zip(ranks, (out_features, in_features), strict=True) if r is not None]
     wide = all(2 * sketch_size(r) >= n for r, n in wanted)
     kind = ExactHosvd if wide or max(n for _, n in wanted) <= EXACT_LIMIT else SketchedHosvd
@@ -55,14 +57,14 @@ def hosvd_accumulator(
 
 
 def hosvd_of_weight(weight: torch.Tensor, ranks: Ranks) -> Hosvd:
-    """The leading singular vectors of a weight (out, in): the data-free basis `"svd"`."""
+    """Return the leading singular vectors of a weight (out, in), which are the data-free basis `"svd"`."""
     accumulator = ExactHosvd(weight.shape[0], weight.shape[1], ranks, weight.device)
     accumulator.add_gradient(weight.detach().float())
     return accumulator.result()
 
 
 def gradient_energy(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
-    """‖dyᵀ x‖² of x (tokens, in) and dy (tokens, out), by whichever of two equal products is smaller."""
+    """Return ‖dyᵀ x‖² for x (tokens, in) and dy (tokens, out), computed from the smaller of two equal products."""
     x, dy = _at_least_float32(x), _at_least_float32(dy)
     tokens, out_features, in_features = x.shape[0], dy.shape[1], x.shape[1]
     if tokens * (out_features + in_features) < out_features * in_features:
@@ -71,7 +73,7 @@ def gradient_energy(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
 
 
 class ExactHosvd:
-    """Sums the Gram matrix of each side that gets a transition matrix, in float64. Memory: in² + out² entries.
+    """Sum of the Gram matrix of each side that gets a transition matrix, in float64. Memory: in² + out² entries.
 
     Args:
         out_features: Rows of the gradient.
@@ -88,7 +90,7 @@ class ExactHosvd:
         )
 
     def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce = lambda t: t) -> None:
-        """Add the gradient dyᵀ x of x (tokens, in) and dy (tokens, out); `mean_over_ranks` makes it the global one."""
+        """Add the gradient dyᵀ x of x (tokens, in) and dy (tokens, out), averaged by `mean_over_ranks`."""
         self.add_gradient(mean_over_ranks(_at_least_float32(dy).T @ _at_least_float32(x)))
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
@@ -101,21 +103,27 @@ class ExactHosvd:
             self.gram_out += gradient @ gradient.T
 
     def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
-        """One sweep over the batches is all it takes."""
+        """Return True: one sweep over the batches is enough for exact sums."""
         return True
 
     def result(self) -> Hosvd:
-        """Eigenvectors of what was summed, computed on the CPU."""
+        """Return the eigenvectors of the summed Gram matrices, computed on the CPU."""
         spectrum_out, V = leading_eigenvectors(self.gram_out, self.ranks[0])
         spectrum_in, U = leading_eigenvectors(self.gram_in, self.ranks[1])
         return Hosvd(U, V, spectrum_in, spectrum_out, self.energy.item(), "exact")
 
 
 class SketchedHosvd:
-    """Sketches what `ExactHosvd` sums. Memory: about 2 (r_in in + r_out out) entries. Arguments as there.
+    """Sketch of the Gram matrices that `ExactHosvd` sums. Memory: about 2 (r_in in + r_out out) entries.
 
-    A single pass misses the subspace of a flat spectrum. So `finish_pass` says whether the last sweep still added
+    A single pass misses the subspace of a flat spectrum. So `finish_pass` reports whether the last sweep still added
     captured energy; if it did, the next one starts from the subspace found so far (subspace iteration).
+
+    Args:
+        out_features: Rows of the gradient.
+        in_features: Columns of the gradient.
+        ranks: (r_out, r_in), the columns wanted of V and U; None for a side that keeps its own basis.
+        device: Where the sketches are summed.
     """
 
     def __init__(self, out_features: int, in_features: int, ranks: Ranks, device: torch.device | str = "cpu") -> None:
@@ -135,11 +143,11 @@ class SketchedHosvd:
             self.sketch_out.update(dy, x, mean_over_ranks)
 
     def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
-        """End a sweep over the batches. Returns whether another one would add next to nothing."""
+        """End a sweep over the batches, and return whether another one would add next to nothing."""
         return all([sketch.finish_pass(mean_over_ranks) for sketch in self.sketches])
 
     def result(self) -> Hosvd:
-        """Leading eigenvectors found by the last finished pass, on the CPU."""
+        """Return the leading eigenvectors found by the last finished pass, on the CPU."""
         nothing = torch.zeros(0, dtype=torch.float64), None
         spectrum_in, U = self.sketch_in.leading() if self.sketch_in is not None else nothing
         spectrum_out, V = self.sketch_out.leading() if self.sketch_out is not None else nothing
@@ -158,7 +166,7 @@ class _GramSketch:
         self.probed = torch.zeros((), dtype=torch.float64, device=device)
 
     def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce) -> None:
-        """Add GᵀG Ω with G = dyᵀ x, as xᵀ(dy(dyᵀ(x Ω)))."""
+        """Add GᵀG Ω with G = dyᵀ x, computed as xᵀ(dy(dyᵀ(x Ω))) so that G is never formed."""
         projected = mean_over_ranks(dy.T @ (x @ self.omega.to(x.dtype)))
         self.product += x.T @ (dy @ projected)
         self.probed += projected.double().square().sum()
@@ -181,14 +189,14 @@ class _GramSketch:
 
 
 def sketch_size(rank: int) -> int:
-    """Columns of a sketch for `rank` eigenvectors: twice as many, for a spectrum without a gap."""
+    """Return the number of columns of a sketch for `rank` eigenvectors: twice as many, for spectra without a gap."""
     return rank + max(16, rank)
 
 
 def leading_eigenvectors(gram: torch.Tensor | None, rank: int | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """All eigenvalues (n,), descending, and the `rank` leading eigenvectors (n, rank) of a Gram matrix, on the CPU.
+    """Return the eigenvalues (n,), descending, and `rank` leading eigenvectors (n, rank) of a Gram matrix (n, n).
 
-    Without a Gram matrix no eigenvalues, and None.
+    Both are on the CPU. If `gram` is None, the eigenvalues are an empty tensor and the eigenvectors are None.
     """
     if gram is None:
         return torch.zeros(0, dtype=torch.float64), None
@@ -197,14 +205,17 @@ def leading_eigenvectors(gram: torch.Tensor | None, rank: int | None) -> tuple[t
 
 
 def canonical_signs(vectors: torch.Tensor) -> torch.Tensor:
-    """Columns (n, r) with the entry of largest magnitude made positive: a basis that does not depend on the solver."""
+    """Return columns (n, r) with each one's largest entry made positive, so that the solver does not decide signs."""
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0)
 
 
 def _nystrom(product: torch.Tensor, omega: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eigenvalues and eigenvectors of the Nyström approximation of A, from `product` = A Ω (arXiv 1706.05736)."""
-    # what lies below float32's rounding, in which the products were summed, is noise and must not be divided by
+    """Return eigenvalues and eigenvectors of the Nyström approximation of A, with `product` = A Ω.
+
+    See Tropp et al. 2017, arXiv 1706.05736.
+    """
+    # the products were summed in float32: values below its rounding are noise and must not be divided by
     shift = torch.finfo(torch.float32).eps * product.norm().clamp(min=torch.finfo(product.dtype).tiny)
     shifted = product + shift * omega
     small = omega.T @ shifted

@@ -20,13 +20,13 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Delta:
-    """What one adapter adds to one parameter.
+    """The tensor that one adapter adds to one parameter, and how its gradient is masked.
 
     Attributes:
         value: The trained tensor, of the parameter's shape.
-        mask: Masks its gradient, contiguous and of its dtype; may work in place.
-        trains: False: nothing of it trains in this step, and its gradient is not computed.
-        zeros: Where it does not train, its gradient is zero rather than None.
+        mask: Function that masks the gradient, which is contiguous and has the dtype of `value`; may work in place.
+        trains: False if no entry of `value` trains in this step, so that its gradient is not computed.
+        zeros: True if the gradient of a delta that does not train is zero rather than None.
     """
 
     value: torch.Tensor
@@ -99,15 +99,15 @@ def masked_layer(
     weight_deltas: Sequence[Delta],
     bias_deltas: Sequence[Delta] = (),
 ) -> torch.Tensor:
-    """The operation with `weight + Σ Δ` and `bias + Σ Δ_b`, computed in the dtype of `x`.
+    """Return the operation's output with `weight + Σ Δ` and `bias + Σ Δ_b`, computed in the dtype of `x`.
 
     Args:
-        operation: What the layer computes.
-        x: Its input.
-        weight: The frozen weight, or None for zero: only what the deltas add is computed.
+        operation: The layer's arithmetic.
+        x: Input of the layer.
+        weight: The frozen weight, or None for zero, so that only the deltas' part of the output is computed.
         bias: The frozen bias, or None for zero.
-        weight_deltas: At least one.
-        bias_deltas: Any number.
+        weight_deltas: Deltas of the weight, at least one.
+        bias_deltas: Deltas of the bias, any number.
 
     Returns:
         The output, in the dtype of `x`.
@@ -125,10 +125,10 @@ def masked_linear(
     bias_deltas: Sequence[Delta] = (),
     transposed: bool = False,
 ) -> torch.Tensor:
-    """`masked_layer` of a linear layer; x (..., in), result (..., out).
+    """Return `masked_layer` of a linear layer for x (..., in); the result has shape (..., out).
 
-    The leading dimensions are folded outside of the custom backward pass: a view made inside of it could not be
-    modified in place, which some models do to what a linear layer returns.
+    The leading dimensions are folded outside of the custom backward pass, because a view made inside of it could not
+    be modified in place, and some models modify the output of a linear layer in place.
     """
     flat = x.reshape(-1, x.shape[-1])
     y = masked_layer(LinearOperation(transposed), flat, weight, bias, weight_deltas, bias_deltas)
@@ -136,14 +136,14 @@ def masked_linear(
 
 
 def masked_sum(parameter: torch.Tensor, deltas: Sequence[Delta]) -> torch.Tensor:
-    """`parameter + Σ Δ`, for modules that keep little of it, such as normalisation layers and embeddings.
+    """Return `parameter + Σ Δ`, for modules that keep little of it, such as normalisation layers and embeddings.
 
     Args:
-        parameter: Frozen, of any shape.
-        deltas: At least one.
+        parameter: Frozen parameter of any shape.
+        deltas: Deltas of the parameter, at least one.
 
     Returns:
-        Shape and dtype of `parameter`. Its gradient reaches the deltas, masked, and not `parameter`.
+        Tensor with the shape and dtype of `parameter`. Its masked gradient reaches the deltas, but not `parameter`.
     """
     return _MaskedSum.apply(parameter, tuple(deltas), *(delta.value for delta in deltas))  # pyright: ignore
 
@@ -191,13 +191,13 @@ class _MaskedSum(torch.autograd.Function):
 
 
 def _total(frozen, values, dtype):
-    """Sum of a frozen tensor or None and of the deltas' values, in `dtype`; None if there is nothing to add."""
+    """Return the sum of a frozen tensor (or None) and the deltas' values in `dtype`, None if there is none of them."""
     terms = [term for term in (frozen, *values) if term is not None]
     return sum(terms[1:], start=terms[0]).to(dtype) if terms else None
 
 
 def _gradients(deltas, needed, compute):
-    """The masked gradient of each delta. `compute` makes the unmasked one, on memory that may be written to."""
+    """Return the masked gradient of each delta; `compute` returns the unmasked one, in memory that may be changed."""
     training = [delta.trains and need for delta, need in zip(deltas, needed, strict=True)]
     common = [compute()] if any(training) else []
     gradients = []

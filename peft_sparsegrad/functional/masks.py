@@ -15,21 +15,21 @@ from .streams import DRAWS, Key, draw_in_parts, single_draw, stream_key, stretch
 
 
 class GradientMask:
-    """The mask of one parameter's gradient in one step, not yet drawn.
+    """The mask of one parameter's gradient in one step, which is drawn when it is applied.
 
     An entry is kept if its draw lies in [low, high), and is then multiplied by `factor`; with `noise` every entry is
     multiplied by `factor (1 + noise · ε)`, ε standard normal.
 
     Args:
-        factor: Multiplies what is kept; 0 keeps nothing.
-        key: Stream of the draws; None: all entries are kept.
+        factor: Factor of the entries that are kept; 0 keeps nothing.
+        key: Stream of the draws; None keeps all entries.
         low: Smallest draw that is kept, in [0, DRAWS].
         high: One above the largest draw that is kept.
         noise: Standard deviation of the Gaussian noise; 0 for none.
 
     Attributes:
-        is_remembered: Whether the entries that are kept are remembered once they were drawn, in a byte each: for masks
-            that are used again and again.
+        is_remembered: True to remember the entries that are kept once they are drawn, in a byte each, for a mask that
+            is used many times.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class GradientMask:
 
     @property
     def keeps_nothing(self) -> bool:
-        """Whether the parameter stays where it is in this step."""
+        """True if the parameter does not change in this step."""
         return self.factor == 0
 
     @property
     def chooses(self) -> bool:
-        """Whether it keeps some entries and not others."""
+        """True if the mask keeps some entries and drops others."""
         return self.key is not None and not self.noise
 
     @property
@@ -60,7 +60,7 @@ class GradientMask:
         return (min(self.high, DRAWS) - max(self.low, 0)) / DRAWS
 
     def keep(self, shape: torch.Size, device: torch.device) -> torch.Tensor:
-        """The entries that are kept: bool, of the given shape."""
+        """Return a bool tensor of the given shape, True where an entry is kept."""
         kept = torch.full(shape, not self.keeps_nothing, dtype=torch.bool, device=device)
         if self.chooses:
             for part, bits in self._kept_parts(kept):
@@ -68,7 +68,7 @@ class GradientMask:
         return kept
 
     def apply_(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Mask a contiguous gradient of any shape in place, and return it. What is dropped is zero, even if NaN."""
+        """Mask a contiguous gradient of any shape in place, and return it. Dropped entries become 0, even if NaN."""
         if self.keeps_nothing:
             return gradient.zero_()
         if self.noise:
@@ -84,7 +84,7 @@ class GradientMask:
         return gradient
 
     def restore_(self, parameter: torch.Tensor, before: torch.Tensor) -> None:
-        """Give every entry that is not kept the value that it has in `before`, of the same shape."""
+        """Set every entry of `parameter` that is not kept to its value in `before`, which has the same shape."""
         if self.keeps_nothing:
             parameter.copy_(before)
         elif not parameter.is_contiguous():
@@ -94,7 +94,10 @@ class GradientMask:
                 _restore(part, old, bits)
 
     def _kept_parts(self, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Flat views of one part of each tensor, and int32 with all bits set where an entry is kept, else none."""
+        """Yield flat views of the same part of each tensor, and last the bits of the entries that are kept.
+
+        The tensors are contiguous and have one shape. The bits are int32: all set where an entry is kept, else none.
+        """
         assert self.key is not None
         if self._remembered is not None and self._remembered.device == tensors[0].device:
             for start, stop in stretches(tensors[0].numel(), tensors[0].device):
@@ -109,8 +112,8 @@ class GradientMask:
                 yield *parts, self._kept_bits(drawn)
 
     def _kept_bits(self, drawn: torch.Tensor) -> torch.Tensor:
-        """What `_kept_parts` yields last, from the draws. Comparisons take longer than these."""
-        halved = drawn >> 1  # so that differences fit
+        """Return int32 with all bits set where a draw is kept, else 0; bit operations are faster than comparisons."""
+        halved = drawn >> 1  # so that differences fit into 32 bits
         low, high = (self.low - DRAWS // 2) << 15, (self.high - DRAWS // 2) << 15
         from_low = (low - 1 - halved) >> 31
         return from_low if self.high >= DRAWS else from_low & ((halved - high) >> 31)
@@ -121,7 +124,7 @@ class GradientMask:
 
 
 def _clear(part: torch.Tensor, kept_bits: torch.Tensor) -> None:
-    """Set what is not kept to zero; on float32 as bits, which takes a third of the time."""
+    """Set entries that are not kept to zero; float32 is treated as bits, which takes a third of the time."""
     if part.dtype == torch.float32:
         part.view(torch.int32).bitwise_and_(kept_bits)
     else:
@@ -129,7 +132,7 @@ def _clear(part: torch.Tensor, kept_bits: torch.Tensor) -> None:
 
 
 def _restore(part: torch.Tensor, old: torch.Tensor, kept_bits: torch.Tensor) -> None:
-    """Give what is not kept its old value."""
+    """Set entries that are not kept to their value in `old`."""
     if part.dtype == torch.float32:
         bits, old_bits = part.view(torch.int32), old.view(torch.int32)
         bits.bitwise_xor_(old_bits).bitwise_and_(kept_bits).bitwise_xor_(old_bits)
@@ -138,55 +141,72 @@ def _restore(part: torch.Tensor, old: torch.Tensor, kept_bits: torch.Tensor) -> 
 
 
 def bernoulli_mask(key: Key, rate: float, scale: bool) -> GradientMask:
-    """Each entry is dropped with probability `rate`, in steps of 1/65536 (section III.A, equation 4).
+    """Return a mask that drops each entry with probability `rate`, in steps of 1/65536 (section III.A, equation 4).
 
     Args:
         key: Stream of the draws.
         rate: Share of entries to drop, in [0, 1).
-        scale: Multiply what is kept by 1 / (1 − rate), so that the gradient keeps its expectation.
+        scale: Multiply entries that are kept by 1 / (1 − rate), so that the gradient keeps its expectation.
     """
     dropped = min(round(rate * DRAWS), DRAWS - 1)
     return GradientMask(DRAWS / (DRAWS - dropped) if scale else 1.0, key, low=dropped)
 
 
 def gaussian_mask(key: Key, rate: float) -> GradientMask:
-    """Multiplies each entry by noise with the mean, 1, and the variance, rate / (1 − rate), of a scaled mask."""
+    """Return a mask that multiplies each entry by Gaussian noise of mean 1 and variance rate / (1 − rate).
+
+    These are the mean and the variance of a scaled Bernoulli mask.
+
+    Args:
+        key: Stream of the draws.
+        rate: Share of entries that the Bernoulli mask would drop, in [0, 1).
+    """
     return GradientMask(1.0, key, noise=(rate / (1 - rate)) ** 0.5)
 
 
 def set_mask(key: Key, first: int, last: int, num_sets: int) -> GradientMask:
-    """Keeps the entries of the sets `first` to `last` of a random partition into `num_sets`.
+    """Return a mask that keeps the entries of the sets `first` to `last` of a random partition into `num_sets`.
 
-    Every entry is in exactly one set, for one and the same `key`: sampling without replacement over epochs
-    (section III.B).
+    With one `key` every entry is in exactly one set: sampling without replacement over epochs (section III.B).
     """
     return GradientMask(1.0, key, -(-first * DRAWS // num_sets), -(-(last + 1) * DRAWS // num_sets))
 
 
 def bernoulli_block_mask(key: Key, rate: float, scale: bool) -> GradientMask:
-    """One Bernoulli draw for all entries of a transformer block; for the arguments see `bernoulli_mask`."""
+    """Return a mask with one Bernoulli draw for all entries of a transformer block.
+
+    Args:
+        key: Stream of the draw.
+        rate: Probability to drop the block, in [0, 1).
+        scale: Multiply a block that is kept by 1 / (1 − rate), so that the gradient keeps its expectation.
+    """
     mask = bernoulli_mask(key, rate, scale)
     return GradientMask(mask.factor if single_draw(key) >= mask.low else 0.0)
 
 
 def gaussian_block_mask(key: Key, rate: float) -> GradientMask:
-    """One Gaussian draw for all entries of a transformer block; for the arguments see `gaussian_mask`."""
+    """Return a mask that multiplies all entries of a transformer block by one Gaussian draw.
+
+    Args:
+        key: Stream of the draw.
+        rate: The noise has mean 1 and variance rate / (1 − rate); in [0, 1).
+    """
     epsilon = normal_table(torch.device("cpu"))[single_draw(key)].item()
     return GradientMask(1.0 + gaussian_mask(key, rate).noise * epsilon)
 
 
 def block_sets(num_blocks: int, num_sets: int, selection: str, seed: int) -> list[int]:
-    """Divide transformer blocks into sets that are as equal in size as can be.
+    """Divide transformer blocks into sets of sizes as equal as possible.
 
     Args:
-        num_blocks: Blocks, counted from the input.
-        num_sets: Sets, one an epoch.
-        selection: `"top-down"`: the blocks next to the output are in set 0; `"bottom-up"`: those next to the input;
-            `"without-replacement"`: a random order.
-        seed: Of the random order.
+        num_blocks: Number of blocks, counted from the input.
+        num_sets: Number of sets, one for each epoch.
+        selection: `"top-down"` puts the blocks next to the output into set 0, `"bottom-up"` those next to the input;
+            `"without-replacement"` divides them in a random order.
+        seed: Seed of the random order.
 
     Returns:
-        The set of each block, from the input on.
+        The set number of each block, from the input on.
     """
     order = list(range(num_blocks))
     if selection == "top-down":
@@ -198,9 +218,9 @@ def block_sets(num_blocks: int, num_sets: int, selection: str, seed: int) -> lis
 
 @functools.lru_cache(maxsize=8)
 def normal_table(device: torch.device) -> torch.Tensor:
-    """Quantiles of the standard normal distribution for each draw: float32, shape (DRAWS,), mean 0, variance 1.
+    """Return the standard normal quantile of each draw: float32, shape (DRAWS,), mean 0, variance 1.
 
-    Made on the CPU in float64, so that every device multiplies by the same numbers.
+    They are computed on the CPU in float64, so that every device multiplies by the same numbers.
     """
     quantiles = torch.special.ndtri((torch.arange(DRAWS, dtype=torch.float64, device="cpu") + 0.5) / DRAWS)
     return (quantiles / quantiles.square().mean().sqrt()).float().to(device)

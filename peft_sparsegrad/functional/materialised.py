@@ -1,8 +1,8 @@
-"""The SparseGrad layer with its weight written out, `y = x (W + V S Uᵀ)ᵀ + b`: fewer operations where tokens are many.
+"""The SparseGrad layer with its weight written out, `y = x (W + V S Uᵀ)ᵀ + b`: fewer operations for many tokens.
 
-`delta_product` pays for the delta with every token, here it is added to the weight once in each pass. The sum is made
-anew in the backward pass, not kept, so what is kept is what `delta_product` keeps. In 16 bits rounding the sum would
-lose small values; the layer takes this path in float32 and float64 only.
+`delta_product` multiplies the delta with every token; here it is added to the weight once in each pass. The sum is
+computed again in the backward pass, so that no more memory is kept than with `delta_product`. In 16 bits rounding the
+sum would lose small values, so the layer takes this path in float32 and float64 only.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from .core import Core
 
 
 def materialised_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, core: Core) -> torch.Tensor:
-    """Return `x (weight + V S Uᵀ)ᵀ + bias`, which `delta_product` gives with a linear layer's output.
+    """Return `x (weight + V S Uᵀ)ᵀ + bias`, equal to `delta_product` added to the linear layer's output.
 
     Args:
         x: Input, shape (..., in), in the dtype of `weight`.
         weight: Frozen weight, shape (out, in).
         bias: Frozen bias, shape (out,), or None.
-        core: S with its basis.
+        core: Core S with its transition matrices U and V.
 
     Returns:
-        Shape (..., out).
+        Tensor of shape (..., out).
     """
     return _MaterialisedLinear.apply(x, weight, bias, *core)  # pyright: ignore[reportReturnType]
 
@@ -32,8 +32,9 @@ def materialised_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
 def materialising_pays(tokens: int, weight_shape: tuple[int, int], ranks: tuple[int | None, int | None]) -> bool:
     """Return whether `materialised_linear` clearly takes fewer operations than a linear layer and `delta_product`.
 
-    Both count multiply-adds, forward and backward. What the sum costs is counted twice, because it also goes through
-    memory: at BERT base's width, on a CPU, 1.5 times the tokens at which the counts are equal gained 2%, 3 times 7%.
+    Multiply-adds of the forward and backward pass are counted. The cost of the sum is counted twice, because it also
+    goes through memory: at BERT base's width, on a CPU, 1.5 times the tokens at which the counts are equal gained 2%,
+    and 3 times gained 7%.
 
     Args:
         tokens: Rows of the input.

@@ -1,4 +1,4 @@
-"""How the rate at which gradients are dropped falls over the epochs (arXiv 2307.10098, section III.C)."""
+"""Schedules by which the rate of dropped gradients falls over the epochs (arXiv 2307.10098, section III.C)."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from collections.abc import Callable
 
 
 def constant(p: float, epoch: int, num_epochs: int) -> float:
-    """`p`"""
+    """Return `p` in every epoch."""
     return p
 
 
 def linear(p: float, epoch: int, num_epochs: int) -> float:
-    """`p (1 − e / (T − 1))`: from `p` in the first epoch to 0 in the last, whatever their number."""
+    """Return `p (1 − e / (T − 1))`, which falls from `p` in the first epoch to 0 in the last."""
     return p * (1 - epoch / (num_epochs - 1))
 
 
 def linear_paper(p: float, epoch: int, num_epochs: int) -> float:
-    """`max(p − e / T, 0)`: the paper's step of 1/T, read literally.
+    """Return `max(p − e / T, 0)`, the paper's step of 1/T read literally.
 
-    From p = 0.9 it ends at 0 in the last epoch, as the paper says it does, only for T = 10. With fewer epochs it ends
-    above (0.233 for T = 3), with more it is 0 before the last.
+    From p = 0.9 it reaches 0 in the last epoch, as the paper says, only for T = 10. With fewer epochs it ends above 0
+    (0.233 for T = 3), with more it is 0 before the last epoch.
     """
     return max(p - epoch / num_epochs, 0.0)
 
 
 def exponential(p: float, epoch: int, num_epochs: int) -> float:
-    """`p · 0.01^(e / (T − 1))`: falls by the same factor in every epoch, to a hundredth of `p` in the last."""
+    """Return `p · 0.01^(e / (T − 1))`, which falls by one factor per epoch, to a hundredth of `p` in the last."""
     return p * 0.01 ** (epoch / (num_epochs - 1))
 
 
@@ -35,4 +35,4 @@ SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
     "linear-paper": linear_paper,
     "exponential": exponential,
 }
-"""Each is called with (p, epoch from 0, number of epochs) and returns the rate of that epoch."""
+"""Schedules by name. Each is called with (p, epoch from 0, number of epochs) and returns the rate of that epoch."""

@@ -6,17 +6,17 @@ import torch
 
 
 def sparse_by_dense(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`a @ b` where whole rows and columns of `a` are zero, equation (1) of the paper.
+    """Return `a @ b` where whole rows and columns of `a` are zero, by equation (1) of the paper.
 
     C = A(rows, :)(:, cols) B(cols, :), with `rows` and `cols` those that hold a non-zero entry. In a backward pass
-    `a` is the transposed gradient of the output: the tokens that the loss does not see are zero columns.
+    `a` is the transposed gradient of the output, in which tokens that do not affect the loss are zero columns.
 
     Args:
-        a: Shape (b, c), with rows and columns of zeros.
-        b: Shape (c, d).
+        a: Matrix of shape (b, c), with rows and columns of zeros.
+        b: Matrix of shape (c, d).
 
     Returns:
-        Shape (b, d), equal to `a @ b`; its other rows are zero.
+        Matrix of shape (b, d), equal to `a @ b`.
     """
     nonzero = a != 0
     rows, cols = nonzero.any(1).nonzero().flatten(), nonzero.any(0).nonzero().flatten()

@@ -26,26 +26,26 @@ _CHUNK_ELSEWHERE = 1 << 24  # few enough to need little memory, many enough to k
 
 
 class Key(NamedTuple):
-    """Names a stream: two signed 32-bit numbers."""
+    """The name of a stream: two signed 32-bit numbers."""
 
     first: int
     second: int
 
 
 def stream_key(*parts: int | str) -> Key:
-    """The key that belongs to `parts`, for example a seed, a step and the name of a parameter."""
+    """Return the key that belongs to `parts`, for example a seed, a step and the name of a parameter."""
     plain = tuple(part if isinstance(part, str) else int(part) for part in parts)
     digest = hashlib.blake2b(repr(plain).encode(), digest_size=8).digest()
     return Key(*(int.from_bytes(half, "little", signed=True) for half in (digest[:4], digest[4:])))
 
 
 def single_draw(key: Key) -> int:
-    """One number in [0, DRAWS), for what needs no more than one."""
+    """Return one number in [0, DRAWS), the only draw that a stream of one entry needs."""
     return key.first % DRAWS
 
 
 def words(key: Key, start: int, stop: int, device: torch.device) -> torch.Tensor:
-    """Words number `start` to `stop` of a stream: int32, shape (stop - start,), uniform on all 32 bits."""
+    """Return words number `start` to `stop` of a stream: int32, shape (stop - start,), uniform on all 32 bits."""
     mixed = _positions(stop - start, device) + _signed(start + key.first)
     scratch = torch.empty_like(mixed)
     for number, (shift, factor) in enumerate(_ROUNDS):
@@ -60,24 +60,24 @@ def words(key: Key, start: int, stop: int, device: torch.device) -> torch.Tensor
 
 
 def stretches(count: int, device: torch.device) -> list[tuple[int, int]]:
-    """Stretches (start, stop) of `count` words to work on at a time: cache-sized on a CPU, larger elsewhere."""
+    """Return the stretches (start, stop) of `count` words to work on at a time: cache-sized on a CPU, else larger."""
     size = _CHUNK if device.type == "cpu" else _CHUNK_ELSEWHERE
     return [(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def draw_in_parts(key: Key, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """A draw for each entry of a tensor.
+    """Yield a draw for each entry of a tensor.
 
     Every word serves two entries: its lower half one in the first half of the tensor, its upper half one in the
-    second. In this order nothing has to be interleaved.
+    second half. In this order nothing has to be interleaved.
 
     Args:
         key: The stream.
-        tensors: Contiguous, all of one shape.
+        tensors: Contiguous tensors, all of one shape.
 
     Yields:
-        Flat views of the same part of each tensor, and last the draws of its entries: int32, uniform, to be looked at
-        from the top: the upper 16 bits are the draw, as a signed number.
+        Flat views of the same part of each tensor, and last the draws of its entries: int32, uniform. The upper 16
+        bits are the draw, as a signed number; the lower bits have no meaning.
     """
     flat = [tensor.view(-1) for tensor in tensors]
     count, device = flat[0].numel(), flat[0].device
@@ -90,7 +90,7 @@ def draw_in_parts(key: Key, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tens
 
 
 def draws(key: Key, count: int, device: torch.device | None = None) -> torch.Tensor:
-    """The draws of a tensor with `count` entries: int32, shape (count,), uniform on [-32768, 32767]."""
+    """Return the draws of a tensor with `count` entries: int32, shape (count,), uniform on [-32768, 32767]."""
     drawn = torch.empty(count, dtype=torch.int32, device=device)
     for part, of_part in draw_in_parts(key, drawn):
         part.copy_(of_part >> 16)
@@ -111,5 +111,5 @@ def _arange(count: int, device: torch.device) -> torch.Tensor:
 
 
 def _signed(number: int) -> int:
-    """The signed 32-bit number that is congruent to `number`."""
+    """Return the signed 32-bit number that is congruent to `number` modulo 2³²."""
     return (number + (1 << 31)) % (1 << 32) - (1 << 31)

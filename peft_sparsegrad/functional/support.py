@@ -1,4 +1,4 @@
-"""The support: which entries of the core train, and how it is stored."""
+"""The support, which is the set of core entries that train, and its stored form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SupportScore:
 
     Attributes:
         add_: Called with (total, gradient), both (r_out, r_in); adds one pass to the total in place.
-        of: Called with the total; returns the score of each entry, larger is better.
+        of: Called with the total; returns the score of each entry, where larger is better.
     """
 
     add_: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -28,7 +28,7 @@ SUPPORT_SCORES = {
 
 
 def core_gradient(x: torch.Tensor, dy: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None) -> torch.Tensor:
-    """`G̃ = (dy V)ᵀ (x U)`, shape (r_out, r_in), in at least float32; None stands for the identity."""
+    """Return `G̃ = (dy V)ᵀ (x U)`, shape (r_out, r_in), in at least float32; a U or V of None is the identity."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     xu = x.to(dtype) if U is None else x.to(dtype) @ U.to(dtype)
     dz = dy.to(dtype) if V is None else dy.to(dtype) @ V.to(dtype)
@@ -36,11 +36,12 @@ def core_gradient(x: torch.Tensor, dy: torch.Tensor, U: torch.Tensor | None, V: 
 
 
 def select_support(score: torch.Tensor, k: int) -> torch.Tensor:
-    """The `k` entries with the highest score.
+    """Return the `k` entries with the highest score.
 
     Args:
-        score: Any shape; larger is better. Moved to the CPU, so that every device picks the same entries on ties.
-        k: Number of entries.
+        score: Score of each entry, of any shape. It is moved to the CPU, so that every device picks the same entries
+            when scores are equal.
+        k: Number of entries to select.
 
     Returns:
         Sorted flat indices, int64, shape (k,).
@@ -55,7 +56,7 @@ def select_support(score: torch.Tensor, k: int) -> torch.Tensor:
 
 
 def spread_support(num_entries: int, k: int) -> torch.Tensor:
-    """One entry from each of `k` equal stretches of the core: a data-free support, the same on every machine.
+    """Return one entry from each of `k` equal stretches of the core: a data-free support, the same on every machine.
 
     Returns:
         Sorted flat indices, int64, shape (k,). The global random state is not touched.
@@ -67,14 +68,14 @@ def spread_support(num_entries: int, k: int) -> torch.Tensor:
 
 
 def renew_support(indices: torch.Tensor, values: torch.Tensor, score: torch.Tensor, fraction: float) -> torch.Tensor:
-    """Drop and grow: the smallest values give up their entries to those with the highest score.
+    """Return a support in which the entries of the smallest values are replaced by those with the highest score.
 
-    An entry that was dropped may be among those that grow; it then stays.
+    An entry that is dropped may be among those with the highest score; it then stays.
 
     Args:
         indices: Sorted flat positions of the values, shape (k,).
-        values: Shape (k,).
-        score: Of every entry of the core, any shape with its number of entries; larger is better.
+        values: Trained values at these positions, shape (k,).
+        score: Score of every entry of the core, of any shape with that number of entries; larger is better.
         fraction: Share of the values to drop, rounded down.
 
     Returns:
@@ -88,9 +89,10 @@ def renew_support(indices: torch.Tensor, values: torch.Tensor, score: torch.Tens
 
 
 def move_entries(entries: torch.Tensor, old: torch.Tensor, new: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
-    """`entries` (k,) at the positions `old` (k,), as they are at the positions `new` (k,); `fill` where none were.
+    """Return `entries` (k,) carried from the positions `old` (k,) to the positions `new` (k,).
 
-    Both lists of positions are sorted.
+    An entry whose position is in both lists keeps its value; a position that is only in `new` gets `fill`. Both lists
+    of positions are sorted.
     """
     stays = torch.isin(new, old)
     moved = torch.full_like(entries, fill)
@@ -99,14 +101,17 @@ def move_entries(entries: torch.Tensor, old: torch.Tensor, new: torch.Tensor, fi
 
 
 def packed_support_size(num_entries: int, k: int) -> tuple[int, torch.dtype]:
-    """Length and dtype of a packed support: a bit mask (uint8), or flat int32 indices where those are smaller."""
+    """Return length and dtype of a packed support: a bit mask (uint8), or int32 indices where those are smaller."""
     mask_bytes = -(-num_entries // 8)
     as_mask = mask_bytes <= 4 * k or num_entries > 1 << 31
     return (mask_bytes, torch.uint8) if as_mask else (k, torch.int32)
 
 
 def pack_support(indices: torch.Tensor, num_entries: int) -> torch.Tensor:
-    """Sorted flat indices (k,) as a bit mask or as int32 indices, whichever is smaller. See `unpack_support`."""
+    """Return sorted flat indices (k,) packed as a bit mask or as int32 indices, whichever is smaller.
+
+    `unpack_support` is the inverse.
+    """
     size, dtype = packed_support_size(num_entries, indices.numel())
     if dtype is torch.int32:
         return indices.to(torch.int32)
@@ -117,12 +122,12 @@ def pack_support(indices: torch.Tensor, num_entries: int) -> torch.Tensor:
 
 
 def unpack_support(packed: torch.Tensor, num_entries: int, k: int) -> torch.Tensor:
-    """Inverse of `pack_support`, with every check that a damaged file calls for.
+    """Return the indices that `pack_support` packed, after checking that the packed tensor is not damaged.
 
     Args:
-        packed: Bit mask (uint8, one bit an entry, lowest bit first) or flat indices (int32).
-        num_entries: Entries of the core.
-        k: Entries that the support must have.
+        packed: Bit mask (uint8, one bit per entry, lowest bit first) or flat indices (int32).
+        num_entries: Number of entries of the core.
+        k: Number of entries that the support must have.
 
     Returns:
         Sorted flat indices, int64, shape (k,), on the device of `packed`.

@@ -1,4 +1,4 @@
-"""The transformer blocks of a model: what GradDrop calls a layer, and where it finds its default targets."""
+"""The transformer blocks of a model, which are GradDrop's layers and contain its default targets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ _USUAL_NAMES = ("layers", "layer", "h", "block", "blocks")
 
 
 def find_blocks(model: nn.Module) -> list[str]:
-    """Names of the transformer blocks, in the model's order.
+    """Return the names of the transformer blocks, in the model's order.
 
     A block is an element of an outermost list of modules, where the elements are of one class or the list has one of
-    the usual names (`layers`, `h`, ...). An encoder and a decoder have their own; experts are part of their block.
+    the usual names (`layers`, `h`, ...). An encoder and a decoder each have their own blocks; experts are part of
+    the block that contains them.
     """
     blocks: list[str] = []
     for name, module in model.named_modules():
@@ -25,15 +26,15 @@ def find_blocks(model: nn.Module) -> list[str]:
 
 
 def block_of(name: str, blocks: Iterable[str]) -> str | None:
-    """The block that the module or parameter `name` is in, or None."""
+    """Return the block that contains the module or parameter `name`, or None."""
     return next((block for block in blocks if f"{name}.".startswith(f"{block}.")), None)
 
 
 def selected_blocks(blocks: Iterable[str], config: Any) -> list[str]:
-    """The blocks that `layers_to_transform` and `layers_pattern` of a configuration leave.
+    """Return the blocks that `layers_to_transform` and `layers_pattern` of a configuration select.
 
     Raises:
-        ValueError: If there are blocks, and they leave none.
+        ValueError: If there are blocks, but none of them is selected.
     """
     blocks, indices, patterns = list(blocks), config.layers_to_transform, config.layers_pattern
     indices = [indices] if isinstance(indices, int) else indices

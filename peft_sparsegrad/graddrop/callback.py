@@ -1,4 +1,4 @@
-"""GradDrop in transformers' Trainer and TRL's trainers: announces steps and epochs, and logs how much trains."""
+"""A callback for transformers' Trainer and TRL's trainers that announces steps and epochs to GradDrop."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from .training import GradDrop
 
 
 class GradDropCallback(TrainerCallback):
-    """Tells GradDrop the step and the epoch, so that a resumed run draws the masks of the uninterrupted one.
+    """Trainer callback that announces steps and epochs to GradDrop, and logs the share of entries that trains.
 
-    Without `config` it serves the model's GradDrop adapter. With one it masks whatever else trains: LoRA matrices, a
-    SparseGrad adapter, or all weights; see [`GradDrop`] for which. A streamed dataset has no epochs; there the
-    configuration's `num_epochs` divides `max_steps` into equal parts.
+    Because steps are announced, a resumed run draws the masks of the uninterrupted one.
+
+    Without `config` it serves the model's GradDrop adapter. With `config` it masks the gradients of whatever else
+    trains: LoRA matrices, a SparseGrad adapter, or all weights; [`GradDrop`] says which parameters. A streamed dataset
+    has no epochs, so the configuration's `num_epochs` divides `max_steps` into equal parts.
 
     At every logging step it adds `graddrop_rate`, `graddrop_active` and `graddrop_moved`, the shares that
     `GradDrop.report` returns, to the log that is printed and kept in `trainer.state.log_history`. The Trainer calls
-    trackers such as TensorBoard before any callback of yours, so they do not see them.
+    trackers such as TensorBoard before callbacks that users add, so trackers do not receive these shares.
 
     Args:
         config: Settings for a model that has no GradDrop adapter.
@@ -35,7 +37,7 @@ class GradDropCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.graddrop is not None:  # of a run that was interrupted
+        if self.graddrop is not None:  # left behind by a run that was interrupted
             self.graddrop.remove()
         self.graddrop = GradDrop(kwargs["model"], self.config, optimizer=_innermost(kwargs.get("optimizer")))
         self._announce_length(args, state)
@@ -47,7 +49,13 @@ class GradDropCallback(TrainerCallback):
         self._announce(args, state)
 
     def _announce_length(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Say how many epochs there will be. Of a stream nobody knows: those of the configuration share the steps."""
+        """Announce the number of epochs.
+
+        For a stream it is the configuration's, because a stream has no epochs of its own.
+
+        Raises:
+            ValueError: If the dataset is a stream and the masks need epochs, but the configuration names no number.
+        """
         assert self.graddrop is not None
         self._is_stream = state.num_train_epochs == sys.maxsize
         for sampler in self.graddrop.samplers:
@@ -91,5 +99,5 @@ class GradDropCallback(TrainerCallback):
 
 
 def _innermost(optimizer: Any) -> Any:
-    """The torch optimizer inside of accelerate's wrapper, where there is one."""
+    """Return the torch optimizer inside accelerate's wrappers, or `optimizer` itself if it is not wrapped."""
     return _innermost(optimizer.optimizer) if hasattr(optimizer, "optimizer") else optimizer

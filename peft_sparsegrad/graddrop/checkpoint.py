@@ -1,7 +1,7 @@
-"""The form that deltas have in an adapter file: entries that are not zero, and where they belong.
+"""The stored form of GradDrop's deltas: the entries that are not zero, and their positions.
 
-A tensor is stored as it is, or as its values in the order of their positions together with a `_support`, a bit mask or
-int32 positions, and its `_shape`. Whichever takes the fewest bytes.
+A tensor is stored in full, or as its non-zero values in the order of their positions together with a `_support` (a bit
+mask or int32 positions) and its `_shape`, whichever takes the fewest bytes.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _PEFT_PREFIX = "base_model.model."
 
 
 def compress(tensors: dict[str, torch.Tensor], adapter_name: str, config: GradDropConfig) -> dict[str, torch.Tensor]:
-    """Deltas in the form that is stored.
+    """Return deltas in the form in which they are stored.
 
     Args:
-        tensors: Name in the model, ending in the adapter's, to delta.
-        adapter_name: The adapter.
-        config: Its settings. Where entries are left out, it learns what share of the deltas' squared norm is kept, for
-            the model card.
+        tensors: Deltas by their name in the model, which ends in the adapter's name.
+        adapter_name: Name of the adapter.
+        config: Settings of the adapter. If entries are left out, its `saved_energy` is set to the share of the deltas'
+            squared norm that is kept, for the model card.
 
     Returns:
-        The same names and, where only some entries are stored, names with `_support` for their positions and with
-        `_shape` for the shape of the whole.
+        Stored tensors under the same names; if only some entries of a delta are stored, also their positions under
+        its name with `_support` and the shape of the delta under its name with `_shape`.
     """
     stored: dict[str, torch.Tensor] = {}
     kept_energy = energy = 0.0
@@ -51,18 +51,18 @@ def compress(tensors: dict[str, torch.Tensor], adapter_name: str, config: GradDr
 
 
 def decompress(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Inverse of `compress`, with every check that a damaged or foreign file calls for.
+    """Return the deltas that `compress` stored, after checking that the file is not damaged and fits the model.
 
     Args:
         model: The model, with the adapter injected.
-        adapter_name: The adapter.
-        tensors: Name in the model to what was stored; supports may lack the adapter's name.
+        adapter_name: Name of the adapter.
+        tensors: Stored tensors by their name in the model; names of supports may lack the adapter's name.
 
     Returns:
-        Name in the model to delta; tensors that are not GradDrop's are passed on.
+        Deltas by their name in the model; tensors that are not GradDrop's are returned unchanged.
 
     Raises:
-        ValueError: Naming the tensor that is missing, unknown, of another shape or dtype, or damaged.
+        ValueError: If a tensor is missing, unknown, of another shape or dtype, or damaged. The message names it.
     """
     expected = {
         f"{name}.graddrop_{kind}.{adapter_name}": deltas[adapter_name]
@@ -86,7 +86,7 @@ def decompress(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Ten
 
 
 def _largest(delta: torch.Tensor, density: float) -> torch.Tensor:
-    """The delta with all but its largest entries, at least one, set to zero."""
+    """Return the delta with all but its largest entries, at least one, set to zero."""
     count = max(1, round(density * delta.numel()))
     flat = delta.flatten()
     positions = flat.abs().topk(count, sorted=False).indices
@@ -94,7 +94,7 @@ def _largest(delta: torch.Tensor, density: float) -> torch.Tensor:
 
 
 def _cheapest_support(delta: torch.Tensor) -> torch.Tensor | None:
-    """Positions of the entries that are not zero, or None if storing them all takes no more bytes."""
+    """Return the positions of the entries that are not zero, or None if the full tensor takes no more bytes."""
     count = int(torch.count_nonzero(delta))
     size, dtype = packed_support_size(delta.numel(), count)
     nbytes = count * delta.itemsize + size * dtype.itemsize + delta.ndim * _SHAPE_DTYPE.itemsize
@@ -102,12 +102,15 @@ def _cheapest_support(delta: torch.Tensor) -> torch.Tensor | None:
 
 
 def _beside(name: str, part: str, adapter_name: str, given: dict[str, torch.Tensor]) -> str | None:
-    """Return the name of the tensor that belongs to the delta `name`, with PEFT's prefix and the adapter's or without.
+    """Return the name under which a support or shape of the delta `name` is stored, or None if it is not.
+
+    Args:
+    The name may have PEFT's prefix and the adapter's name, or lack them.
 
     Args:
         name: Name of the delta in the model.
         part: `_support` or `_shape`.
-        adapter_name: The adapter.
+        adapter_name: Name of the adapter.
         given: Stored tensors by name.
     """
     plain = f"{name.removesuffix(f'.{adapter_name}')}{part}"

@@ -28,45 +28,48 @@ class GradDropConfig(TargetedConfig):
     """Settings of a [`GradDropModel`]: the chosen weights train in full, with randomly masked gradients.
 
     Method: O'Neill and Dutta, *Gradient Sparsification For Masked Fine-Tuning of Transformers* (arXiv 2307.10098). It
-    has only its name in common with the multi-task GradDrop of arXiv 2010.06808. With `m` drawn anew in every step or
-    epoch,
+    has only its name in common with the multi-task GradDrop of arXiv 2010.06808. With a mask `m` drawn anew in every
+    step or epoch,
 
         θ ← θ − α · g ⊙ m
 
-    `from_variant` has the paper's variants by name.
+    `from_variant` returns the settings of one of the paper's variants.
 
     Args:
         target_modules: Names or a regular expression of the modules to train, `"all-linear"`, or None for every
             linear, convolution and normalisation layer inside the transformer blocks. Embeddings and the task head
-            only by name.
+            train only if they are named.
         exclude_modules: Names or a regular expression of modules to leave alone.
         layers_to_transform: Indices of the transformer blocks to train.
         layers_pattern: Name of the list of blocks, where `layers_to_transform` cannot find it.
         modules_to_save: Other modules to train, unmasked, and save in full, a task head for instance.
         trainable_token_indices: Rows of the embedding to train, as in LoRA.
-        granularity: What is kept or dropped as one: each `"element"` of a weight, or a `"layer"`, which is a
-            transformer block with all that trains in it.
-        interval: How long a mask lasts: an optimizer `"step"` (all its micro-batches share one) or an `"epoch"`.
-        selection: `"bernoulli"`: dropped with probability `p`. `"without-replacement"`: each element or layer belongs
-            to one of `num_epochs` random sets, and each epoch adds a set. `"top-down"`, `"bottom-up"`: layers are
-            added in order from the output or from the input.
-        toggle: With sets, an epoch trains its own set only, and the earlier ones freeze again.
-        schedule: How `p` changes over the epochs: `"constant"`, `"linear"` (to 0 in the last epoch), `"linear-paper"`
+        granularity: Unit that is kept or dropped as a whole: each `"element"` of a weight, or a `"layer"`, which is a
+            transformer block with everything that trains in it.
+        interval: Lifetime of a mask: an optimizer `"step"` (all its micro-batches share one mask) or an `"epoch"`.
+        selection: `"bernoulli"`: each element or layer is dropped with probability `p`. `"without-replacement"`: each
+            belongs to one of `num_epochs` random sets, and each epoch adds a set. `"top-down"`, `"bottom-up"`: layers
+            are added in order from the output or from the input.
+        toggle: With sets, train only the epoch's own set and freeze the earlier ones again.
+        schedule: Change of `p` over the epochs: `"constant"`, `"linear"` (to 0 in the last epoch), `"linear-paper"`
             (the paper's step of 1/`num_epochs`), `"exponential"` (to a hundredth).
-        p: Probability to drop, in [0, 1); where it is annealed, in the first epoch. 0 is plain fine-tuning. Not used
+        p: Probability to drop, in [0, 1); with a schedule, that of the first epoch. 0 is plain fine-tuning. Not used
             with sets.
-        num_epochs: Length of the run, for sets and schedules; None: as the Trainer says.
-        seed: Of the masks, and of nothing else; the Trainer's seed does not change them.
-        noise: `"bernoulli"`, or `"gaussian"`: multiply by noise with mean 1 and the variance p / (1 − p) instead.
-        scale: Multiply what is kept by 1 / (1 − p). None: for element-wise Bernoulli masks only, as in the paper. Not
-            used with Gaussian noise, whose mean is 1.
-        frozen: `"hold"`: what is masked stays exactly where it is, momentum and weight decay included.
-            `"gradient"`: its gradient is zero, and the optimizer does as it likes. None: hold for layers and epochs.
-        save_density: Save only this share of each tensor's entries, the largest changes. None: all that changed.
-        init_weights: False fills the deltas with noise. For tests.
+        num_epochs: Number of epochs of the run, for sets and schedules; None takes the Trainer's.
+        seed: Seed of the masks and of nothing else; the Trainer's seed does not change them.
+        noise: `"bernoulli"` for masks of zeros and ones, or `"gaussian"` to multiply each gradient by noise of mean 1
+            and variance p / (1 − p) instead.
+        scale: True multiplies entries that are kept by 1 / (1 − p). None does so for element-wise Bernoulli masks
+            only, as in the paper. Not used with Gaussian noise, whose mean is 1.
+        frozen: `"hold"` keeps masked entries exactly where they are, whatever momentum and weight decay would do.
+            `"gradient"` only sets their gradient to zero. None means `"hold"` for layers and epochs, else
+            `"gradient"`.
+        save_density: Save only this share of each tensor's entries, those of the largest changes. None saves every
+            entry that changed.
+        init_weights: False fills the deltas with noise, for tests.
 
     Raises:
-        ValueError: For a field out of range, or fields that do not go together, by name.
+        ValueError: If a field is out of range, or fields do not go together. The message names them.
     """
 
     title: ClassVar[str] = "GradDrop"
@@ -102,7 +105,7 @@ class GradDropConfig(TargetedConfig):
         self.peft_type = add_peft_type("GRADDROP")
         self.saved_energy: float | None = None  # not a setting: learned when entries are left out of a file
         self._check_types()
-        self.seed = int(self.seed)  # of NumPy, for instance: a configuration is saved as JSON
+        self.seed = int(self.seed)  # it may be a NumPy integer, which JSON cannot hold
         self._check_ranges()
         self.check_choices(
             {
@@ -122,35 +125,37 @@ class GradDropConfig(TargetedConfig):
 
     @classmethod
     def from_variant(cls, name: str, **overrides: Any) -> GradDropConfig:
-        """The paper's variant `name`, with some settings changed: `from_variant("Layer-GradDrop", p=0.5)`.
+        """Return the settings of the paper's variant `name`, with some of them changed.
+
+        `from_variant("Layer-GradDrop", p=0.5)` is the variant Layer-GradDrop with p = 0.5.
 
         Raises:
-            ValueError: With all names, if there is no variant of that name.
+            ValueError: If there is no variant of that name. The message lists all names.
         """
         return cls(**{**variant_settings(name), **overrides})
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As PEFT does; with `save_density` the model card says what was left out."""
+        """Save as PEFT does, and with `save_density` write into the model card what was left out."""
         super().save_pretrained(save_directory, **kwargs)
         note_saved_energy(save_directory, self.save_density, self.saved_energy)
 
     @property
     def uses_sets(self) -> bool:
-        """Whether an epoch's entries are chosen by the set they belong to."""
+        """True if the entries that train in an epoch are chosen by the set they belong to."""
         return self.selection != "bernoulli"
 
     @property
     def needs_epoch(self) -> bool:
-        """Whether a mask cannot be drawn without knowing the epoch."""
+        """True if a mask can only be drawn once the epoch is known."""
         return self.interval == "epoch" or self.schedule != "constant"
 
     @property
     def needs_num_epochs(self) -> bool:
-        """Whether a mask cannot be drawn without knowing how many epochs there will be."""
+        """True if a mask can only be drawn once the number of epochs is known."""
         return self.uses_sets or self.schedule != "constant"
 
     def check_num_epochs(self, num_epochs: int) -> None:
-        """Raise a ValueError if a run of that length has too few epochs for these settings."""
+        """Raise a ValueError if `num_epochs` is too small for these settings."""
         if self.needs_num_epochs and num_epochs < 2:
             name = "schedule" if self.schedule != "constant" else "selection"
             raise ValueError(

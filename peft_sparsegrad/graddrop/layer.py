@@ -23,14 +23,14 @@ _META = torch.device("meta")
 
 
 class GradDropLayer(DeltaLayer, nn.Module):
-    """State of the adapters of one module.
+    """A frozen module with the GradDrop adapters on it.
 
     Attributes:
-        graddrop_weight: Adapter name to the trained delta of the weight, in the weight's shape and layout.
-        graddrop_bias: Adapter name to the trained delta of the bias, where there is one.
-        graddrop_sampler: Adapter name to the [`MaskSampler`] that all its layers share.
-        graddrop_name: Name of the module in the base model: its masks depend on it.
-        graddrop_block: Name of the layer, in GradDrop's sense, that it is in.
+        graddrop_weight: Trained delta of the weight by adapter name, in the weight's shape and layout.
+        graddrop_bias: Trained delta of the bias by adapter name, if the module has a bias.
+        graddrop_sampler: [`MaskSampler`] by adapter name, shared by all layers of the adapter.
+        graddrop_name: Name of the module in the base model, on which its masks depend.
+        graddrop_block: Name of the block, GradDrop's layer, that contains the module.
     """
 
     adapter_layer_names: tuple[str, ...] = ("graddrop_weight", "graddrop_bias")
@@ -61,7 +61,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
     def update_layer(
         self, adapter_name: str, sampler: MaskSampler, init_weights: bool, inference_mode: bool = False
     ) -> None:
-        """Add an adapter."""
+        """Add an adapter with a delta of the weight and, if there is one, of the bias."""
         self.graddrop_sampler[adapter_name] = sampler
         self.graddrop_weight[adapter_name] = self._new_delta(self.weight_shape, init_weights)
         bias = getattr(self.get_base_layer(), "bias", None)
@@ -81,31 +81,31 @@ class GradDropLayer(DeltaLayer, nn.Module):
         return nn.Parameter(torch.zeros(shape, dtype=dtype) if init_weights else 0.1 * torch.randn(shape).to(dtype))
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Move to the base layer's device, and not to its dtype: a float32 delta would be rounded to bf16."""
+        """Move an adapter to the base layer's device but not to its dtype, which would round deltas to bf16."""
         device = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
         for deltas in (self.graddrop_weight, self.graddrop_bias):
             if adapter_name in deltas and not deltas[adapter_name].is_meta and device not in (None, _META):
                 deltas[adapter_name] = deltas[adapter_name].to(device)
 
     def train(self, mode: bool = True) -> GradDropLayer:
-        """As usual; in a quantised model the deltas become float32 again, if bf16 took their place."""
+        """Set the mode of the module; in a quantised model, make deltas float32 again that were cast to bf16."""
         if mode and self.in_quantized_model:
             restore_float32([*self.graddrop_weight.values(), *self.graddrop_bias.values()])
         return super().train(mode)
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
-        """Watch the deltas' optimizers."""
+        """Prepare the deltas for a step of an optimizer that holds them, as `before_masked_step` does."""
         return before_masked_step(self.masked_parameters(), step)
 
     def masked_parameters(self) -> Iterator[MaskedParameter]:
-        """Every delta of this layer with what its mask depends on."""
+        """Yield every delta of this layer with everything that its mask depends on."""
         for kind, deltas in (("weight", self.graddrop_weight), ("bias", self.graddrop_bias)):
             for adapter_name, delta in deltas.items():
                 sampler = self.graddrop_sampler[adapter_name]
                 yield MaskedParameter(delta, sampler, f"{self.graddrop_name}.{kind}", self.graddrop_block)
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """The delta in the layout of the base weight; at least float32."""
+        """Return the delta of the weight, in the layout of the base weight and at least float32."""
         delta = self.graddrop_weight[adapter_name].detach()
         return delta.to(torch.promote_types(delta.dtype, torch.float32))
 
@@ -127,7 +127,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
             sampler.begin_pass()
         trains = sampler.trains(name, self.graddrop_block)
         zeros = not trains and (sampler.config.frozen == "gradient" or _needs_some_gradient(sampler))
-        # Detached, autograd need not come down to this layer; bitsandbytes would take that for inference.
+        # With `x` detached, autograd need not reach this layer; bitsandbytes would take that for inference.
         attached = trains or zeros or self.in_quantized_model
         return Delta(
             value if attached else value.detach(),
@@ -137,7 +137,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
         )
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The base layer with every active adapter's delta added to its weight and bias."""
+        """Return the output of the base layer with every active adapter's delta added to its weight and bias."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         weight_deltas = [] if self.disable_adapters or self.merged else self._active_deltas("weight")
@@ -166,15 +166,15 @@ class GradDropLayer(DeltaLayer, nn.Module):
 
 
 def _needs_some_gradient(sampler: MaskSampler) -> bool:
-    """Whether a parameter that does not train must have a gradient all the same, which is zero.
+    """Return whether a parameter that does not train must have a gradient of zeros rather than none.
 
-    Data parallelism wants one from every parameter, and a gradient scaler from at least one.
+    Data parallelism needs a gradient from every parameter, and a gradient scaler from at least one.
     """
     return world_size() > 1 or sampler.nothing_trains
 
 
 class _GradDropProduct(GradDropLayer):
-    """A layer that multiplies its input by the weight: the sum of weight and delta is not kept for the backward."""
+    """A layer that multiplies its input by the weight, and does not keep weight + delta for the backward pass."""
 
     def product(
         self,
@@ -184,12 +184,12 @@ class _GradDropProduct(GradDropLayer):
         weight_deltas: list[Delta],
         bias_deltas: list[Delta],
     ) -> torch.Tensor:
-        """What the base layer computes, with the deltas added; without a weight, what the deltas add."""
+        """Return the base layer's output with the deltas added; if `weight` is None, only the deltas' part of it."""
         raise NotImplementedError
 
     @property
     def keeps_base_apart(self) -> bool:
-        """Whether the delta is applied by itself: the base is quantised, offloaded or has another method's adapter."""
+        """True if the deltas are applied apart from the base, which is quantised, offloaded or otherwise adapted."""
         base: Any = self.get_base_layer()
         return self.quantization_backend is not None or base is not self.base_layer or base.weight.is_meta
 

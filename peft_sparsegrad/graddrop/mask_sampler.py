@@ -1,4 +1,4 @@
-"""The mask that a parameter's gradient gets, from the settings and from how far training has come."""
+"""The sampler of gradient masks, which depend on the settings and on the progress of training."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from .config import GradDropConfig
 
 
 class MaskSampler:
-    """Draws the masks of everything that one configuration governs.
+    """Sampler of the gradient masks of all parameters that one configuration governs.
 
-    A mask is a function of the seed, the step or epoch, and the parameter's name, so no checkpoint holds any of it.
-    Steps are counted from what optimizers do until `set_step` is called once.
+    A mask is a function of the seed, the step or epoch, and the parameter's name, so no checkpoint has to hold it.
+    The optimizer's steps are counted until `set_step` is called for the first time; from then on they are announced.
 
     Args:
-        config: The settings.
-        blocks: Names of the transformer blocks that are governed, from the input on.
+        config: The GradDrop settings.
+        blocks: Names of the transformer blocks that the settings govern, from the input on.
 
     Attributes:
         step: Optimizer steps taken before this one.
-        epoch: Epoch, from 0; None until it is announced.
-        num_epochs: Epochs of the run; None until it is known.
+        epoch: Number of the epoch, from 0; None until it is announced.
+        num_epochs: Number of epochs of the run; None until it is known.
     """
 
     def __init__(self, config: GradDropConfig, blocks: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ class MaskSampler:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that was announced, as at the beginning."""
+        """Forget everything that was announced, and return to the initial state."""
         self.step = 0
         self.epoch: int | None = None
         self.num_epochs: int | None = None
@@ -56,21 +56,21 @@ class MaskSampler:
             self.set_num_epochs(self.config.num_epochs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_optimizer": None, "_masks_of_epoch": (None, {})}  # a copy serves no run
+        return {**vars(self), "_optimizer": None, "_masks_of_epoch": (None, {})}  # a copy is bound to no run
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None:
-        """What is announced from now on is meant for this optimizer's run, and for no other."""
+        """Bind the masks to the run of `optimizer`, so that `check_optimizer` rejects any other optimizer."""
         self._optimizer = weakref.ref(optimizer)
 
     def is_bound_to(self, optimizer: torch.optim.Optimizer | None) -> bool:
-        """Whether this optimizer's run, and no other, is the one that the masks are meant for."""
+        """Return whether the masks are bound to the run of `optimizer`."""
         return self._optimizer is not None and self._optimizer() is optimizer
 
     def set_num_epochs(self, num_epochs: int) -> None:
-        """Say how many epochs there will be.
+        """Announce the number of epochs of the run.
 
         Raises:
-            ValueError: If the configuration says otherwise, or can mean no run of that length.
+            ValueError: If the configuration names another number, or its settings do not allow this one.
         """
         config = self.config
         if config.num_epochs not in (None, num_epochs):
@@ -93,7 +93,7 @@ class MaskSampler:
         """Announce an epoch, counted from 0.
 
         Raises:
-            ValueError: If the number of epochs is needed and not known, or this is not one of them.
+            ValueError: If the number of epochs is needed but not known, or `epoch` is not below it.
         """
         if self.config.needs_num_epochs:
             if self.num_epochs is None:
@@ -105,21 +105,21 @@ class MaskSampler:
         self.epoch = epoch
 
     def set_step(self, step: int) -> None:
-        """Announce an optimizer step, counted from 0; from now on steps are not counted but announced."""
+        """Announce an optimizer step, counted from 0; from now on every step has to be announced."""
         self.step, self._counts_steps, self._step_taken = step, False, False
 
     def begin_pass(self) -> None:
-        """A training pass begins: if the optimizer has stepped since the last one, it belongs to the next step."""
+        """Note that a training pass begins; the first one after an optimizer step belongs to the next step."""
         if self._step_taken and self._counts_steps:
             self.step += 1
         self._step_taken = False
 
     def step_taken(self) -> None:
-        """An optimizer has taken a step: micro-batches from here on belong to another."""
+        """Note that an optimizer has taken a step, so that the micro-batches that follow belong to another step."""
         self._step_taken = True
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raise a RuntimeError if the masks are those of another run, which was interrupted and left them behind."""
+        """Raise a RuntimeError if the masks are bound to another run, which was interrupted and left them behind."""
         if self._optimizer is not None and not self.is_bound_to(optimizer):
             raise RuntimeError(
                 "the gradients of this step were masked for another run, with another optimizer, which was "
@@ -128,12 +128,12 @@ class MaskSampler:
 
     @property
     def is_announced(self) -> bool:
-        """Whether everything that a mask depends on is known."""
+        """True once everything that a mask depends on is known."""
         return self.epoch is not None or not self.config.needs_epoch
 
     @property
     def rate(self) -> float:
-        """Share of entries or blocks that are dropped now: by the schedule, or what the sets leave frozen."""
+        """Share of entries or blocks that are dropped now, by the schedule or because their set is frozen."""
         if not self.config.uses_sets:
             epoch, num_epochs = self.epoch or 0, self.num_epochs or 1
             return SCHEDULES[self.config.schedule](self.config.p, epoch, num_epochs)
@@ -141,14 +141,14 @@ class MaskSampler:
         return 1 - (last - first + 1) / num_epochs
 
     def mask(self, name: str, block: str) -> GradientMask:
-        """The mask of a parameter in this step.
+        """Return the mask of a parameter in this step.
 
         Args:
             name: Name of the parameter.
-            block: Name of its transformer block.
+            block: Name of the parameter's transformer block.
 
         Raises:
-            RuntimeError: If the epoch is needed and was never announced.
+            RuntimeError: If the epoch is needed but was never announced.
         """
         if not self.is_announced:
             raise RuntimeError(
@@ -170,12 +170,12 @@ class MaskSampler:
         return self._random_mask(name if self.config.granularity == "element" else block)
 
     def trains(self, name: str, block: str) -> bool:
-        """Whether anything of the parameter trains in this step, as far as is known."""
+        """Return whether any entry of the parameter may train in this step."""
         return not self.is_announced or not self.mask(name, block).keeps_nothing
 
     @property
     def nothing_trains(self) -> bool:
-        """Whether every block is dropped in this step."""
+        """True if every block is dropped in this step."""
         if self.config.granularity == "element" or not self.is_announced:
             return False
         now = (self.step, self.epoch)
@@ -205,5 +205,5 @@ class MaskSampler:
         return bernoulli(key, self.rate, bool(config.scale))
 
     def mask_gradient_(self, gradient: torch.Tensor, name: str, block: str) -> torch.Tensor:
-        """Mask a contiguous gradient in place, and return it."""
+        """Mask the contiguous gradient of the parameter `name` in `block` in place, and return it."""
         return self.mask(name, block).apply_(gradient)

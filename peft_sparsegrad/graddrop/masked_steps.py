@@ -1,6 +1,6 @@
-"""GradDrop's part in an optimizer's step: it is counted, and masked entries are held where they are.
+"""GradDrop's part in an optimizer's step: count the step, and hold masked entries where they are.
 
-So masks advance, and frozen entries stay, in any training loop and without a callback.
+This makes masks advance and frozen entries stay in any training loop, without a callback.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .mask_sampler import MaskSampler
 
 
 class MaskedParameter(NamedTuple):
-    """A trained tensor, and what its mask depends on."""
+    """A trained parameter, with the sampler, the name and the block on which its mask depends."""
 
     parameter: torch.nn.Parameter
     sampler: MaskSampler
@@ -31,14 +31,14 @@ class _Held(NamedTuple):
 
 
 def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerStep) -> Callable[[], None] | None:
-    """Prepare masked parameters for a step: drop gradients that keep nothing, and remember entries to be held.
+    """Prepare masked parameters for a step: drop fully masked gradients, and remember entries to be held.
 
     Returns:
-        A function to call after the step, which restores the entries and counts the step. None if the optimizer has
+        A function to call after the step, which restores the entries and counts the step; None if the optimizer holds
         none of the parameters.
 
     Raises:
-        RuntimeError: If the masks are those of another run's optimizer.
+        RuntimeError: If the masks are bound to another run's optimizer.
     """
     updated = [masked for masked in parameters if step.updates(masked.parameter)]
     if not updated:
@@ -58,11 +58,11 @@ def _hold(masked: MaskedParameter, step: OptimizerStep) -> _Held | None:
     parameter, sampler, name, block = masked
     sampler.check_optimizer(step.optimizer)
     if step.has_closure:
-        sampler.begin_pass()  # its passes are yet to come
+        sampler.begin_pass()  # the closure runs the passes of this step only now
     if sampler.config.frozen != "hold" or (parameter.grad is None and not step.has_closure):
         return None
     mask = sampler.mask(name, block)
     if mask.keeps_nothing and not step.has_closure:
-        parameter.grad = None  # optimizers pass over it
+        parameter.grad = None  # optimizers skip parameters without a gradient
         return None
     return _Held(parameter, mask, parameter.detach().clone()) if mask.keeps_nothing or mask.chooses else None

@@ -22,12 +22,12 @@ from .targets import default_targets, layer_class
 
 
 class GradDropModel(BaseTuner):
-    """Trains the chosen weights of a model with randomly masked gradients.
+    """PEFT tuner that trains the chosen weights of a model with randomly masked gradients.
 
     Method: O'Neill and Dutta, *Gradient Sparsification For Masked Fine-Tuning of Transformers* (arXiv 2307.10098).
 
-    `get_peft_model` makes one of these; its arguments are those of every PEFT tuner: the model, a [`GradDropConfig`],
-    and the adapter's name.
+    `get_peft_model` creates it. Its arguments are those of every PEFT tuner: the model, a [`GradDropConfig`], and the
+    adapter's name.
 
     Example:
 
@@ -47,7 +47,7 @@ class GradDropModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
-        """Find the targets and their blocks, and refuse what cannot be trained, before anything is changed."""
+        """Find the targets and their blocks, and refuse targets that cannot train, before anything is changed."""
         assert isinstance(peft_config, GradDropConfig)
         self._blocks = find_blocks(model)
         kwargs = get_quantization_kwargs(self.model)
@@ -55,7 +55,7 @@ class GradDropModel(BaseTuner):
             targets: Any = default_targets(model, selected_blocks(self._blocks, peft_config), **kwargs)
             peft_config.target_modules = targets
             peft_config.layers_to_transform = peft_config.layers_pattern = None  # they have had their effect
-        _maybe_include_all_linear_layers(peft_config, model)  # PEFT does so too, but only after this
+        _maybe_include_all_linear_layers(peft_config, model)  # PEFT calls it too, but only after this method
         targeted = list(targeted_modules(model, peft_config, self._check_target_module_exists))
         for name, module in targeted:
             layer_class(name, module, model, **kwargs)
@@ -63,7 +63,7 @@ class GradDropModel(BaseTuner):
         self._sampler = MaskSampler(peft_config, list(blocks))
 
     def _block_of(self, name: str) -> str:
-        """The block that a module is in; a module outside of all is a layer of its own."""
+        """Return the block that contains a module; a module outside of all blocks is a block of its own."""
         return block_of(name, self._blocks) or name
 
     def _create_and_replace(
@@ -101,7 +101,7 @@ class GradDropModel(BaseTuner):
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
-        restore_scales(model)  # PEFT has asked for the state dict just before
+        restore_scales(model)  # PEFT has just called `state_dict`, which disorders them
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         ours, trained = cast(GradDropConfig, config), sum(tensor.numel() for tensor in tensors.values())
         stored = compress(tensors, adapter_name, ours)

@@ -1,4 +1,4 @@
-"""What the model card says about an adapter that was saved with `save_density`."""
+"""The section of the model card on an adapter that was saved with `save_density`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _HEADING = "## What was left out of this file"
 
 
 def note_saved_energy(directory: str, save_density: float | None, saved_energy: float | None) -> None:
-    """Write, rewrite or take out the section of the model card on what was not saved.
+    """Write, replace or remove the section of the model card on the entries that were not saved.
 
     Args:
-        directory: Where the adapter is; its `README.md` is made if there is none.
-        save_density: Share of each tensor's entries that was saved; None if all that changed were.
-        saved_energy: Share of the squared norm of all changes that those hold; None if nothing was left out now, which
-            leaves the card as it is: the adapter may have been loaded from a file with a section of its own.
+        directory: Folder of the adapter; its `README.md` is created if there is none.
+        save_density: Share of each tensor's entries that was saved; None if all entries that changed were.
+        saved_energy: Share of the squared norm of all changes that the saved entries hold. None if nothing was left
+            out now, which leaves the card unchanged: the adapter may have been loaded from a file with such a section.
     """
     if save_density is not None and saved_energy is None:
         return

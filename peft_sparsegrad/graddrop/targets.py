@@ -1,4 +1,4 @@
-"""The modules that GradDrop can train, and those that it trains when no `target_modules` are given."""
+"""The modules that GradDrop can train, and those that it trains if no `target_modules` are given."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .layer import GradDropConv2d, GradDropLayer, GradDropLinear, GradDropParame
 
 
 def layer_class(name: str, module: nn.Module, model: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer]:
-    """The kind of GradDrop layer for a module.
+    """Return the class of GradDrop layer for a module.
 
     Raises:
-        TypeError: If there is none.
+        TypeError: If GradDrop cannot train the module.
     """
     kind = _layer_class(module, **backend_kwargs)
     if kind is None:
@@ -34,10 +34,10 @@ def layer_class(name: str, module: nn.Module, model: nn.Module, **backend_kwargs
 
 
 def default_targets(model: nn.Module, blocks: list[str], **backend_kwargs: Any) -> set[str]:
-    """Names of all modules inside the blocks that GradDrop can train, but for embeddings.
+    """Return the names of all modules inside the blocks that GradDrop can train, except embeddings.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there is no such module.
     """
     names = {
         name
@@ -57,7 +57,7 @@ def default_targets(model: nn.Module, blocks: list[str], **backend_kwargs: Any) 
 
 
 def _warn_of_what_is_left_out(model: nn.Module, blocks: list[str], names: set[str]) -> None:
-    """Say which parameters inside the blocks stay frozen, other than embeddings: fused experts, for instance."""
+    """Warn of parameters inside the blocks that stay frozen, such as fused experts; embeddings do not count."""
     inside = {name: parameter for name, parameter in model.named_parameters() if block_of(name, blocks) is not None}
     left_out = {
         name: parameter.numel()
@@ -88,6 +88,6 @@ def _layer_class(module: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer
 
 
 def _is_normalisation(module: nn.Module) -> bool:
-    """LayerNorm, RMSNorm, and the many classes of their kind in transformers, which have no common base."""
+    """Return whether a module is a normalisation layer, by names, because transformers has many without a base."""
     names = {name for name, _ in module.named_parameters()}
     return type(module).__name__.endswith("Norm") and "weight" in names and names <= {"weight", "bias"}

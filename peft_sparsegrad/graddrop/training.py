@@ -1,4 +1,4 @@
-"""GradDrop on a training run: on a GradDrop adapter, or on whatever else trains."""
+"""GradDrop in a training run, for a GradDrop adapter or for any other parameters that train."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from .layer import GradDropLayer
 from .mask_sampler import MaskSampler
 from .masked_steps import MaskedParameter, before_masked_step
 
-_SAMPLE = 4096  # entries of a tensor that are compared with what they were
+_SAMPLE = 4096  # entries of a tensor that are compared with their earlier values
 
 
 class GradDrop:
-    """Announces epochs and steps to gradient masks, and puts masks on models that have no GradDrop adapter.
+    """Announcer of epochs and steps to gradient masks, which also puts masks on models without a GradDrop adapter.
 
-    A training loop of your own needs two lines, here and at the beginning of each epoch:
+    A custom training loop needs two lines, the first before training and the second at the beginning of each epoch:
 
         graddrop = GradDrop(model, GradDropConfig.from_variant("GradDrop-Epoch", num_epochs=3))
         graddrop.set_epoch(epoch)
@@ -37,19 +37,21 @@ class GradDrop:
     Optimizer steps are counted automatically; `set_step` is for a run that is resumed.
 
     Args:
-        model: A model with a GradDrop adapter, or any other, such as one with a LoRA or SparseGrad adapter or one
-            that is fine-tuned in full.
-        config: None for the adapter's own settings. Otherwise masks go on every parameter that trains and is inside a
-            transformer block; with `target_modules`, on those inside the modules named. Layers are the model's
-            blocks. Masked gradients are computed and then dropped: only a GradDrop adapter saves their computation.
-        num_epochs: Epochs of the run; None for the configuration's.
-        optimizer: The run's. If given, a step by another one is an error: a sign that the run was interrupted.
+        model: A model with a GradDrop adapter, or any other model, such as one with a LoRA or SparseGrad adapter or
+            one that is fine-tuned in full.
+        config: None for the settings of the model's GradDrop adapter. Otherwise masks are put on every parameter that
+            trains and is inside a transformer block or, with `target_modules`, inside one of these modules. GradDrop's
+            layers are the model's blocks. Masked gradients are computed and then dropped; only a GradDrop adapter
+            saves their computation.
+        num_epochs: Number of epochs of the run; None for the configuration's.
+        optimizer: Optimizer of the run. If given, a step by another optimizer is an error, because it is a sign that
+            the run was interrupted.
 
-    Masks that an earlier `GradDrop` has put on the same parameters are taken off.
+    Masks that an earlier `GradDrop` has put on the same parameters are removed.
 
     Raises:
-        ValueError: If there is nothing to mask, the adapter and `config` both have settings, or another `GradDrop`
-            masks the same parameters for the same optimizer.
+        ValueError: If there is nothing to mask, `config` is given for a model with a GradDrop adapter, or another
+            `GradDrop` masks the same parameters for the same optimizer.
     """
 
     def __init__(
@@ -83,18 +85,18 @@ class GradDrop:
         """Announce an epoch, counted from 0.
 
         Raises:
-            ValueError: If the number of epochs is needed and not known, or this is not one of them.
+            ValueError: If the number of epochs is needed but not known, or `epoch` is not below it.
         """
         for sampler in self.samplers:
             sampler.set_epoch(epoch)
 
     def set_step(self, step: int) -> None:
-        """Announce an optimizer step, counted from 0; then each one has to be announced."""
+        """Announce an optimizer step, counted from 0; from now on every step has to be announced."""
         for sampler in self.samplers:
             sampler.set_step(step)
 
     def remove(self) -> None:
-        """Take the masks off again; a GradDrop adapter keeps its own, and forgets what was announced."""
+        """Remove the masks; a GradDrop adapter keeps its own masks but forgets everything that was announced."""
         for hook in self._hooks:
             hook.remove()
         for sampler in self.samplers:
@@ -103,23 +105,24 @@ class GradDrop:
         forget(self)
 
     def masked_parameters(self) -> list[MaskedParameter]:
-        """Return what this object masks by itself, which excludes the deltas of GradDrop adapters."""
+        """Return the parameters that this object masks itself; the deltas of GradDrop adapters are not among them."""
         return self._parameters
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
-        """Watch the optimizers of what this object masks by itself."""
+        """Prepare the parameters that this object masks itself for a step of an optimizer that holds them."""
         return before_masked_step(self._parameters, step)
 
     def report(self) -> dict[str, float]:
-        """How much trains.
+        """Return the shares of entries that are dropped, train and have moved.
 
         Returns:
-            `rate`: share dropped now, as the schedule says. `active`: share of the masked entries that train in this
-            step; of element-wise masks the expected share. `moved`: share that is not where it was: of a GradDrop
-            adapter every entry is looked at, of other parameters a sample, since this object was made.
+            `rate`: share that the schedule drops now. `active`: share of the masked entries that train in this step;
+            for element-wise masks the expected share. `moved`: share of the entries whose value has changed. In a
+            GradDrop adapter every entry is compared with 0, in other parameters a sample with its values from when
+            this object was created.
 
         Raises:
-            ValueError: After `remove`.
+            ValueError: If `remove` was called.
         """
         if not self.samplers:
             raise ValueError("there is nothing to report: `remove` was called")
@@ -189,7 +192,15 @@ class GradDrop:
 
 
 def _remove_masks_from(parameters: set[int], optimizer: torch.optim.Optimizer | None) -> None:
-    """Take off what an earlier [`GradDrop`] has put on any of these: two masks would multiply."""
+    """Remove the masks that an earlier [`GradDrop`] has put on any of these parameters, as two masks would multiply.
+
+    Args:
+        parameters: `id` of each parameter.
+        optimizer: Optimizer of the new run, or None.
+
+    Raises:
+        ValueError: If the earlier `GradDrop` serves the run of `optimizer`.
+    """
     for owner in observers():
         if isinstance(owner, GradDrop) and any(id(each.parameter) in parameters for each in owner._parameters):
             if optimizer is not None and owner.samplers[0].is_bound_to(optimizer):
@@ -198,7 +209,7 @@ def _remove_masks_from(parameters: set[int], optimizer: torch.optim.Optimizer | 
 
 
 def _explicit_targets(model: nn.Module, blocks: list[str], config: GradDropConfig) -> PeftConfig:
-    """The configuration with names in place of None, which means the blocks, and of `"all-linear"`."""
+    """Return a configuration whose `target_modules` are names, in place of None (the blocks) or `"all-linear"`."""
     if config.target_modules is None:
         return dataclasses.replace(config, target_modules=selected_blocks(blocks, config))
     base = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -206,12 +217,12 @@ def _explicit_targets(model: nn.Module, blocks: list[str], config: GradDropConfi
 
 
 def _plain(name: str) -> str:
-    """A parameter's name without what data parallelism and compilation put in front."""
+    """Return a parameter's name without the prefixes of data parallelism and compilation."""
     return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def _is_masked(name: str, config: PeftConfig) -> bool:
-    """Whether a parameter is inside a targeted module and not inside an excluded one."""
+    """Return whether a parameter is inside a targeted module and not inside an excluded one."""
     parts = name.split(".")
     inside = [".".join(parts[:length]) for length in range(1, len(parts))]
     found = [check_target_module_exists(config, module) for module in inside]

@@ -26,14 +26,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "toggle": True,
     },
 }
-"""Names as in the paper's tables, but for GradDrop-Epoch-Reset, which section III.B describes without a name."""
+"""Settings by the name of the variant in the paper's tables.
+
+Only GradDrop-Epoch-Reset is named here, because section III.B describes it without a name.
+"""
 
 
 def variant_settings(name: str) -> dict[str, Any]:
-    """The settings of a variant.
+    """Return the settings of a variant.
 
     Raises:
-        ValueError: With all names, if there is none of that name.
+        ValueError: If there is no variant of that name. The message lists all names.
     """
     if name not in VARIANTS:
         raise ValueError(f"there is no GradDrop variant {name!r}; there are {', '.join(VARIANTS)}")

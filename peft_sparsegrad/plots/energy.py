@@ -1,4 +1,4 @@
-"""How much of the gradient the core and the support hold while training goes on."""
+"""The share of the gradient's energy that the core and the support hold during training."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _KEYS = {"sparsegrad_energy_in_core": "in the core", "sparsegrad_energy_in_suppo
 
 @styled
 def energy_over_training(log_history: Sequence[Mapping[str, Any]]) -> Figure:
-    """The share of ‖G‖² in the core and on the support at each logging step, and the training loss.
+    """Draw the share of ‖G‖² in the core and on the support at each logging step, and the training loss.
 
     Args:
-        log_history: `trainer.state.log_history` of a run with `SparseGradCallback`, or that of its
+        log_history: `trainer.state.log_history` of a run with `SparseGradCallback`, or `log_history` in its
             `trainer_state.json`.
 
     Raises:

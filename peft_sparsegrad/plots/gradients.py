@@ -1,4 +1,4 @@
-"""A gradient before and after the change of basis: the paper's figure 2, and its magnitudes in order.
+"""A gradient before and after the change of basis: as a heat map (the paper's figure 2), and its sorted magnitudes.
 
 Figures after Chekalina et al., *SparseGrad* (2024.emnlp-main.831), section 3.2.
 """
@@ -13,24 +13,24 @@ from matplotlib.figure import Figure
 
 from .style import COLOUR_MAP, look, panels, pooled, styled, tidy
 
-_DECADES = 3  # below the largest magnitude that colours tell apart
-_MARK = 0.01  # SparseGrad's default density
+_DECADES = 3  # range of magnitudes below the largest that colours tell apart
+_MARK = 0.01  # SparseGrad's default density, which the figure marks
 
 
 @styled
 def gradient_heat_map(
     gradient: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None, title: str = ""
 ) -> Figure:
-    """Magnitudes of a gradient in the weight's own basis and in the adapter's, on one colour scale.
+    """Draw magnitudes of a gradient in the weight's own basis and in the adapter's basis, on one colour scale.
 
     Args:
         gradient: ∂L/∂W, shape (out, in).
         U: Input transition matrix (in, r_in), or None for the identity.
         V: Output transition matrix (out, r_out), or None for the identity.
-        title: Name of the layer, for instance.
+        title: Title of the figure, for instance the name of the layer.
 
     Raises:
-        ValueError: If the shapes do not go together, or the gradient is zero or not finite.
+        ValueError: If the shapes do not match, or the gradient is zero or not finite.
     """
     before, after = _before_and_after(gradient, U, V)
     largest = max(before.max().item(), after.max().item())
@@ -55,9 +55,18 @@ def gradient_heat_map(
 def gradient_magnitudes(
     gradient: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None, title: str = ""
 ) -> Figure:
-    """The magnitudes of a gradient's entries in descending order, and the share of ‖G‖² in the largest of them.
+    """Draw the magnitudes of a gradient's entries in descending order, and the share of ‖G‖² in the largest of them.
 
-    Arguments and errors as in `gradient_heat_map`. Shares are of the weight's entries in both bases.
+    In both bases, the number of largest entries is given as a share of the weight's entries.
+
+    Args:
+        gradient: ∂L/∂W, shape (out, in).
+        U: Input transition matrix (in, r_in), or None for the identity.
+        V: Output transition matrix (out, r_out), or None for the identity.
+        title: Title of the figure, for instance the name of the layer.
+
+    Raises:
+        ValueError: If the shapes do not match, or the gradient is zero or not finite.
     """
     before, after = _before_and_after(gradient, U, V)
     figure, axes = panels(1, 2, 4.6, 3.6)
@@ -84,7 +93,11 @@ def gradient_magnitudes(
 def _before_and_after(
     gradient: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """|G| and |Vᵀ G U|, float32 on the CPU."""
+    """Return |G| and |Vᵀ G U|, float32 on the CPU.
+
+    Raises:
+        ValueError: If the shapes do not match, or the gradient is zero or not finite.
+    """
     G = gradient.detach().float().cpu()
     if G.ndim != 2 or any(m is not None and len(m) != n for m, n in zip((V, U), G.shape, strict=True)):
         shapes = [None if m is None else tuple(m.shape) for m in (G, U, V)]
@@ -101,7 +114,7 @@ def _product(U: torch.Tensor | None, V: torch.Tensor | None) -> str:
 
 
 def _heat_map(axis: Axes, matrix: torch.Tensor, scale: LogNorm):
-    """Draw a matrix. Returns the image and what to add to the label of the axis."""
+    """Draw a matrix, and return the image and a note to add to the label of the axis."""
     cells, how = pooled(matrix)
     extent = (0, matrix.shape[1], matrix.shape[0], 0)
     image = axis.imshow(
@@ -112,5 +125,5 @@ def _heat_map(axis: Axes, matrix: torch.Tensor, scale: LogNorm):
 
 
 def _few(count: int, most: int = 2000) -> np.ndarray:
-    """At most so many positions up to `count`, evenly spaced on a logarithmic axis."""
+    """Return at most `most` positions up to `count`, evenly spaced on a logarithmic axis."""
     return np.unique(np.geomspace(1, count, num=min(count, most)).astype(int) - 1)

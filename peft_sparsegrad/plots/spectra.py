@@ -1,4 +1,4 @@
-"""The spectra that a warm-up found, and the gradient energy that core and support hold, group by group."""
+"""The spectra that a warm-up found, and the gradient energy in the core and the support, group by group."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .style import COLOURS, look, panels, styled, tidy
 
 @styled
 def spectra(report: WarmUpReport) -> Figure:
-    """Gradient energy along the columns of U and V, its running sum, and what core and support hold of it.
+    """Draw gradient energy along the columns of U and V, its running sum, and the shares of the core and the support.
 
-    A circle marks the rank of the core. An identity side has no spectrum, and a basis that was read from a file has
-    none in its report.
+    A circle marks the rank of the core. A side whose basis is the identity has no spectrum, nor has a basis that was
+    read from a file.
 
     Raises:
         ValueError: If the report has neither a spectrum nor a captured energy.
@@ -86,6 +86,6 @@ def _captured(axis: Axes, groups: list[GroupReport]) -> None:
 
 
 def _two_lines(name: str) -> str:
-    """A module's name with its last part on a line of its own."""
+    """Return a module's name with its last part on a line of its own."""
     front, _, last = name.rpartition(".")
     return f"{front}.\n{last}" if len(name) > 16 and front else name

@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours that colour-blind people can tell apart, and panels of one look.
+"""The common style of the pictures: colours that colour-blind people can tell apart, and panels of one look.
 
 Functions that draw are decorated with `styled`, so that no picture depends on, or changes, the caller's settings.
 """
@@ -19,23 +19,23 @@ LINES = ("-", "--", ":", "-.")
 COLOUR_MAP = "viridis"
 RESOLUTION = 130  # dots per inch
 styled = matplotlib.rc_context({"font.size": 9, "axes.titlesize": 10, "figure.titlesize": 11, "axes.axisbelow": True})
-MOST_CELLS = 300  # on a side of a heat map: about what a panel has pixels for
+MOST_CELLS = 300  # on a side of a heat map: a panel has about as many pixels
 
 
 def panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
-    """A figure of `rows` × `columns` panels, each `width` × `height` inches, and its axes, shape (rows, columns)."""
+    """Return a figure of `rows` × `columns` panels of `width` × `height` inches, and its axes (rows, columns)."""
     figure = Figure(figsize=(columns * width, rows * height), dpi=RESOLUTION, layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def tidy(axis: Axes) -> None:
-    """The look of a panel with curves or bars."""
+    """Give a panel with curves or bars the common look."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25, linewidth=0.5)
 
 
 def look(number: int) -> dict[str, Any]:
-    """Colour and line of the curve `number`."""
+    """Return the colour and the line style of curve number `number`."""
     return {
         "color": COLOURS[number % len(COLOURS)],
         "linestyle": LINES[number // len(COLOURS) % len(LINES)],
@@ -43,9 +43,9 @@ def look(number: int) -> dict[str, Any]:
 
 
 def pooled(matrix: torch.Tensor) -> tuple[np.ndarray, str]:
-    """A matrix (rows, columns) made small enough for a picture, and words that say how.
+    """Return a matrix (rows, columns) made small enough for a picture, and a note that says how.
 
-    Of entries that share a cell the largest is shown: an average would hide the few that are large.
+    A cell shows the largest of its entries, because an average would hide the few that are large.
     """
     matrix = matrix.detach().float().cpu()
     size = tuple(min(n, MOST_CELLS) for n in matrix.shape)

@@ -1,4 +1,4 @@
-"""Where in the core the trained entries lie."""
+"""The positions of the trained entries in the core."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure, SubFigure
 
 from .style import COLOUR_MAP, MOST_CELLS, RESOLUTION, styled
 
-_MOST_LAYERS = 6  # of a group in one picture
+_MOST_LAYERS = 6  # drawn of a group in one picture
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class LayerSupport:
 
     Attributes:
         name: Name of the module.
-        group: Name of its group; layers of a group are drawn beside each other.
-        indices: Flat positions in the core, int64 (k,).
+        group: Name of the layer's group; layers of a group are drawn beside each other.
+        indices: Flat positions of the trained entries in the core, int64 (k,).
         core_shape: (r_out, r_in).
     """
 
@@ -35,9 +35,9 @@ class LayerSupport:
 
 @styled
 def support_maps(layers: Sequence[LayerSupport], title: str = "") -> Figure:
-    """The share of the entries that train in every part of each layer's core, a row of maps for each group.
+    """Draw the share of entries that train in every part of each layer's core, with a row of maps for each group.
 
-    Of a group with more than 6 layers, 6 are drawn that are evenly spaced.
+    If a group has more than 6 layers, 6 evenly spaced ones are drawn.
 
     Raises:
         ValueError: If there are no layers.
@@ -62,7 +62,7 @@ def support_maps(layers: Sequence[LayerSupport], title: str = "") -> Figure:
 
 
 def _draw_group(figure: SubFigure, group: str, layers: list[LayerSupport], columns: int) -> None:
-    """A map for each layer, on one colour scale, beside each other with room for `columns` of them."""
+    """Draw a map for each layer on one colour scale, beside each other with room for `columns` of them."""
     axes = figure.subplots(1, columns, squeeze=False)[0]
     maps = [100 * _density(layer) for layer in layers]
     scale = Normalize(0, max(cells.max() for cells in maps))
@@ -84,7 +84,7 @@ def _evenly_spaced(layers: list[LayerSupport]) -> list[LayerSupport]:
 
 
 def _density(layer: LayerSupport) -> np.ndarray:
-    """The share of entries in the support, in cells of equal size that are as many as a small map can show."""
+    """Return the share of entries in the support, in as many cells of equal size as a small map can show."""
     rows, columns = layer.core_shape
     mask = torch.zeros(rows * columns)
     mask[layer.indices] = 1.0
@@ -93,6 +93,6 @@ def _density(layer: LayerSupport) -> np.ndarray:
 
 
 def _short(name: str, group: str) -> str:
-    """What tells a layer of its group apart: its numbers."""
+    """Return the numbers in a layer's name, which tell it apart from the other layers of its group."""
     numbers = [part for part, common in zip(name.split("."), group.split("."), strict=False) if common == "*"]
     return f"layer {'.'.join(numbers)}" if numbers else name

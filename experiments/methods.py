@@ -10,14 +10,17 @@ from peft import LoraConfig, PeftModel, ShiraConfig, SupertuningConfig, get_peft
 from torch import nn
 from transformers import TrainerCallback
 
+from peft_sparsegrad import (
+    GradDropCallback,
+    GradDropConfig,
+    SparseGradCallback,
+    SparseGradConfig,
+    SparseGradModel,
+    create_sparsegrad_optimizer,
+)
 from peft_sparsegrad.common.targeting import in_out_features, targeted_modules
-from peft_sparsegrad.graddrop import VARIANTS, GradDropConfig
-from peft_sparsegrad.graddrop.callback import GradDropCallback
-from peft_sparsegrad.sparsegrad.callback import SparseGradCallback
-from peft_sparsegrad.sparsegrad.config import SparseGradConfig
+from peft_sparsegrad.graddrop import VARIANTS
 from peft_sparsegrad.sparsegrad.lora_conversion import lora_settings
-from peft_sparsegrad.sparsegrad.model import SparseGradModel
-from peft_sparsegrad.sparsegrad.optimizer import create_sparsegrad_optimizer
 from peft_sparsegrad.sparsegrad.targets import set_default_targets
 
 

@@ -19,7 +19,7 @@ from .checkpoint import check_settled
 from .layer import layer_adapters
 from .plan import LayerPlan
 
-FORMAT = "peft_sparsegrad.transition_matrices"
+FORMAT, VERSION = "peft_sparsegrad.transition_matrices", 1
 
 
 def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], adapter_name: str = "default") -> None:
@@ -50,7 +50,7 @@ def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], ada
             supports[plan.name] = {"k": plan.k, "ranks": plan.ranks}
             tensors[f"support.{plan.name}"] = adapter.support
     contents = {"groups": groups, "supports": supports}
-    metadata = {"format": FORMAT, "version": "1", "contents": json.dumps(contents)}
+    metadata = {"format": FORMAT, "version": str(VERSION), "contents": json.dumps(contents)}
     save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, metadata=metadata)
 
 
@@ -76,7 +76,7 @@ class TransitionFile:
         """Read a file.
 
         Raises:
-            ValueError: If it is missing, damaged, or not a file of `save_transition_matrices`.
+            ValueError: If it is missing, damaged, newer, or not a file of `save_transition_matrices`.
         """
         if not os.path.isfile(path):
             raise ValueError(f"`transition_matrices`: there is no file {path!r}")
@@ -88,6 +88,11 @@ class TransitionFile:
             raise ValueError(f"`transition_matrices`: {path!r} is damaged or no safetensors file: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"`transition_matrices`: {path!r} was not written by `save_transition_matrices`")
+        if int(metadata["version"]) > VERSION:
+            raise ValueError(
+                f"`transition_matrices`: {path!r} has format {metadata['version']}, and this version of "
+                f"peft_sparsegrad reads formats up to {VERSION}: upgrade it"
+            )
         contents = json.loads(metadata["contents"])
         return cls(path, contents["groups"], contents["supports"], tensors)
 

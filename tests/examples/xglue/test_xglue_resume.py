@@ -42,7 +42,7 @@ def test_killed_and_started_again_gives_the_same_results(options, tmp_path):
     options += ["--tasks", "NER", "--methods", "layer-graddrop", "graddrop-epoch", "--dropout", "0.1"]
     options += ["--save-steps", "3", "--epochs", "4"]
     train.main([*options, "--out", str(tmp_path / "whole")])
-    kill_in_run([*PROGRAM, *options], tmp_path / "out" / "checkpoints" / runs_of(options)[1].folder)
+    kill_in_run([*PROGRAM, *options], tmp_path / "out" / "checkpoints" / runs_of(options)[1].folder_name)
     first_line = (tmp_path / "out" / "results.jsonl").read_text().splitlines()[0]
     again = subprocess.run([*PROGRAM, *options], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "1 of 2 runs to do" in again
@@ -113,7 +113,7 @@ def test_no_checkpoint_is_of_a_finished_epoch_without_scores(options, tmp_path, 
 def test_what_a_kill_left_after_a_result_is_cleaned_up(options, tmp_path):
     options += ["--tasks", "QAM", "--methods", "graddrop"]
     train.main(options)
-    left = tmp_path / "out" / "checkpoints" / runs_of(options)[0].folder / "checkpoint-8"
+    left = tmp_path / "out" / "checkpoints" / runs_of(options)[0].folder_name / "checkpoint-8"
     left.mkdir(parents=True)
     train.main(options)
     assert not left.parent.exists()

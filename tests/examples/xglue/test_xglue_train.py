@@ -112,7 +112,7 @@ def test_a_wrong_path_ends_in_one_sentence(options, tmp_path):
         ),
         (["--methods", "lora", "--target-modules", "nonsense"], "lora on .*no module of the model matches"),
         (["--methods", "graddrop-epoch", "--epochs", "1"], "graddrop-epoch on .*needs at least 2"),
-        (["--methods", "gradfreeze-toggle-topdown", "--epochs", "5"], "with 5 epochs and 4 layers"),
+        (["--methods", "gradfreeze-toggle-topdown", "--epochs", "5"], "with 5 epochs and 4 blocks"),
         (["--max-length", "500"], "takes at most 128 tokens, and --max-length is 500"),
         (["--languages", "en", "sw"], "no task of QAM has a test set in sw"),
         (["--tasks", "QAM", "NER", "--languages", "fr"], "NER has none of the languages fr"),

@@ -1,4 +1,4 @@
-"""What one adapter has on one layer: everything that trains, is saved or is watched, in one module."""
+"""The part of an adapter that is on one layer: a module with everything that trains, is saved or is observed."""
 
 from __future__ import annotations
 
@@ -32,23 +32,25 @@ Observer: TypeAlias = "Callable[[LayerAdapter, torch.Tensor, torch.Tensor], bool
 class LayerAdapter(nn.Module):
     """The delta `V S Uᵀ` of one adapter on one layer.
 
-    What a checkpoint must carry is a parameter or a persistent buffer whose shape is fixed when the adapter is
-    injected. It is written to in place, so that everything that holds the tensors sees it.
+    All state that a checkpoint must carry is in parameters and persistent buffers whose shapes are fixed when the
+    adapter is injected. They are written to in place, so that every holder of the tensors sees the change.
 
     Args:
-        plan: Shapes and choices.
+        plan: Shapes and settings of the adapter on this layer.
         values: Initial values, shape (k,); with a dynamic support (r_out * r_in,).
-        basis: Basis of the layer's group. It is registered elsewhere, once for the group.
+        basis: Basis of the layer's group, which another module registers once for the group.
 
     Attributes:
         values: Parameter with the trained entries of the core S, in the order of `indices`.
         support: Positions of the values as a bit mask or int32 indices, see `pack_support`; None for a dense core.
-        weight_shape: int32 (2,), (out, in), which a reader of the file cannot tell from the other tensors.
-        steps: int64 (1,), optimizer steps taken since the support was chosen; -1 until then. In the state dict,
-            because `load_adapter` into an existing name does not read the configuration again.
-        warmup: Observer until the support is settled, or None.
-        probe: Observer afterwards, or None.
-        skip_zeros: Whether `delta_product` looks for zeros in the output's gradient, for a benchmark of that.
+        weight_shape: Shape (out, in) of the weight as int32 (2,), which a reader of the file cannot infer from the
+            other tensors.
+        steps: Number of optimizer steps taken since the support was chosen, int64 (1,); -1 until then. It is in the
+            state dict because `load_adapter` into an existing name does not read the configuration again.
+        warmup: Observer of the gradients until the support is settled, or None.
+        probe: Observer of the gradients after the support is settled, or None.
+        skip_zeros: True to leave zero rows of the output's gradient out of products, see `delta_product`. Only a
+            benchmark sets it.
     """
 
     support: torch.Tensor | None
@@ -64,7 +66,9 @@ class LayerAdapter(nn.Module):
         self.register_buffer("support", packed)
         self.register_buffer("weight_shape", torch.tensor(plan.weight_shape, dtype=torch.int32))
         self.register_buffer("steps", torch.tensor([-1 if plan.warmup_steps else 0]))
-        object.__setattr__(self, "basis", basis)  # a plain reference, and no part of this module's state
+        object.__setattr__(
+            self, "basis", basis
+        )  # a plain reference, so that the basis is not part of this module's state
         self.warmup: Observer | None = None
         self.probe: Observer | None = None
         self.skip_zeros = False
@@ -81,20 +85,20 @@ class LayerAdapter(nn.Module):
 
     @property
     def is_settled(self) -> bool:
-        """Whether the basis is final and the support was chosen."""
+        """True once the basis is final and the support was chosen."""
         return self._is_settled.of(self.steps)
 
     @property
     def num_steps(self) -> int:
-        """Optimizer steps taken since the support was chosen; -1 until then."""
+        """Number of optimizer steps taken since the support was chosen; -1 until then."""
         return self._num_steps.of(self.steps)
 
     @property
     def gradient_sum(self) -> torch.Tensor | None:
-        """Sum over the backward passes since the last renewal, see `SUPPORT_SCORES`: float32 (r_out, r_in).
+        """Sum of the core's gradient over the backward passes since the last renewal, float32 (r_out, r_in).
 
-        None where the values do not train or the support is not renewed. No buffer: DDP would overwrite it with
-        rank 0's, and each rank sums over its own share of the batches.
+        It is None if the values do not train or the support is not renewed. It is not a buffer, because DDP would
+        overwrite it with that of rank 0, and each rank sums over its own share of the batches.
         """
         if not self.plan.renewal_steps or not self.values.requires_grad:
             return None
@@ -104,7 +108,7 @@ class LayerAdapter(nn.Module):
 
     @torch.compiler.disable  # a compiled graph cannot write to a tensor that it has made itself
     def _place_gradient_sum(self) -> None:
-        """Put the sum where the values are; it begins with zeros."""
+        """Put the gradient sum on the device of the values, and begin with zeros if there is none."""
         if self._gradient_sum is None or self._gradient_sum.is_meta:
             self._gradient_sum = torch.zeros(self.plan.core_shape, dtype=torch.float32, device=self.values.device)
         else:
@@ -112,7 +116,7 @@ class LayerAdapter(nn.Module):
 
     @property
     def core(self) -> Core:
-        """The core with its basis."""
+        """The core with its transition matrices."""
         return Core(
             values=self.values,
             indices=self.indices,
@@ -131,9 +135,9 @@ class LayerAdapter(nn.Module):
         return observer if torch.is_grad_enabled() and self.values.requires_grad else None
 
     def add_delta(self, result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return `result + ((x U) Sᵀ) Vᵀ`; x (..., in), result (..., out). The layer's observer looks on."""
+        """Return `result + ((x U) Sᵀ) Vᵀ` for x (..., in) and result (..., out), and let the observer see x and dy."""
         observer = self.observer
-        if observer is not None and not self.is_settled:  # the values are zero, and stay so
+        if observer is not None and not self.is_settled:  # the values are and stay zero: no delta to add
             return _observe(self, result, x, observer, True)  # pyright: ignore[reportCallIssue]
         result = delta_product(result, x, self.core, self.skip_zeros)
         if observer is None:
@@ -142,10 +146,10 @@ class LayerAdapter(nn.Module):
 
     @torch.no_grad()
     def settle(self, indices: torch.Tensor | None = None) -> None:
-        """Make the support final, or replace it, in place.
+        """Make the support final, and replace its indices in place if new ones are given.
 
         Args:
-            indices: Sorted positions (k,); None keeps those that are there.
+            indices: Sorted positions (k,); None keeps the present ones.
         """
         if indices is not None:
             assert self.support is not None, "a dense core has no indices"
@@ -155,20 +159,20 @@ class LayerAdapter(nn.Module):
         _ = self.indices, self.is_settled, self.gradient_sum
 
     def unsettle(self) -> None:
-        """Open the support for a warm-up again."""
+        """Mark the support as not chosen, so that a warm-up can choose it again."""
         self.steps.fill_(-1)
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
-        """Watch an optimizer that holds the values of a support that is renewed."""
+        """Return `_after_step` for an optimizer that holds the values of a support that is renewed, else None."""
         if self.gradient_sum is None or not step.updates(self.values):
             return None
         return partial(self._after_step, step.optimizer)
 
     @torch.no_grad()
     def _after_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Count a step, and renew the support where its time has come."""
+        """Count a step, and renew the support if a renewal is due."""
         if self.values.grad is None or not self.is_settled or not self._is_new(self.values.grad):
-            return  # optimizers leave values without a gradient alone, those of a frozen adapter for instance
+            return  # optimizers skip values without a gradient, for instance those of a frozen adapter
         taken = self.num_steps + 1
         self.steps.fill_(taken)
         self._num_steps.remember(self.steps, taken)
@@ -187,7 +191,7 @@ class LayerAdapter(nn.Module):
         gradient_sum.zero_()
 
     def _is_new(self, gradient: torch.Tensor) -> bool:
-        """Return whether no step was counted with this gradient: an optimizer may wrap another that steps as well."""
+        """Return whether this gradient was not counted yet, as an optimizer may wrap another that steps as well."""
         last, version = self._last_gradient or (None, 0)
         if last is not None and last() is gradient and version == gradient._version:
             return False
@@ -197,7 +201,7 @@ class LayerAdapter(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if f"{prefix}values" in state_dict:
-            self._gradient_sum = None  # it belongs to the values that were here before
+            self._gradient_sum = None  # it belongs to the earlier values
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_last_gradient": None}

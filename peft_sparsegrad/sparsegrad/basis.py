@@ -7,11 +7,11 @@ from torch import nn
 
 
 class Basis(nn.Module):
-    """The pair of transition matrices U (in, r_in), V (out, r_out) that the layers of a group share.
+    """The pair of transition matrices U (in, r_in) and V (out, r_out) that the layers of a group share.
 
     One layer of the group, the owner, registers this module, so the pair is in the state dict once; the others hold a
-    plain reference. Float32 whatever the base model's dtype, because rounding costs orthogonality. Until the warm-up
-    has filled them in, the columns are those of the identity.
+    plain reference. The matrices are float32 in a base model of any dtype, because rounding costs orthogonality. Until
+    the warm-up fills them in, the columns are those of the identity.
 
     Args:
         weight_shape: (out, in) of the group's weights.
@@ -34,10 +34,10 @@ class Basis(nn.Module):
 
     @torch.no_grad()
     def fill(self, U: torch.Tensor | None, V: torch.Tensor | None) -> None:
-        """Replace the columns in place, so that everything that holds the buffers sees them; None for the identity.
+        """Replace the columns in place, so that every holder of the buffers sees them; None stands for the identity.
 
         Raises:
-            ValueError: If a side has columns here and is the identity there.
+            ValueError: If a side is the identity in this basis but not in the arguments, or the reverse.
         """
         for name, columns in {"U": U, "V": V}.items():
             buffer = getattr(self, name)

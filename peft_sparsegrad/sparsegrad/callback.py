@@ -1,4 +1,4 @@
-"""The explicit warm-up, and a look at the energy captured, for transformers' Trainer and TRL's trainers."""
+"""A callback for transformers' Trainer and TRL's trainers that runs the warm-up and logs the energy captured."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ logger = logging.getLogger("peft_sparsegrad")
 
 
 class SparseGradCallback(TrainerCallback):
-    """Runs the warm-up before the first step, on the Trainer's own data, and logs the energy captured in training.
+    """Trainer callback that runs the warm-up before the first step, on the Trainer's data, and logs energy captured.
 
-    The warm-up draws its batches with a random state of its own, so that training sees the data and the dropout that
-    it would have seen without it. A run that is resumed from a checkpoint finds its warm-up there. Checkpoints also
-    receive the gradient sums that the next renewal of the supports goes by, `sparsegrad_gradient_sums_*.safetensors`.
+    The warm-up draws its batches with a random state of its own, so that it changes neither the data nor the dropout
+    of training. A run that is resumed from a checkpoint takes the result of the warm-up from there. Checkpoints also
+    hold the gradient sums from which the next renewal chooses supports, `sparsegrad_gradient_sums_*.safetensors`.
 
     Args:
-        steps: Batches for the warm-up; None for the configuration's `warmup_steps`.
-        head_steps: Steps for which everything but the SparseGrad values is trained first (AdamW, the Trainer's
-            learning rate). A new task head's first gradients say little about the task.
-        log_energy: At every logging step, add `sparsegrad_energy_in_core` and `sparsegrad_energy_in_support` to the
-            log: the share of the gradient's energy that the core can express, and that the support holds.
+        steps: Number of batches for the warm-up; None for the configuration's `warmup_steps`.
+        head_steps: Number of steps that train everything but the SparseGrad values before the warm-up (AdamW, the
+            Trainer's learning rate), because a new task head's first gradients say little about the task.
+        log_energy: True to add `sparsegrad_energy_in_core` and `sparsegrad_energy_in_support` to the log at every
+            logging step: the shares of the gradient's energy that the core can express and that the support holds.
 
     Attributes:
-        report: The [`WarmUpReport`], once there is one.
+        report: The [`WarmUpReport`] after the warm-up, else None.
     """
 
     def __init__(self, steps: int | None = None, head_steps: int = 0, log_energy: bool = True) -> None:
@@ -61,7 +61,7 @@ class SparseGradCallback(TrainerCallback):
             if state.global_step:
                 _restore_gradient_sums(args, state, adapters)
             return
-        model.train()  # as the Trainer will; with it come dropout and gradient checkpointing
+        model.train()  # as in the Trainer's steps, with dropout and gradient checkpointing
         with _own_random_state(args.seed), _precision(args):
             batches = _endless(_loader(kwargs["train_dataloader"], args.seed), model)
             if self.head_steps:
@@ -100,7 +100,10 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
 
 
 def _restore_gradient_sums(args: TrainingArguments, state: TrainerState, adapters: list[LayerAdapter]) -> None:
-    """From the checkpoint that the Trainer has resumed from. It does not say which one, so the values must agree."""
+    """Restore gradient sums from the checkpoint that the Trainer has resumed from.
+
+    The Trainer does not say which checkpoint that is, so the one is taken whose values agree with the adapters'.
+    """
     named = [Path(args.resume_from_checkpoint)] if isinstance(args.resume_from_checkpoint, str) else []
     for folder in [*named, _checkpoint(args, state)]:
         if load_gradient_sums(adapters, folder, args.process_index):
@@ -121,7 +124,7 @@ def _trained_adapter(model: nn.Module) -> tuple[str, list[LayerAdapter]]:
 
 
 def _loader(dataloader: DataLoader, seed: int) -> DataLoader:
-    """A loader like the Trainer's, whose own state must not move; each rank draws other batches."""
+    """Return a loader like the Trainer's, whose own state must not change; each rank draws different batches."""
     dataset, sampler = dataloader.dataset, None
     if not isinstance(dataset, IterableDataset):
         generator = torch.Generator().manual_seed(seed)
@@ -136,7 +139,7 @@ def _loader(dataloader: DataLoader, seed: int) -> DataLoader:
 
 
 def _endless(loader: DataLoader, model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Batches on the model's device, around and around."""
+    """Yield batches on the model's device, and start again when the loader ends."""
     device, empty = next(model.parameters()).device, True
     while True:
         for batch in loader:
@@ -155,7 +158,7 @@ def _own_random_state(seed: int) -> Iterator[None]:
 
 
 def _precision(args: TrainingArguments) -> AbstractContextManager[Any]:
-    """The Trainer's mixed precision, if it is bf16; float16 would need its gradient scaler too."""
+    """Return a context for the Trainer's mixed precision if it is bf16; float16 would need its gradient scaler too."""
     if not args.bf16:
         return nullcontext()
     return torch.autocast(args.device.type, dtype=torch.bfloat16)
@@ -164,7 +167,15 @@ def _precision(args: TrainingArguments) -> AbstractContextManager[Any]:
 def settle_head(
     model: nn.Module, batches: Iterator[dict[str, Any]], steps: int, lr: float, adapters: list[LayerAdapter]
 ) -> None:
-    """Train whatever trains besides the SparseGrad values."""
+    """Train everything that requires a gradient except the SparseGrad values, with AdamW.
+
+    Args:
+        model: A model with a SparseGrad adapter.
+        batches: Batches for `model(**batch).loss`.
+        steps: Number of steps, one batch each.
+        lr: Learning rate.
+        adapters: The SparseGrad adapter on each of its layers, which does not train.
+    """
     values = {adapter.values for adapter in adapters}
     head = [p for p in model.parameters() if p.requires_grad and p not in values]
     if not head:

@@ -1,4 +1,4 @@
-"""Checks on what is saved and what is loaded: nothing is written, and nothing changed, if one of them fails."""
+"""Checks before saving and loading: if one of them fails, nothing is written and nothing is changed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .warmup_collector import WarmUpCollector
 
 
 def check_settled(adapters: list[LayerAdapter], adapter_name: str) -> None:
-    """Raise a ValueError in the middle of a warm-up: what it has summed so far is in no checkpoint.
+    """Raise a ValueError in the middle of a warm-up, because no checkpoint holds the sums it has collected so far.
 
-    An adapter that has not begun its warm-up loses nothing by being saved, and begins it when it is loaded to train.
+    An adapter that has not begun its warm-up can be saved, and begins the warm-up when it is loaded to train.
     """
     waiting = [adapter for adapter in adapters if not adapter.is_settled]
     if not waiting:
@@ -41,16 +41,16 @@ def check_settled(adapters: list[LayerAdapter], adapter_name: str) -> None:
 def check_adapter_tensors(
     model: nn.Module, adapter_name: str, state_dict: dict[str, torch.Tensor], prefix: str
 ) -> None:
-    """Hold the tensors of an adapter against the model that they are for.
+    """Check that the tensors of an adapter file fit the model.
 
     Args:
         model: The model, with the adapter injected.
-        adapter_name: The adapter.
-        state_dict: Tensors under the names of the model's own.
-        prefix: Mark of the names of this method.
+        adapter_name: Name of the adapter.
+        state_dict: Tensors of the file, under the names of the model's own tensors.
+        prefix: Prefix that marks the names of this method.
 
     Raises:
-        ValueError: Naming the tensor that is missing, unknown, of another shape or dtype, or damaged.
+        ValueError: If a tensor is missing, unknown, of another shape or dtype, or damaged. The message names it.
     """
     modules = _own_modules(model, adapter_name, prefix)
     expected = {start + key: tensor for start, each in modules.items() for key, tensor in each.state_dict().items()}

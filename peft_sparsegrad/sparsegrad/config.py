@@ -31,25 +31,26 @@ class SparseGradConfig(TargetedConfig):
         num_values: Trained values per layer, in place of `density`.
         rank: Columns of the transition matrices V and U in use: one number, a pair (out, in), `"full"` (the paper's),
             or `"auto"`. None in a pair leaves that side in the weight's own basis; `"auto"` does so with the wider
-            side, the neurons of an MLP. Time, memory and bytes grow with it, and so does what the support can choose.
-        slack: With `rank="auto"`, entries of the core per trained value, at least 1. What the support can choose from,
-            and the time of a step, grow with it.
+            side, the neurons of an MLP. A greater rank costs time, memory and bytes, and gives the support more
+            entries to choose from.
+        slack: With `rank="auto"`, entries of the core per trained value, at least 1. More slack costs time in each
+            step, and gives the support more entries to choose from.
         basis: `"hosvd"` of warm-up gradients, `"svd"` of each weight, or `"identity"` (MeProp).
         support: `"static"`: entries chosen once, after the warm-up. `"dynamic"`: the whole core trains and each
             backward pass keeps its largest `density` of gradients; use `create_sparsegrad_optimizer` with it.
-        support_score: What chooses a static support: `"mean"`, |Σ G̃|, or `"energy"`, Σ G̃².
-        warmup_steps: Training backward passes observed before training starts, where no explicit warm-up is run.
-            0 trains at once, in a data-free basis.
-        renewal_steps: Optimizer steps after which the support is renewed for the first time, and then whenever the
-            number of steps has doubled: 30% of the values, the smallest, give up their entries to those with the
-            largest |Σ G̃| in the steps before. 0 keeps the first support. Static supports only.
-        transition_matrices: File written by `save_transition_matrices`, in place of a warm-up.
-        init_weights: False fills the values with noise and skips the warm-up. For tests.
+        support_score: Score by which a static support is chosen: `"mean"`, |Σ G̃|, or `"energy"`, Σ G̃².
+        warmup_steps: Number of training backward passes that are observed before training starts, if no explicit
+            warm-up is run. 0 trains at once, in a data-free basis.
+        renewal_steps: Number of optimizer steps after which the support is renewed for the first time, and then
+            whenever the number of steps has doubled. A renewal replaces the entries of the smallest 30% of the values
+            by those with the largest |Σ G̃| in the steps before. 0 keeps the first support. Static supports only.
+        transition_matrices: File written by `save_transition_matrices`, which replaces the warm-up.
+        init_weights: False fills the values with noise and skips the warm-up, for tests.
         density_pattern: Density for the modules whose names match a key (a suffix or regular expression).
         rank_pattern: Rank for the modules whose names match a key.
 
     Raises:
-        ValueError: For a field out of range, by its name.
+        ValueError: If a field is out of range. The message names it.
     """
 
     title: ClassVar[str] = "SparseGrad"
@@ -124,7 +125,7 @@ class SparseGradConfig(TargetedConfig):
             raise ValueError(f"`transition_matrices` is a HOSVD basis and cannot be used with basis={self.basis!r}")
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save without `transition_matrices`: the adapter carries its own, and the file may not be there later."""
+        """Save without `transition_matrices`, since the adapter holds them and the file may be missing later."""
         path, self.transition_matrices = self.transition_matrices, None
         try:
             super().save_pretrained(save_directory, **kwargs)
@@ -137,7 +138,11 @@ def _entries(name: str, pattern: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _checked_rank(name: str, rank: Any) -> Any:
-    """`rank` with a list, as JSON gives it, made a pair again."""
+    """Return `rank`, with a list as read from JSON turned back into a pair.
+
+    Raises:
+        ValueError: If it is not a valid rank. The message names the field `name`.
+    """
     if rank in ("full", "auto"):
         return rank
     numbers = tuple(rank) if isinstance(rank, (tuple, list)) else (rank, rank)

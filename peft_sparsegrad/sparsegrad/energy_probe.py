@@ -1,4 +1,4 @@
-"""How much of a step's gradient the core and the support of an adapter hold."""
+"""The probe for the share of a step's gradient that the core and the support of an adapter hold."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from .adapter import LayerAdapter
 
 
 class EnergyProbe:
-    """Measures, for one step, how much of the gradient's energy Σ‖G‖² the core and the support of an adapter hold.
+    """Observer that measures, for one step, the shares of the gradient's energy Σ‖G‖² in core and support.
 
     Args:
-        adapters: What the adapter has on each of its layers.
+        adapters: The adapter on each of its layers.
     """
 
     def __init__(self, adapters: list[LayerAdapter]) -> None:
         self.adapters = adapters
-        self.energies = torch.zeros(3, dtype=torch.float64)  # everywhere, in the core, on the support
+        self.energies = torch.zeros(3, dtype=torch.float64)  # of the full gradient, in the core, on the support
         for adapter in adapters:
             adapter.probe = self
 
     def __call__(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
-        """Take in one backward pass of one layer; x (tokens, in), dy (tokens, out)."""
+        """Add one backward pass of one layer, x (tokens, in) and dy (tokens, out); return True, as any is usable."""
         core = core_gradient(x, dy, adapter.basis.U, adapter.basis.V).flatten().square()
         held = core.topk(adapter.plan.k).values if adapter.plan.dynamic else core[adapter.indices]
         self.energies += torch.stack([gradient_energy(x, dy), core.sum(), held.sum()]).double().cpu()
         return True
 
     def finish(self) -> dict[str, float]:
-        """Stop measuring. Returns the shares `energy_in_core` and `energy_in_support`, nothing if nothing was seen."""
+        """Stop measuring, and return the shares `energy_in_core` and `energy_in_support`; {} if nothing was seen."""
         for adapter in self.adapters:
             adapter.probe = None
         device = self.adapters[0].values.device

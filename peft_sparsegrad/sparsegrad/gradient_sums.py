@@ -1,7 +1,8 @@
-"""The gradient sums that the next renewal of a support goes by, kept in the Trainer's checkpoints.
+"""The gradient sums from which the next renewal chooses a support, kept in the Trainer's checkpoints.
 
-The adapter does not hold Σ G̃ since the last renewal: it is many times as large. Without it a run that is resumed
-between two renewals renews its supports by what it has seen since, and is not the uninterrupted run.
+The adapter file does not hold Σ G̃ since the last renewal, which is many times as large as the adapter. Without it, a
+run that is resumed between two renewals would renew its supports by the gradients since the restart only, and would
+differ from the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from .adapter import LayerAdapter
 
 
 def save_gradient_sums(adapters: list[LayerAdapter], folder: Path, rank: int) -> None:
-    """Write the sums of this rank, each of which has seen its own share of the batches; nothing if there are none."""
+    """Write the sums of this rank, which cover its own share of the batches; write nothing if there are none."""
     tensors = {}
     for adapter, gradient_sum in _renewed(adapters):
         tensors[f"{adapter.plan.name}.sum"] = gradient_sum.contiguous()
@@ -27,7 +28,7 @@ def save_gradient_sums(adapters: list[LayerAdapter], folder: Path, rank: int) ->
 
 
 def load_gradient_sums(adapters: list[LayerAdapter], folder: Path, rank: int) -> bool:
-    """Restore the sums that were saved with these very values. Returns whether the folder has them."""
+    """Restore the sums that were saved with these values, and return whether the folder has them."""
     path = _path(folder, rank)
     renewed = _renewed(adapters)
     if not renewed:
@@ -51,6 +52,6 @@ def _renewed(adapters: list[LayerAdapter]) -> list[tuple[LayerAdapter, torch.Ten
 
 
 def _is_of(tensors: dict[str, Any], adapter: LayerAdapter) -> bool:
-    """Return whether the file is of the checkpoint that the adapter was loaded from: the values are the same."""
+    """Return whether a file belongs to the checkpoint that the adapter was loaded from, by comparing the values."""
     saved = tensors.get(f"{adapter.plan.name}.values")
     return saved is not None and torch.equal(saved, adapter.values.detach().cpu())

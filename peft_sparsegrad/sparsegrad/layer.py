@@ -20,11 +20,11 @@ from .plan import LayerPlan
 
 
 class SparseGradLayer(DeltaLayer):
-    """State of the adapters of one layer.
+    """A frozen linear layer with the SparseGrad adapters on it.
 
     Attributes:
-        sparsegrad_adapter: Adapter name to [`LayerAdapter`].
-        sparsegrad_basis: Adapter name to the [`Basis`] of the layer's group, on the layer that owns it only.
+        sparsegrad_adapter: [`LayerAdapter`] by adapter name.
+        sparsegrad_basis: [`Basis`] of the layer's group by adapter name, only on the layer that owns it.
     """
 
     adapter_layer_names: tuple[str, ...] = ("sparsegrad_adapter",)
@@ -46,7 +46,7 @@ class SparseGradLayer(DeltaLayer):
         return adapter_name in self.sparsegrad_adapter
 
     def adapter(self, adapter_name: str) -> LayerAdapter:
-        """Return what the adapter has on this layer."""
+        """Return the part of the adapter that is on this layer."""
         return cast(LayerAdapter, self.sparsegrad_adapter[adapter_name])
 
     @property
@@ -60,10 +60,10 @@ class SparseGradLayer(DeltaLayer):
         """Add an adapter.
 
         Args:
-            adapter_name: Its name.
-            plan: Its shapes and choices.
+            adapter_name: Name of the adapter.
+            plan: Shapes and settings of the adapter on this layer.
             basis: Basis of the layer's group; None makes this layer the owner of a new one.
-            inference_mode: Whether the adapter's tensors come from a file and do not train.
+            inference_mode: True if the adapter's tensors come from a file and do not train.
         """
         if basis is None:
             basis = self.sparsegrad_basis[adapter_name] = Basis(plan.weight_shape, plan.ranks)
@@ -82,7 +82,7 @@ class SparseGradLayer(DeltaLayer):
         return torch.zeros(size, dtype=dtype) if plan.init_weights else torch.randn(size).to(dtype)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Move to the base layer's device, and not to its dtype: bf16 would cost the bases their orthogonality."""
+        """Move an adapter to the base layer's device but not to its dtype, as bf16 bases would not be orthogonal."""
         device = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
         if adapter_name not in self.sparsegrad_adapter or device is None or device.type == "meta":
             return
@@ -108,7 +108,7 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
 
     Attributes:
         materialising_pays: Called with (tokens, weight shape, ranks); returns whether to add the delta to the weight
-            and not to the output, where that is possible. A benchmark sets another to force one of the two.
+            and not to the output, where that is possible. A benchmark replaces it to force one of the two.
     """
 
     def __init__(
@@ -127,13 +127,13 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         self.update_layer(adapter_name, plan, basis, inference_mode)
 
     def train(self, mode: bool = True) -> SparseGradLinear:
-        """As usual; on a quantised base the values become float32 again, if bf16 took their place."""
+        """Set the mode of the layer; on a quantised base, make values float32 again that were cast to bf16."""
         if mode and self.quantization_backend is not None:
             restore_float32(adapter.values for adapter in self.adapters)
         return super().train(mode)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Return `base_layer(x)` plus every active adapter's delta; x (..., in), result (..., out)."""
+        """Return `base_layer(x)` plus every active adapter's delta, for x (..., in); the result is (..., out)."""
         base_layer = cast(Callable[..., torch.Tensor], self.base_layer)
         if self.disable_adapters and self.merged:
             self.unmerge()
@@ -164,6 +164,6 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
 
 
 def layer_adapters(model: nn.Module, adapter_name: str) -> list[LayerAdapter]:
-    """Return what the adapter has on each layer of a model, in the model's order."""
+    """Return the adapter's part on each layer of a model, in the model's order."""
     layers = (module for module in model.modules() if isinstance(module, SparseGradLayer))
     return [layer.adapter(adapter_name) for layer in layers if layer.has_adapter(adapter_name)]

@@ -1,4 +1,4 @@
-"""SparseGrad as LoRA: for servers that know nothing else."""
+"""The conversion of SparseGrad adapters to LoRA adapters, for servers that only support LoRA."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class LoraConversion:
     """A LoRA adapter made of a SparseGrad adapter.
 
     Attributes:
-        config: Its configuration, with the rank of every module.
-        state_dict: Its tensors, under the names that PEFT saves.
-        errors: Module name to ‖ΔW − BA‖ / ‖ΔW‖, in the Frobenius norm.
+        config: Configuration of the LoRA adapter, with the rank of every module.
+        state_dict: Tensors of the LoRA adapter, under the names that PEFT saves.
+        errors: ‖ΔW − BA‖ / ‖ΔW‖ in the Frobenius norm, by module name.
     """
 
     config: LoraConfig
@@ -48,16 +48,16 @@ class LoraConversion:
 def convert_to_lora(model: nn.Module, rank: int | None = None, adapter_name: str = "default") -> LoraConversion:
     """Convert a SparseGrad adapter to a LoRA adapter that gives the same outputs.
 
-    ΔW = V S Uᵀ has at most as many independent rows as S has rows, or columns, that hold a value; without a `rank`
-    that number is the LoRA's, and the conversion is exact.
+    ΔW = V S Uᵀ has at most as many independent rows as S has rows, or columns, that hold a value. Without a `rank`,
+    the LoRA adapter has that rank and the conversion is exact.
 
     Args:
         model: A model with a trained SparseGrad adapter, not merged. It is not changed.
         rank: Rank of every module, by truncated SVD; None for an exact conversion.
-        adapter_name: The adapter.
+        adapter_name: Name of the SparseGrad adapter.
 
     Returns:
-        The adapter and, per module, the relative error of its ΔW.
+        The LoRA adapter and, for each module, the relative error of its ΔW.
 
     Raises:
         ValueError: If there is no such adapter, it is still in its warm-up, it trains other modules, or rank < 1.
@@ -90,10 +90,10 @@ def convert_to_lora(model: nn.Module, rank: int | None = None, adapter_name: str
 
 
 def lora_settings(model: nn.Module, ranks: dict[str, int]) -> dict[str, Any]:
-    """`LoraConfig` fields that give each of the modules in `ranks` its rank, and a scale of 1, and no other module."""
+    """Return `LoraConfig` fields that give each module in `ranks` its rank and a scale of 1, and target no other."""
     r = max(ranks.values())
     pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r}
-    # PEFT compares the ends of names: a list would also match other modules that end in one of these
+    # a regular expression, because PEFT compares a list with the ends of names, which could match other modules
     suffixes = tuple(f".{name}" for name in ranks)
     ambiguous = any(name.endswith(suffixes) and name not in ranks for name, _ in model.named_modules())
     targets = "|".join(map(re.escape, ranks)) if ambiguous else list(ranks)
@@ -120,7 +120,7 @@ def _lora_config(model: nn.Module, adapter_name: str, ranks: dict[str, int]) -> 
 
 
 def _exact_factors(adapter: LayerAdapter) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return A (r, in) and B (out, r) with B A = V S Uᵀ; r is the rows or the columns of S in use, the fewer ones."""
+    """Return A (r, in) and B (out, r) with B A = V S Uᵀ; r is the smaller number of rows or columns of S in use."""
     core = adapter.core.matrix(torch.float64).detach()
     U, V = adapter.basis.U, adapter.basis.V
     U = torch.eye(core.shape[1]) if U is None else U
@@ -128,14 +128,14 @@ def _exact_factors(adapter: LayerAdapter) -> tuple[torch.Tensor, torch.Tensor]:
     U, V = U.to(core), V.to(core)
     rows, columns = (core != 0).any(1), (core != 0).any(0)
     if not core.any():
-        rows[0] = columns[0] = True  # LoRA knows no rank 0
+        rows[0] = columns[0] = True  # LoRA has no rank 0
     if rows.sum() <= columns.sum():
         return core[rows] @ U.T, V[:, rows]
     return U[:, columns].T, V @ core[:, columns]
 
 
 def _truncate(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best factors of `rank` for b @ a, from the SVD of a small matrix between two orthogonal ones."""
+    """Return the best factors of `rank` for b @ a, from the SVD of a small matrix between two orthogonal ones."""
     q_b, r_b = torch.linalg.qr(b)
     q_a, r_a = torch.linalg.qr(a.T)
     left, singular_values, right = torch.linalg.svd(r_b @ r_a.T)

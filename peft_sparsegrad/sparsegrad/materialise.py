@@ -1,4 +1,4 @@
-"""When a layer may add its delta to the weight and not to the output: full precision, and nothing in between."""
+"""The condition for adding a delta to the weight and not to the output: a plain linear layer in full precision."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from torch.nn.modules.module import _has_any_global_hook
 
 
 def is_plain_linear(base_layer: nn.Module, x: torch.Tensor) -> bool:
-    """Return whether a layer is a frozen `nn.Linear` in full precision which nobody has hooked or wrapped.
+    """Return whether a layer is a frozen `nn.Linear` in full precision without hooks or wrappers.
 
-    `materialised_linear` does not call the layer, so the layer must be nothing but a product with its weight.
+    `materialised_linear` does not call the layer, so the layer may do nothing but multiply by its weight and add its
+    bias.
 
     Args:
         base_layer: The layer.
-        x: Its input, shape (..., in).
+        x: Input of the layer, shape (..., in).
     """
     if type(base_layer) is not nn.Linear or type(base_layer.weight) is not nn.Parameter:
         return False

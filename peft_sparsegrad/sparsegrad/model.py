@@ -24,13 +24,13 @@ from .warmup_collector import WarmUpCollector
 
 
 class SparseGradModel(BaseTuner):
-    """Adds SparseGrad to a model.
+    """PEFT tuner that trains a small share of a model's MLP weights in the basis of their gradients.
 
     Method: Chekalina et al., *SparseGrad: A Selective Method for Efficient Fine-tuning of MLP Layers* (EMNLP 2024,
     2024.emnlp-main.831).
 
-    `get_peft_model` makes one of these; its arguments are those of every PEFT tuner: the model, a
-    [`SparseGradConfig`], and the adapter's name.
+    `get_peft_model` creates it. Its arguments are those of every PEFT tuner: the model, a [`SparseGradConfig`], and
+    the adapter's name.
 
     Example:
 
@@ -64,11 +64,11 @@ class SparseGradModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
-        """Plan every layer, and read the transition matrices, before any of them is changed."""
+        """Plan every layer, and read the transition matrices, before any layer is changed."""
         assert isinstance(peft_config, SparseGradConfig)
         self._bases: dict[tuple[Any, ...], Basis] = {}  # by group key
         self._transition_file: TransitionFile | None = None
-        _maybe_include_all_linear_layers(peft_config, model)  # PEFT does so too, but only after this
+        _maybe_include_all_linear_layers(peft_config, model)  # PEFT calls it too, but only after this method
         targets = targeted_modules(model, peft_config, self._check_target_module_exists)
         plans = [self._plan(peft_config, name, module) for name, module in targets]
         if peft_config.transition_matrices is not None and not peft_config.inference_mode:
@@ -113,7 +113,7 @@ class SparseGradModel(BaseTuner):
         state_dict: dict[str, torch.Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
-        restore_scales(model)  # PEFT has asked for the state dict just before
+        restore_scales(model)  # PEFT has just called `state_dict`, which disorders them
         check_settled(layer_adapters(model, adapter_name), adapter_name)
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         check_complete(model, adapter_name, tensors, cls.prefix)

@@ -1,4 +1,4 @@
-"""The optimizer for dynamic supports: Adam that moves only where there is a gradient."""
+"""The optimizer for dynamic supports: an Adam that moves only entries with a gradient."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class SparseGradAdam(Optimizer):
         params: Parameters or groups, as for any optimizer.
         lr: Learning rate.
         betas: Decay of the two moments.
-        eps: Added to the denominator.
+        eps: Term added to the denominator.
         weight_decay: Decoupled weight decay.
-        sparse: Default of the groups that do not say.
+        sparse: Default for groups that do not set `sparse`.
     """
 
     def __init__(
@@ -110,21 +110,23 @@ def create_sparsegrad_optimizer(
     weight_decay: float = 0.0,
     other_lr: float | None = None,
 ) -> SparseGradAdam:
-    """The optimizer for a model with a SparseGrad adapter, for a training loop or `Trainer(optimizers=(it, None))`.
+    """Return an optimizer for a model with a SparseGrad adapter.
 
-    Values of dynamic supports move where their gradient is not zero. Everything else that trains (static supports, a
-    task head) is under AdamW.
+    It can be used in a training loop or with `Trainer(optimizers=(optimizer, None))`.
+
+    Values of dynamic supports move only where their gradient is not zero. Everything else that trains (static
+    supports, a task head) is trained with AdamW.
 
     Args:
         model: The model.
         lr: Learning rate of the SparseGrad values.
         betas: Decay of the two moments.
-        eps: Added to the denominator.
+        eps: Term added to the denominator.
         weight_decay: Decoupled weight decay.
-        other_lr: Learning rate of what is not SparseGrad's; None for `lr`.
+        other_lr: Learning rate of all other parameters; None for `lr`.
 
     Raises:
-        ValueError: If the model has no SparseGrad values that train.
+        ValueError: If no SparseGrad values of the model train.
     """
     adapters = [module for module in model.modules() if isinstance(module, LayerAdapter)]
     values = {adapter.values for adapter in adapters}

@@ -1,4 +1,4 @@
-"""The plan of an adapter on one layer, worked out from the configuration before anything is changed."""
+"""The plan of an adapter on one layer, which is derived from the configuration before anything is changed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .config import SparseGradConfig
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """Shapes and choices of an adapter on one layer.
+    """Shapes and settings of an adapter on one layer.
 
     Attributes:
         name: Name of the module in the base model.
-        role: The name with its numbers replaced by `*`, which is the same for that layer of every block.
-        weight_shape: (out, in).
-        k: Trained values; with a dynamic support, entries updated in a step.
-        ranks: Columns of (V, U); None for a side in the weight's own basis.
-        basis: As in the configuration.
-        dynamic: Whether the whole core trains, its largest gradients at a time.
-        support_score: As in the configuration.
-        warmup_steps: Backward passes to watch before training; 0 if the adapter trains from the start.
-        renewal_steps: Optimizer steps until the support is first renewed; 0 for never.
+        role: Name with its numbers replaced by `*`, which is the same for the corresponding layer of every block.
+        weight_shape: Shape (out, in) of the weight.
+        k: Number of trained values; with a dynamic support, number of entries updated in a step.
+        ranks: Columns (r_out, r_in) of V and U; None for a side in the weight's own basis.
+        basis: Basis in the configuration: `"hosvd"`, `"svd"` or `"identity"`.
+        dynamic: True if the whole core trains and each step updates the entries with the largest gradients.
+        support_score: Score by which a static support is chosen: `"mean"` or `"energy"`.
+        warmup_steps: Number of backward passes to observe before training; 0 if the adapter trains from the start.
+        renewal_steps: Number of optimizer steps until the support is first renewed; 0 for never.
         init_weights: False fills the values with noise.
     """
 
@@ -46,22 +46,22 @@ class LayerPlan:
 
     @property
     def group_key(self) -> tuple[str, tuple[int, int], tuple[int | None, int | None]]:
-        """Layers with the same key form a group, which shares its basis."""
+        """Key of the layer's group: layers with the same key share a basis."""
         return self.role, self.weight_shape, self.ranks
 
     @property
     def core_shape(self) -> tuple[int, int]:
-        """(r_out, r_in) of the core."""
+        """Shape (r_out, r_in) of the core."""
         return core_shape(*self.weight_shape, self.ranks)
 
     @property
     def top_k(self) -> int | None:
-        """Entries of each step's gradient that are kept, with a dynamic support."""
+        """Number of entries of each step's gradient that are kept with a dynamic support, else None."""
         return self.k if self.dynamic else None
 
     @property
     def num_entries(self) -> int:
-        """Entries of the core."""
+        """Number of entries of the core."""
         return self.core_shape[0] * self.core_shape[1]
 
 

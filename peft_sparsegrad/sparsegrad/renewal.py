@@ -1,9 +1,9 @@
-"""Renewal: while an adapter trains, its supports follow the gradient.
+"""The renewal of supports, by which they follow the gradient during training.
 
-The first support is chosen from the gradients before training, and what they ask for is soon learned. So after
-`renewal_steps` optimizer steps, and whenever their number has doubled, the smallest values give up their entries to
-those whose gradient was largest in the steps before, as in RigL (arXiv 1911.11134), which does so with whole networks.
-The backward pass forms the gradient of the whole core anyway.
+The first support is chosen from gradients before training, which soon change as the model learns. So after
+`renewal_steps` optimizer steps, and whenever their number has doubled, the entries of the smallest values are replaced
+by those whose gradient was largest in the steps before, as RigL (arXiv 1911.11134) does with whole networks. The
+backward pass forms the gradient of the whole core anyway.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from ..common.distributed import copy_from_main, sum_over_ranks
 from ..functional import SUPPORT_SCORES, move_entries, renew_support
 from .plan import LayerPlan
 
-FRACTION = 0.3  # of the values, at each renewal
+FRACTION = 0.3  # of the values that each renewal replaces
 
 
 def next_renewal(steps: int, first: int) -> int:
-    """Return the first of `first`, 2 `first`, 4 `first`, ... that is above `steps`."""
+    """Return the smallest of `first`, 2 `first`, 4 `first`, ... that is greater than `steps`."""
     renewal = first
     while renewal <= steps:
         renewal *= 2
@@ -33,14 +33,15 @@ def renewed_support(
     Args:
         plan: The plan of the layer's adapter.
         values: Trained values, shape (k,).
-        indices: Their sorted positions in the core, shape (k,).
-        gradient_sum: Sum over this rank's backward passes, shape (r_out, r_in). Summed over the ranks in place.
+        indices: Sorted positions of the values in the core, shape (k,).
+        gradient_sum: Sum of the core's gradient over this rank's backward passes, shape (r_out, r_in). It is summed
+            over the ranks in place.
 
     Returns:
         Sorted positions, int64, shape (k,).
 
     Raises:
-        ValueError: If the values are sharded, and cannot be moved.
+        ValueError: If the values are sharded, so that they cannot be moved.
     """
     if values.shape != (plan.k,):
         raise ValueError(
@@ -53,10 +54,10 @@ def renewed_support(
 
 
 def move_state(optimizer: torch.optim.Optimizer, values: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> None:
-    """Let an optimizer's state for `values` (k,) follow them from the entries `old` to the entries `new`.
+    """Move an optimizer's state for `values` (k,) from the entries `old` to the entries `new`.
 
-    A new entry begins with the mean of a state that is nowhere negative, a scale such as Adam's second moment, and
-    with zero of any other, such as a momentum. State that is quantised in blocks cannot be moved and begins anew.
+    In a state that is nowhere negative, such as Adam's second moment, a new entry begins with the mean; in any other,
+    such as a momentum, it begins with zero. A state that is quantised in blocks cannot be moved and is reset.
     """
     state = optimizer.state.get(values, {})
     moving = {key: s for key, s in state.items() if isinstance(s, torch.Tensor) and s.shape == values.shape}

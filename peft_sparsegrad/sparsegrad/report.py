@@ -1,4 +1,4 @@
-"""What a warm-up found."""
+"""The report of a warm-up."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any
 
 @dataclasses.dataclass
 class GroupReport:
-    """One group of layers with common transition matrices.
+    """The result of a warm-up for one group of layers with common transition matrices.
 
     Attributes:
-        name: Name of its modules, `*` for the block's number.
-        num_layers: Layers in the group.
-        weight_shape: (out, in).
-        core_shape: (r_out, r_in).
-        num_values: Trained values per layer.
-        method: How the basis was found: `"exact"`, `"sketch"`, `"svd"`, `"identity"` or `"hosvd"` (from a file).
+        name: Name of the group's modules, with `*` for the block's number.
+        num_layers: Number of layers in the group.
+        weight_shape: Shape (out, in) of each weight.
+        core_shape: Shape (r_out, r_in) of each core.
+        num_values: Number of trained values per layer.
+        method: Origin of the basis: `"exact"`, `"sketch"`, `"svd"`, `"identity"` or `"hosvd"` (from a file).
         energy_in_core: Share of the warm-up gradients' energy Σ‖G‖² that the core can express; None if not measured.
-        energy_in_support: Share of it on the chosen entries; None if not measured.
+        energy_in_support: Share of the same energy on the chosen entries; None if not measured.
         spectrum_in: Gradient energy along the columns of U, descending.
         spectrum_out: Gradient energy along the columns of V, descending.
     """
@@ -39,13 +39,13 @@ class GroupReport:
 
 @dataclasses.dataclass
 class WarmUpReport:
-    """What a warm-up found, group by group. `print` it, or keep it with `to_json`.
+    """The result of a warm-up, group by group, which can be printed or converted with `to_json`.
 
     Attributes:
-        adapter_name: The adapter that was warmed up.
-        passes: Backward passes watched, all sweeps together.
-        seconds: Wall-clock seconds from the first pass to the last support.
-        groups: One entry per group.
+        adapter_name: Name of the adapter that was warmed up.
+        passes: Number of backward passes observed in all sweeps together.
+        seconds: Wall-clock seconds from the first pass to the choice of the last support.
+        groups: Result for each group.
     """
 
     adapter_name: str

@@ -1,4 +1,4 @@
-"""The MLP layers that SparseGrad adapts when no `target_modules` are given."""
+"""The MLP layers that SparseGrad adapts if no `target_modules` are given."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ EXCLUDED_MODULES: dict[str, list[str]] = {
 
 
 def set_default_targets(config: Any, model_type: str | None) -> None:
-    """Fill in `target_modules`, and what of it to exclude, for a known model type.
+    """Fill in `target_modules`, and exclude other modules of the same names, for a known model type.
 
     Raises:
         ValueError: If the type is not known.
@@ -57,7 +57,7 @@ def set_default_targets(config: Any, model_type: str | None) -> None:
 
 
 def _exclude(config: Any, names: list[str]) -> None:
-    """Add `names` to what the configuration excludes, whether that is a list of names or a regular expression."""
+    """Add `names` to the modules that a configuration excludes, by a list of names or by a regular expression."""
     if not names:
         return
     if isinstance(config.exclude_modules, str):

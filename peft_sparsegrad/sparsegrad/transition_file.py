@@ -1,4 +1,4 @@
-"""Transition matrices as a file: a warm-up that a whole search over learning rates pays for once."""
+"""Files of transition matrices, with which one warm-up serves a whole search over learning rates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], ada
     Args:
         model: A model with a SparseGrad adapter whose warm-up has finished.
         path: The safetensors file to write.
-        adapter_name: The adapter.
+        adapter_name: Name of the adapter.
 
     Raises:
         ValueError: If the model has no such adapter, its basis needs no data, or its warm-up has not finished.
@@ -56,10 +56,10 @@ def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], ada
 
 @dataclass
 class TransitionFile:
-    """Contents of a file of `save_transition_matrices`.
+    """Contents of a file that `save_transition_matrices` wrote.
 
     Attributes:
-        path: Where it was read from.
+        path: Path of the file.
         groups: Description of each group: role, weight_shape, ranks.
         supports: Description of each layer's support: k, ranks.
         tensors: `GROUP.U` (in, r_in) and `GROUP.V` (out, r_out), each unless it is the identity, and `support.MODULE`
@@ -73,10 +73,10 @@ class TransitionFile:
 
     @classmethod
     def read(cls, path: str) -> TransitionFile:
-        """Read a file.
+        """Read a file that `save_transition_matrices` wrote.
 
         Raises:
-            ValueError: If it is missing, damaged, newer, or not a file of `save_transition_matrices`.
+            ValueError: If the file is missing, damaged, newer, or of another kind.
         """
         if not os.path.isfile(path):
             raise ValueError(f"`transition_matrices`: there is no file {path!r}")
@@ -97,12 +97,12 @@ class TransitionFile:
         return cls(path, contents["groups"], contents["supports"], tensors)
 
     def check(self, plans: list[LayerPlan]) -> None:
-        """Raise a ValueError if a planned layer finds no basis of its shape, or one that is too narrow."""
+        """Raise a ValueError if the file has no basis, or one that is too narrow, for a planned layer."""
         for plan in plans:
             self._find(plan)
 
     def apply(self, adapters: list[LayerAdapter]) -> None:
-        """Fill in the bases, and the supports where number and core agree; other layers still choose theirs."""
+        """Fill in the bases, and each support of matching size and core; other layers still choose their support."""
         for basis, plan in _first_of_groups(adapters).items():
             name, (r_out, r_in) = self._find(plan), plan.ranks
             basis.fill(self._columns(name, "U", r_in), self._columns(name, "V", r_out))
@@ -145,7 +145,7 @@ def _first_of_groups(adapters: list[LayerAdapter]) -> dict[Basis, LayerPlan]:
 
 
 def _holds(found: int | None, wanted: int | None) -> bool:
-    """Whether a side of rank `found` has the columns of one of rank `wanted`; None is the weight's own basis."""
+    """Return whether a side of rank `found` includes one of rank `wanted`; None is the weight's own basis."""
     if found is None or wanted is None:
         return found is wanted
     return found >= wanted

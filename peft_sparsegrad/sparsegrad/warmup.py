@@ -1,4 +1,4 @@
-"""The explicit warm-up: run it before training, look at its report, then train."""
+"""The explicit warm-up, which is run before training and returns a report."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ def warmup(
 ) -> WarmUpReport:
     """Find the transition matrices and the supports of a SparseGrad adapter (paper, section 3.1).
 
-    Gradients of `steps` batches are watched in two or more sweeps over the same batches. Nothing is trained; the
-    model's mode (train or eval) is left as it is. Under `torch.distributed` every rank passes batches of its own and
-    all of them end with identical bases and supports.
+    The gradients of `steps` batches are observed in two or more sweeps over the same batches. Nothing is trained, and
+    the model's mode (train or eval) is left as it is. Under `torch.distributed` every rank passes batches of its own,
+    and all ranks end with identical bases and supports.
 
     Args:
         model: A model with a SparseGrad adapter that has not been trained yet.
-        batches: Batches for `model(**batch).loss`; or a callable without arguments that runs one forward and one
-            backward pass, for any other loss.
-        steps: Batches to use; None for the configuration's `warmup_steps`, or fewer if there are not as many.
-        adapter_name: The adapter; None for the active one.
-        progress: Show a progress bar on rank 0.
+        batches: Batches for `model(**batch).loss`; or, for any other loss, a callable without arguments that runs one
+            forward and one backward pass.
+        steps: Number of batches to use; None for the configuration's `warmup_steps`, or for all if there are fewer.
+        adapter_name: Name of the adapter; None for the active one.
+        progress: True to show a progress bar on rank 0.
 
     Returns:
-        What was found, per group: spectrum, rank, gradient energy captured, seconds.
+        A report with the duration and, for each group, spectrum, rank and gradient energy captured.
 
     Raises:
         ValueError: If there is nothing to warm up, or the batches are too few, have no loss, or give NaN or Inf. The
-            adapter is then as it was.
+            adapter is then unchanged.
     """
     adapter_name, adapters = _adapters_to_warm_up(model, adapter_name)
     plan = adapters[0].plan
@@ -92,7 +92,7 @@ def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[st
 
 
 def _passes(model: nn.Module, batches: Batches, steps: int | None, default_steps: int) -> list[Callable[[], Any]]:
-    """One callable per pass; the batches are kept, since they are gone through more than once."""
+    """Return one callable for each pass of a sweep; the batches are kept, because there are several sweeps."""
     if steps is not None and steps < 1:
         raise ValueError(f"`steps` must be at least 1, not {steps}")
     if callable(batches) and not isinstance(batches, Iterable):
@@ -127,14 +127,14 @@ def _backward(model: nn.Module, batch: Any, index: int) -> None:
 
 
 def batch_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor | None:
-    """The loss that the model computes for a batch, None if it computes none."""
+    """Return the loss that the model computes for a batch, or None if it computes none."""
     output = model(**batch)
     return output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
 
 
 @contextmanager
 def _watching(adapters: list[LayerAdapter], collector: WarmUpCollector) -> Iterator[None]:
-    """Let the collector watch; if it does not come to an end, put everything back as it was."""
+    """Let the collector observe the adapters inside the block, and undo its changes if it does not finish."""
     observers = [adapter.warmup for adapter in adapters]
     states = [(buffer, buffer.clone()) for each in adapters for buffer in (*each.buffers(), *each.basis.buffers())]
     for adapter in adapters:
@@ -152,7 +152,7 @@ def _watching(adapters: list[LayerAdapter], collector: WarmUpCollector) -> Itera
 
 @contextmanager
 def _gradients_kept_aside(model: nn.Module) -> Iterator[None]:
-    """The passes leave no gradient behind, not on a task head either."""
+    """Set the parameters' gradients aside inside the block, so that the passes leave no gradient behind."""
     kept = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.requires_grad]
     for parameter, _ in kept:
         parameter.grad = None

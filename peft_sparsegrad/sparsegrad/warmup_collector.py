@@ -1,7 +1,7 @@
 """The collector behind every way of running the warm-up (SparseGrad, section 3.1).
 
-It watches x and ∂L/∂y of every adapted layer in the backward pass, so no weight has to be unfrozen and a quantised
-base warms up like any other. It goes through its batches in sweeps: one or more for the basis of each group, then,
+It observes x and ∂L/∂y of every adapted layer in the backward pass, so no weight has to be unfrozen and a quantised
+base warms up like any other. It goes through its batches in sweeps: one or more for the basis of each group, and then,
 for a static support, one for the sums of `G̃ = Vᵀ G U` and `G̃²` from which each layer's entries are chosen.
 """
 
@@ -31,13 +31,14 @@ logger = logging.getLogger("peft_sparsegrad")
 
 
 class WarmUpCollector:
-    """Collects the gradients of one adapter and settles its bases and supports.
+    """Observer that collects the gradients of one adapter and settles its bases and supports.
 
     Args:
-        adapter_name: The adapter.
-        adapters: What it has on each of its layers.
-        needs_basis: False where the bases are there already, from a file, from the weights, or as the identity.
-        budget: Backward passes to watch in all; the sweeps then end by themselves. None: `end_sweep` ends them.
+        adapter_name: Name of the adapter.
+        adapters: The adapter on each of its layers.
+        needs_basis: False if the bases are known already, from a file, from the weights, or as the identity.
+        budget: Number of backward passes to observe in all, after which sweeps end by themselves; with None,
+            `end_sweep` ends them.
     """
 
     def __init__(
@@ -58,22 +59,22 @@ class WarmUpCollector:
 
     @property
     def done(self) -> bool:
-        """Whether everything is settled."""
+        """True once all bases and supports are settled."""
         return self.stage == "done"
 
     @property
     def passes_watched(self) -> int:
-        """Backward passes watched so far."""
+        """Number of backward passes observed so far."""
         return self.passes + max(self.counts.values())
 
     def __call__(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
-        """Take in one backward pass of one layer; x (tokens, in), dy (tokens, out). Returns False for an overflow."""
+        """Add one backward pass of one layer, x (tokens, in) and dy (tokens, out); return False for an overflow."""
         if self.done:
             return True
         if not self._is_finite(adapter, x, dy):
             return False
         if self._passes_in_sweep() is not None and self.counts[adapter] == self._passes_in_sweep():
-            self.end_sweep()  # other layers lag behind: they are not used in every forward pass
+            self.end_sweep()  # other layers lag behind if they are not used in every forward pass
             if self.done:
                 return True
         if self.stage == "basis":
@@ -88,7 +89,7 @@ class WarmUpCollector:
         return True
 
     def end_sweep(self) -> bool:
-        """End a sweep over the batches. Returns whether the warm-up is finished."""
+        """End a sweep over the batches, and return whether the warm-up is finished."""
         self._check_observed()
         self.passes += max(self.counts.values())
         self.counts = dict.fromkeys(self.adapters, 0)
@@ -105,7 +106,10 @@ class WarmUpCollector:
         return self.done
 
     def _passes_in_sweep(self) -> int | None:
-        """Backward passes in the current sweep, where the budget sets them; half of all are for the bases."""
+        """Return the number of backward passes in the current sweep, or None without a budget.
+
+        Half of the budget is for the bases.
+        """
         if self.budget is None:
             return None
         for_bases = self.budget if not self.needs_support else self.budget // 2
@@ -126,7 +130,7 @@ class WarmUpCollector:
         if bool(torch.isfinite(dy).all()) and bool(torch.isfinite(x).all()):
             return True
         name = adapter.plan.name
-        if dy.dtype == torch.float16:  # the loss scale is still being found; the optimizer skips such steps too
+        if dy.dtype == torch.float16:  # the loss scale is still being adjusted, and the optimizer skips such steps too
             logger.warning("SparseGrad's warm-up leaves out a float16 gradient of %r that overflowed.", name)
             return False
         raise ValueError(
@@ -197,7 +201,7 @@ class WarmUpCollector:
 
 
 class _SupportSums:
-    """The sum that the score of the support needs, Σ G̃² (both (r_out, r_in)) and Σ ‖G‖² of one layer."""
+    """Sums for one layer: that of the support's score and Σ G̃², both (r_out, r_in), and Σ ‖G‖²."""
 
     def __init__(self, adapter: LayerAdapter, x_dtype: torch.dtype) -> None:
         self.adapter, self.total = adapter, 0.0
@@ -208,31 +212,31 @@ class _SupportSums:
         self.squared = torch.zeros_like(self.scored)
 
     def update(self, x: torch.Tensor, dy: torch.Tensor) -> None:
-        """Add one backward pass; x (tokens, in), dy (tokens, out)."""
+        """Add one backward pass with x (tokens, in) and dy (tokens, out)."""
         gradient = core_gradient(x, dy, self.adapter.basis.U, self.adapter.basis.V)
         self._score.add_(self.scored, gradient)
         self.squared += gradient.square()
         self.total += gradient_energy(x, dy).item()
 
     def reduce(self) -> None:
-        """Sum over the ranks, each of which has seen its own share of every batch."""
+        """Sum over the ranks, each of which has observed its own share of every batch."""
         sum_over_ranks(self.scored)
         sum_over_ranks(self.squared)
         self.total = sum_over_ranks(self.squared.new_tensor([self.total], dtype=torch.float64)).item()
 
     @property
     def score(self) -> torch.Tensor:
-        """Score of each entry of the core, (r_out, r_in); larger is better."""
+        """Score of each entry of the core, shape (r_out, r_in); larger is better."""
         return self._score.of(self.scored)
 
     @property
     def energy_in_core(self) -> float:
-        """Σ ‖G̃‖²."""
+        """Energy Σ ‖G̃‖² of all entries of the core."""
         return self.squared.sum().item()
 
     @property
     def energy_in_support(self) -> float:
-        """Σ G̃² over the chosen entries."""
+        """Energy Σ G̃² of the chosen entries."""
         return self.squared.flatten()[self.adapter.indices].sum().item()
 
 

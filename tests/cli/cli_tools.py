@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 WEIGHTS = "adapter_model.safetensors"
 
 
-def delta_layers(model) -> dict[str, torch.nn.Module]:
+def delta_layers(model) -> dict[str, Any]:
     """Name in the base model to adapted layer, for every layer that can tell its own delta."""
     modules = model.get_base_model().named_modules()
     return {name: module for name, module in modules if hasattr(module, "get_delta_weight")}

@@ -16,7 +16,11 @@ from safetensors import SafetensorError, safe_open
 from ..errors import InputError
 
 _PEFT_PREFIX = "base_model.model."
-_ITEMSIZE = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+_ITEMSIZE = {
+    **dict.fromkeys(("C64", "F64", "I64", "U64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+}
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class Contender:
         return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
 
     def resident(self) -> Iterable[torch.Tensor]:
-        """What stays between two steps."""
+        """Return the tensors that stay between two steps."""
         return resident_tensors(self.model, self.optimizer)
 
 

@@ -1,4 +1,4 @@
-"""What gradient masks cost, and what skipping whole layers saves, against plain fine-tuning of the same modules.
+"""Time that gradient masks cost and that skipping whole layers saves, against plain fine-tuning of the same modules.
 
 Everything inside the transformer blocks trains with AdamW: the weights themselves in `full`, deltas on them in every
 other contender. `graddrop-off` masks nothing, so what it takes more than `full` is the cost of the deltas, and what

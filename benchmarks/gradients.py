@@ -14,7 +14,7 @@ class Gradients:
     """Gradients G = dyᵀ x (out, in) of one group of layers, made anew on every call from their number.
 
     x and dy are Gaussian; the scale of x along the i-th of a random orthonormal basis is i^-decay, smaller by `drop`
-    from the `leading`-th on, and that of dy likewise.
+    from the `leading`-th on, and so is that of dy.
 
     Attributes:
         out_features: Rows of G.

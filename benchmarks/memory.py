@@ -49,7 +49,7 @@ def _dense_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def saved_storages(forward: Callable[[], torch.Tensor]) -> tuple[dict[int, int], dict[int, int]]:
-    """What the graph of one forward pass holds for its backward pass.
+    """Return the storages that the graph of one forward pass holds for its backward pass.
 
     Two passes are run, and both graphs held: what both save under one address (parameters, buffers, matrices made
     once, the batch) stands in memory anyway.

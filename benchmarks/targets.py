@@ -1,4 +1,4 @@
-"""What is asked of the measurements, and whether it is met."""
+"""Targets of the measurements, and whether they are met."""
 
 from __future__ import annotations
 

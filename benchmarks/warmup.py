@@ -144,7 +144,7 @@ def largest_angle(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def flat_spectrum(core: tuple[int, int], device: torch.device) -> dict[str, Any]:
-    """What the sketch captures, as a share of what the exact basis does, where no direction stands out."""
+    """Return the energy that the sketch captures over that of the exact basis, where no direction stands out."""
     gradients = Gradients(OUT, IN, TOKENS, decay=0.0, leading=0, drop=1.0, device=device)
     stack = gradients.stack(FLAT)
     exact, sketch = ExactHosvd(OUT, IN, core, device), SketchedHosvd(OUT, IN, core, device)

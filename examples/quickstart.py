@@ -45,7 +45,7 @@ Batch = dict[str, torch.Tensor]
 
 @dataclass
 class Outcome:
-    """What adapting the model with one method gave."""
+    """Result of adapting the model with one method."""
 
     trainable: int
     lr: float

@@ -1,4 +1,4 @@
-"""What would stop a later run is said before the first."""
+"""Checks that say before the first run what would stop a later one."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def head_modules(model: nn.Module) -> list[str]:
 
 
 def in_head(parameter_name: str) -> bool:
-    """Whether the parameter belongs to the task head."""
+    """Return whether the parameter belongs to the task head."""
     return not set(HEADS).isdisjoint(parameter_name.split("."))
 
 

@@ -1,4 +1,4 @@
-"""What a trained model costs: values, bytes on disk, bytes in a training step."""
+"""Costs of a trained model: values, bytes on disk, bytes in a training step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .head import in_head
 
 
 def count_trained(model: nn.Module) -> dict[str, int]:
-    """How many values train in the task head and elsewhere."""
+    """Count the values that train in the task head and elsewhere."""
     counts = {True: 0, False: 0}
     for name, parameter in model.named_parameters():
         counts[in_head(name)] += parameter.numel() * parameter.requires_grad

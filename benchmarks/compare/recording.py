@@ -1,4 +1,4 @@
-"""What a run remembers while the Trainer trains: times, losses, scores, and which data it saw."""
+"""Records of a run while the Trainer trains: times, losses, scores, and the data that it saw."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How predictions are scored: numpy arrays in, figures out."""
+"""Scores of predictions: numpy arrays in, figures out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs belong together, and at which learning rate a method is looked at."""
+"""Selection of runs that belong together, and of the learning rate at which a method is looked at."""
 
 from __future__ import annotations
 

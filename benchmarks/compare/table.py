@@ -49,7 +49,7 @@ def _parts(results: Results, against: str | None) -> list[str]:
 
 
 def caption(results: Results) -> str:
-    """What the runs of a table have in common, and what the metrics are."""
+    """Describe what the runs of a table have in common, and the metrics."""
     run = next(iter(results))
     return (
         f"{run.model}: training rows {run.train_rows}, epochs {run.epochs}, batch size {run.batch_size}, density "

@@ -1,4 +1,4 @@
-"""What every task has: rows to train on and to score, a model, a score."""
+"""The interface of a task: rows to train on and to score, a model, a score."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class Task(ABC):
 
     @abstractmethod
     def collator(self, tokenizer: Any) -> Callable[[list[Row]], dict[str, torch.Tensor]]:
-        """What makes a batch of rows."""
+        """Return the function that makes a batch of rows."""
 
     @staticmethod
     def reduce(predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """What of the model's predictions is kept, batch by batch, until they are scored."""
+        """Return the part of the model's predictions that is kept, batch by batch, until they are scored."""
         return predictions
 
     def divide(self, data: Path, tokenizer: Any, count: int, seed: int) -> tuple[list[Row], list[Row]]:

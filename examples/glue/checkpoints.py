@@ -1,4 +1,4 @@
-"""What a killed run has left in its folder: the Trainer's checkpoints, the last of them perhaps half written."""
+"""Leftovers of a killed run in its folder: the Trainer's checkpoints, the last of them perhaps half written."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class TrainingError(InputError):
 
 @dataclass
 class Finetuner:
-    """What the runs of one command have in common.
+    """Everything that the runs of one command have in common.
 
     Attributes:
         tokenizer: Of the checkpoint.
@@ -147,7 +147,7 @@ def _train(trainer: Trainer, run: Run, checkpoint: str | None) -> TrainerState:
 
 
 def evaluations(state: TrainerState) -> list[dict[str, Any]]:
-    """What each evaluation has found, without the Trainer's `eval_`."""
+    """Return the figures of each evaluation, without the Trainer's `eval_`."""
     entries = [entry for entry in state.log_history if "eval_score" in entry]
     return [
         {key.removeprefix("eval_"): value for key, value in entry.items() if not key.endswith(TIMES)}
@@ -156,7 +156,7 @@ def evaluations(state: TrainerState) -> list[dict[str, Any]]:
 
 
 def is_over(state: TrainerState, patience: int) -> bool:
-    """Whether a run with this state has nothing left to train."""
+    """Return whether a run with this state has nothing left to train."""
     scores = [entry["score"] for entry in evaluations(state)]
     since_best = len(scores) - 1 - scores.index(max(scores)) if scores else 0
     return state.global_step >= state.max_steps or since_best >= patience

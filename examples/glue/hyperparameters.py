@@ -11,7 +11,7 @@ from peft_sparsegrad.cli.errors import InputError
 
 
 class Hyperparameters(NamedTuple):
-    """What is searched for."""
+    """Hyperparameters that are searched for."""
 
     batch_size: int
     lr: float

@@ -141,5 +141,5 @@ def _has_parameters(module: nn.Module, recurse: bool = True) -> bool:
 
 
 def _is_within(name: str, modules: Iterable[str]) -> bool:
-    """Whether the module is one of these or inside one of them. All are inside the root, whose name is empty."""
+    """Return whether the module is one of these or inside one. All are inside the root, whose name is empty."""
     return any(not other or name == other or name.startswith(f"{other}.") for other in modules)

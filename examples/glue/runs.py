@@ -49,7 +49,7 @@ class Run(BaseRun):
 
     @property
     def capacity(self) -> str:
-        """What of each target weight trains, in words."""
+        """Trained part of each target weight, in words."""
         return f"{self.density:.3g} of the entries" if self.num_values is None else f"{self.num_values:,} values"
 
     def __str__(self) -> str:

@@ -33,7 +33,7 @@ Results = dict[Run, Record]
 
 
 class RowKey(NamedTuple):
-    """What a row of a table is about."""
+    """Key of a row of a table."""
 
     method: str
     num_values: int | None

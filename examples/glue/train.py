@@ -83,7 +83,7 @@ def list_runs(args: argparse.Namespace) -> list[Run]:
 def chosen_hyperparameters(
     args: argparse.Namespace, found: dict[tuple[str, str], Hyperparameters], task: str, method: str
 ) -> Hyperparameters:
-    """What holds for a task and method: what was given, else what was found, else the preset.
+    """Return the hyperparameters of a task and method: those given, else those found, else the preset.
 
     Raises:
         InputError: If none of them has a learning rate.

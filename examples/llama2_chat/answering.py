@@ -16,7 +16,7 @@ from .oasst import Conversation
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model wrote, and how many tokens at the beginning of its prompt had to be cut off."""
+    """The text that the model wrote, and how many tokens at the beginning of its prompt had to be cut off."""
 
     text: str
     cut: int

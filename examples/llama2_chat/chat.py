@@ -62,7 +62,7 @@ def talk(model: Any, tokenizer: Any, console: Console, args: argparse.Namespace)
 
 
 def read_line(console: Console) -> str | None:
-    """What the user typed; None at /quit and at the end of the input."""
+    """Return the line that the user typed; None at /quit and at the end of the input."""
     try:
         typed = console.input("[bold green]you:[/bold green] ").strip()
     except (EOFError, KeyboardInterrupt):

@@ -95,7 +95,7 @@ def answer_record(question: Question, turns: list[str], model_id: str) -> Record
 
 
 def adapter_hash(folder: Path) -> str | None:
-    """What tells an adapter from a later one in the same folder."""
+    """Return a mark that tells an adapter from a later one in the same folder."""
     path = folder / "adapter_model.safetensors"
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.exists() else None
 

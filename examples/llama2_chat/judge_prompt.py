@@ -1,4 +1,4 @@
-"""What the judge is asked: a grade from 1 to 10 for one turn of one answer.
+"""The question to the judge: a grade from 1 to 10 for one turn of one answer.
 
 The protocol, single-answer grading, is that of Zheng et al., *Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena*
 (2023, arXiv 2306.05685, section 3.1); the words are ours.
@@ -40,7 +40,7 @@ def build_prompt(question: Question, answers: Turns, turn: int) -> tuple[str, st
 
 
 def template_name(question: Question, turn: int) -> str:
-    """Which of the prompts it is, for the records, which FastChat names in the same place."""
+    """Return the name of the prompt for the records; FastChat writes it in the same place."""
     return "single" + "-reference" * bool(_reference(question, turn)) + "-multi-turn" * (turn > 0)
 
 

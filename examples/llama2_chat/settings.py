@@ -1,4 +1,4 @@
-"""What a run was started with, so that the same command goes on with it and another one does not mix with it."""
+"""The settings that a run was started with: the same command goes on with it, and another one does not mix with it."""
 
 from __future__ import annotations
 

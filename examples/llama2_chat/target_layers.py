@@ -1,4 +1,4 @@
-"""Which layers train, and how large a share of them: every third block's up and down projections in the paper."""
+"""The layers that train, and the share of them that does: every third block's up and down projections in the paper."""
 
 from __future__ import annotations
 
@@ -55,5 +55,5 @@ def find_density(method: str, layers: dict[str, int], density: float | None, num
 
 
 def trains_whole_layers(method: str) -> bool:
-    """Whether the method has no use for a density: full fine-tuning, and GradDrop."""
+    """Return whether the method has no use for a density: full fine-tuning, and GradDrop."""
     return method == "full" or masks_gradients(method)

@@ -1,4 +1,4 @@
-"""What can be found wrong before the first run: files, the encoder, methods that do not fit it."""
+"""Checks before the first run: files, the encoder, methods that do not fit it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said over all tasks: the understanding score, and the paired t-test against a baseline."""
+"""Figures over all tasks: the understanding score, and the paired t-test against a baseline."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def understanding_scores(results: Mapping[str, TaskResults], method: str, rule: 
 
 
 def gains(results: TaskResults, method: str, baseline: str, rule: EpochRule) -> dict[str, float]:
-    """How many points a method is above the baseline in each language: the mean over the seeds that both have."""
+    """Return the points of a method above the baseline in each language, the mean over the seeds that both have."""
     own, other = results.of_languages(method, rule), results.of_languages(baseline, rule)
     seeds = sorted(set(own).intersection(other))
     if not seeds:

@@ -1,4 +1,4 @@
-"""What a language is scored on."""
+"""The examples that a language is scored on."""
 
 from __future__ import annotations
 

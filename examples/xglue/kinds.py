@@ -20,7 +20,7 @@ from .evaluation_set import EvaluationSet, Features
 
 @dataclass(frozen=True)
 class Kind:
-    """What tasks of a kind have in common.
+    """Everything that tasks of one kind have in common.
 
     Attributes:
         auto_class: Loads the encoder with the head.

@@ -28,7 +28,7 @@ def task_table(results: dict[str, TaskResults], baseline: str, rule: EpochRule) 
 
 
 def overall_name(results: Iterable[str]) -> str:
-    """What the mean over the tasks is called: the understanding score is that of all nine."""
+    """Return the name of the mean over the tasks: the understanding score is that of all nine."""
     names = list(results)
     return "understanding score" if len(names) == len(TASKS) else f"mean of {len(names)} of the {len(TASKS)} tasks"
 

@@ -53,7 +53,7 @@ def load_base(adapter: SavedAdapter, base: str | None) -> Any:
 
 
 def weight_layouts(adapter: SavedAdapter, base: str | None) -> dict[str, WeightLayout]:
-    """How the base model stores the weights of its linear layers, by module, from its configuration alone."""
+    """Return the layout of the base model's linear layers by module, from its configuration alone."""
     layouts = {}
     for name, module in _without_weights(adapter, base).named_modules():
         weight = getattr(module, "weight", None)

@@ -29,7 +29,7 @@ DenseDelta = tuple[torch.Tensor, torch.Tensor | None]  # of the weight, in its o
 
 
 class Target(str, Enum):
-    """What an adapter can be converted to."""
+    """Kinds of output of `convert`."""
 
     lora = "lora"
     merged = "merged"
@@ -38,7 +38,7 @@ class Target(str, Enum):
 
 @dataclass
 class Conversion:
-    """What `convert` wrote.
+    """Result of `convert`.
 
     Attributes:
         to: What the adapter was converted to.
@@ -91,7 +91,7 @@ def convert_command(
 def convert_adapter(
     path: Path, to: Target, out: Path, base: str | None = None, rank: int | None = None, overwrite: bool = False
 ) -> Conversion:
-    """Convert the adapter in the folder `path`. Arguments as on the command line.
+    """Convert the adapter in the folder `path`. The arguments are those of the command line.
 
     Raises:
         InputError: If it cannot be converted, or `out` must not be written.

@@ -29,7 +29,7 @@ class LabelledSentences:
 
 
 def is_labelled(path: Path) -> bool:
-    """Whether a data file holds labelled sentences, by the end of its name.
+    """Return whether a data file holds labelled sentences, by the end of its name.
 
     Raises:
         InputError: If it is neither those nor text.

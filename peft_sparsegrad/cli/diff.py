@@ -22,13 +22,13 @@ _IGNORED = {"auto_mapping", "format_version", "inference_mode", "peft_version"}
 
 @dataclass
 class Difference:
-    """How two adapters differ.
+    """Difference of two adapters.
 
     Attributes:
         same: Whether settings and tensors are the same.
         config: Setting to its values in the two.
         distance: ‖ΔA − ΔB‖ / ‖ΔA‖ over all layers; None if the methods have no delta that can be read.
-        cosine: ⟨ΔA, ΔB⟩ / (‖ΔA‖ ‖ΔB‖) over all layers; None likewise, or if one of them is zero.
+        cosine: ⟨ΔA, ΔB⟩ / (‖ΔA‖ ‖ΔB‖) over all layers; None where `distance` is, or if one is zero.
         layers: The same layer by layer, with the overlap of the supports.
         supports: Why the supports were not compared; None if they were.
         tensors: Other tensors that differ; all tensors where there is no delta.
@@ -106,7 +106,7 @@ def _config_differences(a: SavedAdapter, b: SavedAdapter) -> dict[str, tuple[Any
 
 
 def _differ(a: Any, b: Any) -> bool:
-    """Whether two settings differ; the order of a list of names has no meaning."""
+    """Return whether two settings differ; the order of a list of names has no meaning."""
     if isinstance(a, list) and isinstance(b, list):
         return sorted(map(str, a)) != sorted(map(str, b))
     return a != b

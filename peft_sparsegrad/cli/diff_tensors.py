@@ -18,7 +18,7 @@ class TensorDistance:
         name: Its name.
         norm_a: ‖A‖; None if only B has it, or the shapes differ.
         norm_b: ‖B‖; None if only A has it, or the shapes differ.
-        distance: ‖A − B‖ / ‖A‖; None likewise, or if A is zero.
+        distance: ‖A − B‖ / ‖A‖; None if one of the norms is, or if A is zero.
         note: What differs where the norms are not given.
     """
 
@@ -30,7 +30,7 @@ class TensorDistance:
 
     @property
     def carries_delta(self) -> bool:
-        """Whether the tensor is part of the change of a weight, as SparseGrad, GradDrop or LoRA store it."""
+        """True if the tensor is part of the change of a weight, as SparseGrad, GradDrop or LoRA store it."""
         return any(part.startswith(_PREFIXES) for part in self.name.split("."))
 
 

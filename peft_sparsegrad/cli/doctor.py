@@ -80,7 +80,7 @@ def installed_versions() -> dict[str, str | None]:
 
 
 def check_registration() -> Check:
-    """Whether PEFT knows both methods."""
+    """Check that PEFT knows both methods."""
     missing = [name for name in _METHODS if PeftType.__members__.get(name) not in PEFT_TYPE_TO_TUNER_MAPPING]
     if missing:
         way_out = "reinstall peft: another package has changed its table of methods"

@@ -19,7 +19,7 @@ class InputError(Exception):
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space. safetensors and torch.save say so in words alone."""
+    """Return whether a write failed for want of space. safetensors and torch.save say so in words alone."""
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return True
     text = str(error)

@@ -20,7 +20,7 @@ from .saved.sparsegrad_facts import GroupFacts, LayerFacts
 
 @dataclass
 class Inspection:
-    """What `inspect` found.
+    """Result of `inspect`.
 
     Attributes:
         method: The PEFT type.
@@ -95,7 +95,7 @@ def _bytes_by_part(adapter: SavedAdapter) -> dict[str, int]:
 
 
 def _part(name: str, method: str) -> str:
-    """What a tensor is: the end of its name, from the method's own prefix on; or a module that is saved in full."""
+    """Return the end of a tensor's name, from the method's prefix on; "saved in full" for another module's."""
     parts = name.split(".")
     start = next((i for i, part in enumerate(parts) if part.startswith(f"{method.lower()}_")), None)
     if start is not None:

@@ -26,7 +26,7 @@ Log = list[dict[str, Any]]
 
 
 class Kind(str, Enum):
-    """What can be drawn."""
+    """Kinds of pictures."""
 
     support = "support"
     active = "active"

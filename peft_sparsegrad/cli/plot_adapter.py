@@ -1,4 +1,4 @@
-"""What `plot` draws of an adapter."""
+"""Pictures that `plot` draws of an adapter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class GradientSettings:
-    """Which gradient to draw. Fields as the options of the command."""
+    """The gradient to draw, under the names of the command's options."""
 
     data: Path | None = None
     module: str | None = None

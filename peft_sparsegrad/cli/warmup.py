@@ -34,7 +34,7 @@ _HEAD_LR = 1e-3
 
 @dataclass(frozen=True)
 class WarmUpSettings:
-    """How `warmup` goes about it. Fields as the options of the command."""
+    """Settings of the `warmup` command, under the names of its options."""
 
     density: float = 0.01
     rank: int | tuple[int, int] | str = "auto"

@@ -25,7 +25,7 @@ _ITEMSIZE = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header of a safetensors file says of a tensor."""
+    """Shape and dtype of a tensor, as the header of a safetensors file gives them."""
 
     shape: tuple[int, ...]
     dtype: str

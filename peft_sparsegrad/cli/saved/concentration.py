@@ -1,4 +1,4 @@
-"""How few of many values carry most of their energy."""
+"""The fewest of many values that carry most of their energy."""
 
 from __future__ import annotations
 

@@ -66,9 +66,7 @@ class LayerAdapter(nn.Module):
         self.register_buffer("support", packed)
         self.register_buffer("weight_shape", torch.tensor(plan.weight_shape, dtype=torch.int32))
         self.register_buffer("steps", torch.tensor([-1 if plan.warmup_steps else 0]))
-        object.__setattr__(
-            self, "basis", basis
-        )  # a plain reference, so that the basis is not part of this module's state
+        object.__setattr__(self, "basis", basis)  # a plain reference: the basis is no part of this module's state
         self.warmup: Observer | None = None
         self.probe: Observer | None = None
         self.skip_zeros = False
@@ -95,7 +93,7 @@ class LayerAdapter(nn.Module):
 
     @property
     def gradient_sum(self) -> torch.Tensor | None:
-        """Sum of the core's gradient over the backward passes since the last renewal, float32 (r_out, r_in).
+        """Sum over the backward passes since the last renewal, see `SUPPORT_SCORES`: float32 (r_out, r_in).
 
         It is None if the values do not train or the support is not renewed. It is not a buffer, because DDP would
         overwrite it with that of rank 0, and each rank sums over its own share of the batches.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 from ..common.registration import add_peft_type
@@ -93,10 +94,19 @@ class SparseGradConfig(TargetedConfig):
         self.peft_type = add_peft_type("SPARSEGRAD")
         self.rank = _checked_rank("rank", self.rank)
         self.rank_pattern = {key: _checked_rank(f"rank_pattern[{key!r}]", r) for key, r in self.rank_pattern.items()}
+        self._check_types()
         self._check_ranges()
         choices = {"basis": ("hosvd", "svd", "identity"), "support": ("static", "dynamic")}
         self.check_choices({**choices, "support_score": tuple(SUPPORT_SCORES)})
         self._check_combinations()
+
+    def _check_types(self) -> None:
+        for name in ("warmup_steps", "renewal_steps", *(["num_values"] if self.num_values is not None else [])):
+            if not isinstance(getattr(self, name), Integral) or isinstance(getattr(self, name), bool):
+                raise ValueError(f"`{name}` must be a whole number, not {getattr(self, name)!r}")
+        for name, value in [("density", self.density), *_entries("density_pattern", self.density_pattern)]:
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise ValueError(f"`{name}` must be a number in (0, 1], not {value!r}: 0.01 trains 1%")
 
     def _check_ranges(self) -> None:
         for name, density in [("density", self.density), *_entries("density_pattern", self.density_pattern)]:

@@ -145,3 +145,20 @@ def test_no_field_is_mistaken_for_a_dropout():
 def test_another_methods_file_is_not_read_as_this_one(tmp_path):
     LoraConfig(target_modules=["up"]).save_pretrained(str(tmp_path))
     assert type(PeftConfig.from_pretrained(str(tmp_path))) is LoraConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"renewal_steps": 2.5}, "`renewal_steps` must be a whole number, not 2.5"),
+        ({"renewal_steps": True}, "`renewal_steps` must be a whole number, not True"),
+        ({"warmup_steps": "32"}, "`warmup_steps` must be a whole number, not '32'"),
+        ({"num_values": 100.0}, "`num_values` must be a whole number, not 100.0"),
+        ({"density": "1%"}, r"`density` must be a number in \(0, 1\], not '1%': 0.01 trains 1%"),
+        ({"density": True}, "`density` must be a number"),
+        ({"density_pattern": {"up": None}}, r"`density_pattern\['up'\]` must be a number in \(0, 1\], not None"),
+    ],
+)
+def test_values_of_another_type_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        SparseGradConfig(**settings)

@@ -35,7 +35,7 @@ class GradientSettings:
 
 
 def draw_support(adapter: SavedAdapter) -> Figure:
-    """The supports of a SparseGrad adapter.
+    """Return the supports of a SparseGrad adapter.
 
     Raises:
         InputError: If the whole core trains.
@@ -55,7 +55,7 @@ def draw_support(adapter: SavedAdapter) -> Figure:
 
 
 def draw_active(adapter: SavedAdapter, base: str | None, epochs: int | None) -> Figure:
-    """The entries of a GradDrop adapter that train in each layer and epoch."""
+    """Return the entries of a GradDrop adapter that train in each layer and epoch."""
     from ..plots import active_entries
 
     try:
@@ -69,7 +69,7 @@ def draw_active(adapter: SavedAdapter, base: str | None, epochs: int | None) -> 
 
 
 def graddrop_layers(adapter: SavedAdapter, config: GradDropConfig, base: str | None) -> list[str]:
-    """The layers that an adapter's masks govern, from the input on.
+    """Return the layers that an adapter's masks govern, from the input on.
 
     Where the masks go by that order, and the names do not tell it, it is the base model's.
     """
@@ -86,7 +86,7 @@ def graddrop_layers(adapter: SavedAdapter, config: GradDropConfig, base: str | N
 def draw_gradient(
     adapter: SavedAdapter, function: Callable[..., Figure], base: str | None, settings: GradientSettings
 ) -> Figure:
-    """The gradient of one layer of a SparseGrad adapter, by one of the functions of `plots.gradients`.
+    """Return the gradient of one layer of a SparseGrad adapter, by one of the functions of `plots.gradients`.
 
     Raises:
         InputError: If there are no data, or no such layer.
@@ -118,7 +118,7 @@ def draw_gradient(
 
 
 def weight_gradient(model: Any, layer: SparseGradLayer, batch: Batch) -> torch.Tensor:
-    """∂L/∂W (out, in) of a layer's frozen weight for a batch with labels, at the adapted model without dropout."""
+    """Return ∂L/∂W (out, in) of a layer's frozen weight for a batch with labels, at the adapted model without dropout."""
     weight = cast(torch.Tensor, layer.get_base_layer().weight).requires_grad_(True)
     (gradient,) = torch.autograd.grad(model.eval()(**batch).loss, weight)
     weight.requires_grad_(False)

@@ -6,7 +6,7 @@ import argparse
 
 
 def positive_int(text: str) -> int:
-    """Return a whole number from 1 on."""
+    """A whole number from 1 on."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
@@ -14,7 +14,7 @@ def positive_int(text: str) -> int:
 
 
 def non_negative_int(text: str) -> int:
-    """Return a whole number from 0 on."""
+    """A whole number from 0 on."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, not {text}")
@@ -22,7 +22,7 @@ def non_negative_int(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
-    """Return a finite number above 0."""
+    """A finite number above 0."""
     number = float(text)
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be above 0, not {text}")
@@ -30,7 +30,7 @@ def positive_float(text: str) -> float:
 
 
 def non_negative_float(text: str) -> float:
-    """Return a finite number from 0 on."""
+    """A finite number from 0 on."""
     number = float(text)
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"must be 0 or above, not {text}")
@@ -38,7 +38,7 @@ def non_negative_float(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """Return a number above 0 and up to 1."""
+    """A number above 0 and up to 1."""
     number = float(text)
     if not 0 < number <= 1:
         raise argparse.ArgumentTypeError(f"must be in (0, 1], not {text}")

@@ -36,7 +36,7 @@ class Method:
             full fine-tuning have no use for the density.
         make_optimizer: Called with (model, lr); None means AdamW over what requires a gradient.
         make_callbacks: Makes the callbacks that a Trainer needs for the method; None means none.
-        takes_seed: True if `attach` takes a `seed`, for masks that are drawn at random.
+        takes_seed: Whether `attach` takes a `seed`, for masks that are drawn at random.
     """
 
     name: str
@@ -56,7 +56,7 @@ def _sparsegrad(**settings: Any) -> Callable[..., nn.Module]:
 
 
 def _lora(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> PeftModel:
-    """Return attach LoRA with the rank in every layer whose r (in + out) values are closest to `density` of the weight."""
+    """LoRA with, in every layer, the rank whose r (in + out) values are closest to `density` of the weight."""
     ranks = {name: lora_rank(*in_out_features(m), density) for name, m in targeted(model, target_modules)}
     config = LoraConfig(**{**lora_settings(model, ranks), **overrides})
     return get_peft_model(model, config)  # pyright: ignore
@@ -65,7 +65,7 @@ def _lora(model: nn.Module, target_modules: Any, density: float, **overrides: An
 def _shira(
     model: nn.Module, target_modules: Any, density: float, seed: int | None = None, **overrides: Any
 ) -> PeftModel:
-    """Return attach SHiRA with the rank whose r (in + out) values, over all layers, are closest to `density` of the weights.
+    """SHiRA with the rank whose r (in + out) values, over all layers, are closest to `density` of the weights.
 
     PEFT gives all layers one rank, and layers of one shape the same mask.
     """
@@ -86,7 +86,7 @@ def _supertuning(model: nn.Module, target_modules: Any, density: float, **overri
 def _full(
     model: nn.Module, target_modules: Any, density: float, modules_to_save: Iterable[str] | None = None
 ) -> nn.Module:
-    """Make the target weights and `modules_to_save` train, and freeze the rest."""
+    """The target weights themselves train, and `modules_to_save` with them; the rest is frozen."""
     model.requires_grad_(False)
     for _, module in targeted(model, target_modules):
         module.requires_grad_(True)
@@ -104,12 +104,12 @@ def _graddrop(**settings: Any) -> Callable[..., nn.Module]:
 
 
 def lora_rank(in_features: int, out_features: int, density: float) -> int:
-    """Return the rank at which LoRA has about as many values as `density` of the weight, at least 1."""
+    """Rank at which LoRA has about as many values as `density` of the weight, at least 1."""
     return max(1, round(density * in_features * out_features / (in_features + out_features)))
 
 
 def targeted(model: nn.Module, target_modules: Any) -> list[tuple[str, nn.Module]]:
-    """Return the modules that SparseGrad would adapt, in the model's order."""
+    """The modules that SparseGrad would adapt, in the model's order."""
     config = SparseGradConfig(target_modules=target_modules)
     if target_modules is None:
         set_default_targets(config, getattr(getattr(model, "config", None), "model_type", None))

@@ -21,7 +21,7 @@ class BaseRun:
         model: Folder or hub id of the checkpoint, as it was given.
         task: Name in the program's table of tasks.
         method: Name in `METHODS`.
-        seed: Seed of everything that is drawn at random.
+        seed: Of everything that is drawn at random.
         lr: Peak learning rate.
     """
 

@@ -22,11 +22,11 @@ def training_arguments(
 
     Args:
         kind: `TrainingArguments` or a class made of it.
-        folder: Folder in which the Trainer may write.
+        folder: Where the Trainer may write.
         lr: Peak learning rate.
         batch_size: Rows in a training batch, on each device.
         epochs: Passes over the training rows.
-        seed: Seed of the order of the rows, and of dropout.
+        seed: Of the order of the rows, and of dropout.
         further: More of the class's arguments. They win over those that are set here.
     """
     settings: dict[str, Any] = {

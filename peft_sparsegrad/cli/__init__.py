@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, and exit with its status, or with 2 and one line if typer or rich is not installed."""
+    """Entry point. Exits with the command's status, or with 2 and one line where typer or rich is not installed."""
     try:
         from .app import run
     except ImportError as error:

@@ -25,7 +25,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 
 def base_model_class(adapter: SavedAdapter) -> Any:
-    """Return the class that loads the adapter's base model: of its task, or the one that the adapter was made of.
+    """The class that loads the adapter's base model: of its task, or the one that the adapter was made of.
 
     Raises:
         InputError: If the adapter names neither.
@@ -43,7 +43,7 @@ def base_model_class(adapter: SavedAdapter) -> Any:
 
 
 def load_base(adapter: SavedAdapter, base: str | None) -> Any:
-    """Return the base model, in the dtype of its checkpoint.
+    """The base model, in the dtype of its checkpoint.
 
     Args:
         adapter: The adapter.
@@ -65,7 +65,7 @@ def weight_layouts(adapter: SavedAdapter, base: str | None) -> dict[str, WeightL
 
 
 def module_names(adapter: SavedAdapter, base: str | None) -> list[str]:
-    """Return the modules of the base model in its order, from its configuration alone."""
+    """The modules of the base model in its order, from its configuration alone."""
     return [name for name, _ in _without_weights(adapter, base).named_modules()]
 
 
@@ -77,7 +77,7 @@ def _without_weights(adapter: SavedAdapter, base: str | None) -> nn.Module:
 
 
 def load_adapted(adapter: SavedAdapter, base: str | None) -> PeftModel:
-    """Return the base model with the adapter on it, under the name `default`."""
+    """The base model with the adapter on it, under the name `default`."""
     model = load_base(adapter, base)
     try:
         return PeftModel.from_pretrained(model, str(adapter.folder))
@@ -87,7 +87,7 @@ def load_adapted(adapter: SavedAdapter, base: str | None) -> PeftModel:
 
 
 def load_tokenizer(adapter: SavedAdapter, base: str | None) -> Any | None:
-    """Return the tokenizer that was saved with the adapter, else that of the base model; None if neither folder has one."""
+    """The tokenizer that was saved with the adapter, else that of the base model; None if neither folder has one."""
     places = [str(adapter.folder), _path(adapter, base)]
     for place in places:
         folder = Path(place)
@@ -97,7 +97,7 @@ def load_tokenizer(adapter: SavedAdapter, base: str | None) -> Any | None:
 
 
 def load_pretrained(auto_class: Any, path: str | Path, **settings: Any) -> Any:
-    """Return `auto_class.from_pretrained`, for a path that may be wrong."""
+    """`auto_class.from_pretrained`, for a path that may be wrong."""
     try:
         return auto_class.from_pretrained(path, **settings)
     except (ImportError, OSError, RuntimeError, SafetensorError, ValueError) as error:
@@ -114,7 +114,7 @@ def _path(adapter: SavedAdapter, base: str | None) -> str:
 
 
 def _head_settings(adapter: SavedAdapter) -> dict[str, int]:
-    """Return the number of labels, where the adapter carries the task head."""
+    """The number of labels, where the adapter carries the task head."""
     if adapter.config.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
         return {}
     heads = [info.shape[0] for name, info in adapter.tensors.items() if f".{name}".endswith(_HEADS)]

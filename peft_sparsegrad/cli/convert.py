@@ -159,7 +159,7 @@ def _to_dense(model: PeftModel, out: Path) -> Conversion:
 
 
 def _adapted_layers(model: PeftModel) -> dict[str, Any]:
-    """Return the layers with a delta, by the names that they have in the base model."""
+    """The layers with a delta, by the names that they have in the base model."""
     return {
         name: module
         for name, module in model.get_base_model().named_modules()

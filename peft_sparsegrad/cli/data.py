@@ -43,7 +43,7 @@ def is_labelled(path: Path) -> bool:
 
 
 def read_texts(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> list[str]:
-    """Return the documents of a .txt file (separated by blank lines) or a .jsonl file (one a line).
+    """The documents of a .txt file (separated by blank lines) or a .jsonl file (one a line).
 
     Raises:
         InputError: If the file has another ending, cannot be read, holds no text, or has a line that is no record.
@@ -63,7 +63,7 @@ def read_texts(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> 
 
 
 def read_labelled(path: Path) -> LabelledSentences:
-    """Return the columns `sentence` and `label` of a .tsv or .csv file; without a first line that names them, CoLA's four.
+    """The columns `sentence` and `label` of a .tsv or .csv file; without a first line that names them, CoLA's four.
 
     Raises:
         InputError: If the file cannot be read, lacks a column, or has a row of another length.
@@ -97,7 +97,7 @@ def read_labelled(path: Path) -> LabelledSentences:
 def language_batches(
     texts: list[str], tokenizer: PreTrainedTokenizerBase, steps: int, size: int, length: int, seed: int
 ) -> list[Batch]:
-    """Return `steps` batches of `size` blocks of `length` tokens, for `model(**batch).loss`.
+    """`steps` batches of `size` blocks of `length` tokens, for `model(**batch).loss`.
 
     The texts are joined, with the end-of-sequence token between them, and cut into blocks, in a random order.
 
@@ -122,7 +122,7 @@ def labelled_batches(
     length: int,
     seed: int,
 ) -> list[Batch]:
-    """Return `steps` batches of `size` sentences, cut after `length` tokens, for `model(**batch).loss`."""
+    """`steps` batches of `size` sentences, cut after `length` tokens, for `model(**batch).loss`."""
     batches = []
     for positions in _draw(len(sentences.texts), steps, size, seed):
         texts = [sentences.texts[position] for position in positions]
@@ -133,7 +133,7 @@ def labelled_batches(
 
 
 def _draw(rows: int, steps: int, size: int, seed: int) -> list[torch.Tensor]:
-    """Return positions for each batch; every row is used once before any is used again."""
+    """Positions for each batch; every row is used once before any is used again."""
     generator = torch.Generator().manual_seed(seed)
     rounds = 1 + steps * size // rows
     order = torch.cat([torch.randperm(rows, generator=generator) for _ in range(rounds)])

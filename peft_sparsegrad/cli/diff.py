@@ -99,7 +99,7 @@ def diff_adapters(path_a: Path, path_b: Path, base: str | None = None) -> Differ
 
 
 def _config_differences(a: SavedAdapter, b: SavedAdapter) -> dict[str, tuple[Any, Any]]:
-    """Return settings that differ; of two methods only those that both have."""
+    """Settings that differ; of two methods only those that both have."""
     keys = a.config.keys() & b.config.keys() if a.method != b.method else a.config.keys() | b.config.keys()
     pairs = {key: (a.config.get(key), b.config.get(key)) for key in sorted(keys - _IGNORED)}
     return {key: pair for key, pair in pairs.items() if _differ(*pair)}

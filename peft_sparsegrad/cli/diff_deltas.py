@@ -52,7 +52,7 @@ def layer_distances(a: SavedMethod, b: SavedMethod, base: str | None) -> tuple[l
 
 
 def overall(layers: list[LayerDistance]) -> LayerDistance | None:
-    """Return all layers taken as one, None if there are none."""
+    """All layers taken as one, None if there are none."""
     if not layers:
         return None
     distance = math.hypot(*(x.distance * x.norm_a if x.norm_a else x.norm_b for x in layers))

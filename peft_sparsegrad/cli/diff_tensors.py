@@ -35,13 +35,13 @@ class TensorDistance:
 
 
 def tensor_distances(a: SavedAdapter, b: SavedAdapter) -> list[TensorDistance]:
-    """Return the tensors that are not the same in both, those that only one has included."""
+    """The tensors that are not the same in both, those that only one has included."""
     found = [_distance(a, b, name) for name in {**a.tensors, **b.tensors}]
     return [distance for distance in found if distance is not None]
 
 
 def _distance(a: SavedAdapter, b: SavedAdapter, name: str) -> TensorDistance | None:
-    """Return the distance of one tensor, or None if it is the same in both."""
+    """None if the tensor is the same in both."""
     if name not in a.tensors or name not in b.tensors:
         return TensorDistance(name, note="only in A" if name in a.tensors else "only in B")
     if a.tensors[name].shape != b.tensors[name].shape:

@@ -71,7 +71,7 @@ def doctor_command(
 
 
 def installed_versions() -> dict[str, str | None]:
-    """Return versions of what the package works with; None for what is not installed."""
+    """Versions of what the package works with; None for what is not installed."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "peft-sparsegrad": _version("peft-sparsegrad"),

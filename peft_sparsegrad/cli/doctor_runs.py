@@ -23,7 +23,7 @@ class Skipped(Exception):
 
 
 def run_sparsegrad(folder: str) -> str:
-    """Return warm up, train a step, save, load: the loaded model must compute the same."""
+    """Warm up, train a step, save, load: the loaded model must compute the same."""
     model = _adapted(_tiny_llama(), _sparsegrad_config())
     report = warmup(model, [_batch(seed) for seed in range(4)], progress=False)
     loss = _train_step(model)
@@ -41,7 +41,7 @@ def run_graddrop(folder: str) -> str:
 
 
 def run_lora_conversion(folder: str) -> str:
-    """Convert a trained SparseGrad adapter to LoRA, and load the result."""
+    """A trained SparseGrad adapter as LoRA, and loaded as such."""
     model = _adapted(_tiny_llama(), _sparsegrad_config())
     warmup(model, [_batch(seed) for seed in range(4)], progress=False)
     _train_step(model)
@@ -93,7 +93,7 @@ def _batch(seed: int) -> dict[str, torch.Tensor]:
 
 
 def _train_step(model: Any) -> float:
-    """Take one step of AdamW on every adapter value, and return the loss before it."""
+    """One step of AdamW on every adapter value. Returns the loss before it."""
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     loss = model.train()(**{key: tensor.to(device) for key, tensor in _batch(9).items()}).loss

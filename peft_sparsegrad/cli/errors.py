@@ -31,7 +31,7 @@ def disk_is_full(error: BaseException) -> bool:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Silence libraries in a whole program, and exit with status 2 and one line if the input cannot be used.
+    """For a whole program: quiet libraries, and exit status 2 with one line on stderr where the input cannot be used.
 
     A full disk is such an input; anything else that is raised is a fault of the program, and keeps its traceback.
     """

@@ -40,7 +40,7 @@ def _check_writable(folder: Path) -> None:
 
 @contextmanager
 def replacing_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it replaces `path` at the end, and is removed after an error."""
+    """A path beside `path` to write to; it takes the place of `path` at the end, and is removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -52,7 +52,7 @@ def replacing_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder beside `path` to write to, whose files are moved to `path` at the end; other files there stay.
+    """A folder beside `path` to write to, whose files are moved to `path` at the end; other files there stay.
 
     Where `path` is not there yet or is empty, it appears with all its files at once.
     """

@@ -67,7 +67,7 @@ def inspect_command(
 
 
 def inspect_adapter(path: Path) -> Inspection:
-    """Return look into the adapter in a folder, one tensor at a time.
+    """Look into the adapter in a folder, one tensor at a time.
 
     Raises:
         InputError: If there is none, or one of its files is damaged.

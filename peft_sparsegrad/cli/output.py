@@ -19,7 +19,7 @@ _WIDTH = 160  # of what is not printed to a terminal, where nothing is to be cut
 
 @contextmanager
 def errors_only(*names: str) -> Iterator[None]:
-    """Let the loggers `names` report only errors inside the block."""
+    """Inside, the loggers `names` report errors alone."""
     levels = {logger: logger.level for logger in map(logging.getLogger, names)}
     for logger in levels:
         logger.setLevel(logging.ERROR)
@@ -31,7 +31,7 @@ def errors_only(*names: str) -> Iterator[None]:
 
 
 def new_console() -> Console:
-    """Return a console for tables on the standard output."""
+    """A console for tables on the standard output."""
     return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False, soft_wrap=True)
 
 
@@ -50,7 +50,7 @@ def _finite(entries: Any) -> Any:
 
 
 def print_facts(console: Console, facts: Iterable[tuple[str, Any]]) -> None:
-    """Print labels and values below each other, and leave out values that are None."""
+    """Labels and values below each other; what is None is left out."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for label, value in facts:
         if value is not None:
@@ -59,7 +59,7 @@ def print_facts(console: Console, facts: Iterable[tuple[str, Any]]) -> None:
 
 
 def print_table(console: Console, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print a table with names in the first column and numbers in the others; None is shown as a dash."""
+    """A table whose first column holds names and whose others hold numbers; None is shown as a dash."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left", no_wrap=True)
@@ -74,10 +74,10 @@ def _escaped(value: Any) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str | None:
-    """Return a share as a percentage."""
+    """A share as a percentage."""
     return None if share is None else f"{share:.{digits}%}"
 
 
 def shape(sizes: Sequence[int] | None) -> str | None:
-    """Return sizes as `64 x 32`."""
+    """Sizes as `64 x 32`."""
     return None if sizes is None else " x ".join(map(str, sizes))

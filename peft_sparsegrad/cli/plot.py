@@ -104,7 +104,7 @@ def plot_command(
 
 
 def read_source(path: Path) -> SavedAdapter | WarmUpReport | Log:
-    """Return the adapter, the warm-up report or the Trainer's log at `path`.
+    """The adapter, the warm-up report or the Trainer's log at `path`.
 
     Raises:
         InputError: If it is none of these, or damaged.
@@ -129,7 +129,7 @@ def draw(
     epochs: int | None = None,
     gradient: GradientSettings | None = None,
 ) -> Figure:
-    """Return the picture `kind` of a source.
+    """The picture `kind` of a source.
 
     Raises:
         InputError: If the source is not what such a picture is made of.

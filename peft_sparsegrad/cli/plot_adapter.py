@@ -35,7 +35,7 @@ class GradientSettings:
 
 
 def draw_support(adapter: SavedAdapter) -> Figure:
-    """Return the supports of a SparseGrad adapter.
+    """The supports of a SparseGrad adapter.
 
     Raises:
         InputError: If the whole core trains.
@@ -55,7 +55,7 @@ def draw_support(adapter: SavedAdapter) -> Figure:
 
 
 def draw_active(adapter: SavedAdapter, base: str | None, epochs: int | None) -> Figure:
-    """Return the entries of a GradDrop adapter that train in each layer and epoch."""
+    """The entries of a GradDrop adapter that train in each layer and epoch."""
     from ..plots import active_entries
 
     try:
@@ -69,7 +69,7 @@ def draw_active(adapter: SavedAdapter, base: str | None, epochs: int | None) -> 
 
 
 def graddrop_layers(adapter: SavedAdapter, config: GradDropConfig, base: str | None) -> list[str]:
-    """Return the layers that an adapter's masks govern, from the input on.
+    """The layers that an adapter's masks govern, from the input on.
 
     Where the masks go by that order, and the names do not tell it, it is the base model's.
     """
@@ -86,7 +86,7 @@ def graddrop_layers(adapter: SavedAdapter, config: GradDropConfig, base: str | N
 def draw_gradient(
     adapter: SavedAdapter, function: Callable[..., Figure], base: str | None, settings: GradientSettings
 ) -> Figure:
-    """Return the gradient of one layer of a SparseGrad adapter, by one of the functions of `plots.gradients`.
+    """The gradient of one layer of a SparseGrad adapter, by one of the functions of `plots.gradients`.
 
     Raises:
         InputError: If there are no data, or no such layer.
@@ -118,7 +118,7 @@ def draw_gradient(
 
 
 def weight_gradient(model: Any, layer: SparseGradLayer, batch: Batch) -> torch.Tensor:
-    """Return ∂L/∂W (out, in) of a layer's frozen weight for a batch with labels, at the adapted model without dropout."""
+    """∂L/∂W (out, in) of a layer's frozen weight for a batch with labels, at the adapted model without dropout."""
     weight = cast(torch.Tensor, layer.get_base_layer().weight).requires_grad_(True)
     (gradient,) = torch.autograd.grad(model.eval()(**batch).loss, weight)
     weight.requires_grad_(False)

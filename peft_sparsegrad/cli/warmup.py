@@ -99,7 +99,7 @@ def warmup_command(
 
 
 def warm_up(model: str, data: Path, settings: WarmUpSettings, progress: bool = True) -> tuple[WarmUpReport, PeftModel]:
-    """Return warm up a SparseGrad adapter on `model` with the batches of `data`.
+    """Warm up a SparseGrad adapter on `model` with the batches of `data`.
 
     Returns:
         What was found, and the model with it.
@@ -120,7 +120,7 @@ def warm_up(model: str, data: Path, settings: WarmUpSettings, progress: bool = T
 
 
 def load_model_and_batches(model: str, data: Path, settings: WarmUpSettings) -> tuple[Any, list[Batch]]:
-    """Return a classifier and labelled sentences, or a causal language model and text, as the data file has it."""
+    """A classifier and labelled sentences, or a causal language model and text, as the data file has it."""
     sentences = read_labelled(data) if is_labelled(data) else None
     if sentences is not None and len(sentences.names) < 2:
         raise InputError(f"{data} has one label alone, {sentences.names[0]!r}: there is nothing to tell apart")

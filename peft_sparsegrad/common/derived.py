@@ -29,7 +29,7 @@ class Derived(Generic[T]):
     def of(self, tensor: torch.Tensor) -> T:
         """Return the value for `tensor`."""
         # A graph that is being compiled has no versions; an uncompiled call of `of` or `remember` has prepared it.
-        is_current = torch.compiler.is_compiling() or self._version == _version(tensor)
+        is_current = torch.compiler.is_compiling() or self._version == _version(tensor) is not None
         if self._tensor is not tensor or not is_current:
             with torch.inference_mode(False), torch.no_grad():
                 self.remember(tensor, self._compute(tensor))

@@ -30,8 +30,8 @@ SUPPORT_SCORES = {
 def core_gradient(x: torch.Tensor, dy: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None) -> torch.Tensor:
     """Return `G̃ = (dy V)ᵀ (x U)`, shape (r_out, r_in), in at least float32; a U or V of None is the identity."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    xu = x.to(dtype) if U is None else x.to(dtype) @ U.to(dtype)
-    dz = dy.to(dtype) if V is None else dy.to(dtype) @ V.to(dtype)
+    xu = x.to(dtype) if U is None else x.to(dtype) @ U.to(x.device, dtype)
+    dz = dy.to(dtype) if V is None else dy.to(dtype) @ V.to(x.device, dtype)
     return dz.T @ xu
 
 

@@ -271,3 +271,9 @@ def test_moved_entries_of_a_renewal(seed):
     dense = torch.zeros(300, dtype=torch.float64).index_copy(0, indices, values)
     assert torch.equal(move_entries(values, indices, renewed), dense[renewed])
     assert move_entries(values.bfloat16(), indices, renewed).dtype == torch.bfloat16
+
+
+def test_core_gradient_is_formed_where_the_input_is():
+    """A group's basis is on one device, and in a model that is spread over several the layers are on others."""
+    x, dy = torch.randn(5, 8, device="meta"), torch.randn(5, 6, device="meta")
+    assert core_gradient(x, dy, torch.randn(8, 4), torch.randn(6, 3)).device.type == "meta"

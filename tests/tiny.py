@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from peft_sparsegrad import SparseGradConfig
+from peft_sparsegrad import SparseGradConfig, create_sparsegrad_optimizer
 
 VOCAB, LENGTH = 64, 12
 
@@ -53,7 +53,9 @@ def adapted(model=None, **settings):
 
 
 def train(model, steps: int = 5, lr: float = 0.05, optimizer=None) -> list[float]:
-    """A plain loop; the losses."""
+    """A plain loop; the losses. Dynamic supports need an optimizer of their own."""
+    if optimizer is None and any(getattr(m, "plan", None) is not None and m.plan.dynamic for m in model.modules()):
+        optimizer = create_sparsegrad_optimizer(model, lr, weight_decay=0.01)
     optimizer = optimizer or torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     losses = []
     for step in range(steps):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from experiments.optimizers import set_rate
-from peft_sparsegrad.sparsegrad.callback import settle_head as settle_trained
+from peft_sparsegrad.sparsegrad.task_head import settle_head as settle_trained
+from peft_sparsegrad.sparsegrad.warmup import batch_loss
 
 from .task import Row
 
@@ -55,7 +56,8 @@ def settle_head(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(in_head(name))
     collated = [{key: tensor.to(device) for key, tensor in collate(rows).items()} for rows in batches]
-    settle_trained(model, iter(collated), len(collated), LEARNING_RATE, adapters=[])
+    losses = (batch_loss(model, batch, index) for index, batch in enumerate(collated))
+    settle_trained(model, lambda: next(losses), len(collated), LEARNING_RATE, adapters=[])
     model.requires_grad_(True)
     return {name: p.detach().clone() for name, p in model.named_parameters() if in_head(name)}
 

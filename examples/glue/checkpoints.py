@@ -14,7 +14,6 @@ TRAINING_ONLY = (
     "rng_state*.pth",
     "scaler.pt",
     "training_args.bin",
-    "sparsegrad_gradient_sums_*.safetensors",
     TRAINER_STATE_NAME,
 )
 

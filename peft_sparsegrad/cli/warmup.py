@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,9 @@ from transformers import (
 )
 
 from ..sparsegrad import SparseGradConfig, WarmUpReport, save_transition_matrices
-from ..sparsegrad.callback import settle_head
 from ..sparsegrad.layer import layer_adapters
-from ..sparsegrad.warmup import warmup
+from ..sparsegrad.task_head import settle_head
+from ..sparsegrad.warmup import batch_loss, warmup
 from .base_models import load_pretrained
 from .data import Batch, is_labelled, labelled_batches, language_batches, read_labelled, read_texts
 from .errors import InputError
@@ -157,10 +158,11 @@ def _adapt(base: Any, settings: WarmUpSettings, labelled: bool) -> PeftModel:
 def _settle_head(model: Any, batches: list[Batch], steps: int) -> None:
     """Train the head alone: what a new one's gradients say has little to do with the task."""
     device = next(model.parameters()).device
-    endless = (
-        {key: tensor.to(device) for key, tensor in batches[step % len(batches)].items()} for step in range(steps)
+    losses = (
+        batch_loss(model, {key: tensor.to(device) for key, tensor in batch.items()}, index)
+        for index, batch in itertools.cycle(enumerate(batches))
     )
-    settle_head(model, endless, steps, _HEAD_LR, layer_adapters(model, _ADAPTER))
+    settle_head(model, lambda: next(losses), steps, _HEAD_LR, layer_adapters(model, _ADAPTER))
 
 
 def _parse_rank(text: str) -> int | tuple[int, int] | str:

@@ -1,4 +1,4 @@
-"""Values computed from a tensor and kept until the tensor changes."""
+"""Values computed from tensors and kept until one of them changes."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ T = TypeVar("T")
 
 
 class Derived(Generic[T]):
-    """A value computed from a tensor, and computed again once the tensor has been replaced or written to.
+    """A value computed from tensors, and computed again once one of them has been replaced or written to.
 
     Loading, averaging and broadcasting write into buffers without notice to their module, so the value is kept
-    together with the tensor and its version, which torch raises at every write in place.
+    together with the tensors and their versions, which torch raises at every write in place.
 
     Args:
-        compute: Called with the tensor; returns the value.
+        compute: Called with the tensors; returns the value.
     """
 
-    def __init__(self, compute: Callable[[torch.Tensor], T]) -> None:
+    def __init__(self, compute: Callable[..., T]) -> None:
         self._compute = compute
-        self._tensor: torch.Tensor | None = None
-        self._version: int | None = None
+        self._tensors: tuple[torch.Tensor, ...] = ()
+        self._versions: tuple[int, ...] | None = None
         self._value: T | None = None
 
-    def of(self, tensor: torch.Tensor) -> T:
-        """Return the value for `tensor`."""
+    def of(self, *tensors: torch.Tensor) -> T:
+        """Return the value for `tensors`."""
         # A graph that is being compiled has no versions; an uncompiled call of `of` or `remember` has prepared it.
-        is_current = torch.compiler.is_compiling() or self._version == _version(tensor) is not None
-        if self._tensor is not tensor or not is_current:
+        is_current = torch.compiler.is_compiling() or self._versions == _versions(tensors) is not None
+        is_same = bool(self._tensors) and all(one is other for one, other in zip(tensors, self._tensors, strict=True))
+        if not is_same or not is_current:
             with torch.inference_mode(False), torch.no_grad():
-                self.remember(tensor, self._compute(tensor))
+                self.remember(self._compute(*tensors), *tensors)
         return self._value  # pyright: ignore[reportReturnType]
 
-    def remember(self, tensor: torch.Tensor, value: T) -> None:
-        """Store `value` as the value for `tensor` in its current version, without computing it."""
-        self._tensor, self._version, self._value = tensor, _version(tensor), value
+    def remember(self, value: T, *tensors: torch.Tensor) -> None:
+        """Store `value` as the value for `tensors` in their current version, without computing it."""
+        self._value, self._tensors, self._versions = value, tensors, _versions(tensors)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_compute": self._compute, "_tensor": None, "_version": None, "_value": None}
+        return {"_compute": self._compute, "_tensors": (), "_versions": None, "_value": None}
 
 
-def _version(tensor: torch.Tensor) -> int | None:
-    """Return the number of writes to a tensor, or None for an inference tensor, which does not count them."""
-    return None if tensor.is_inference() else tensor._version
+def _versions(tensors: tuple[torch.Tensor, ...]) -> tuple[int, ...] | None:
+    """Return the numbers of writes to tensors, or None if one is an inference tensor, which does not count them."""
+    return None if any(tensor.is_inference() for tensor in tensors) else tuple(tensor._version for tensor in tensors)

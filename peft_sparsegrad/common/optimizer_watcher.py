@@ -24,15 +24,20 @@ class OptimizerStep:
     Attributes:
         optimizer: The optimizer.
         has_closure: True if the step runs its own forward and backward passes, so that gradients are still to come.
+        optimizers: The optimizer, and those that have stepped inside its step, as a Lookahead lets another do.
     """
 
-    def __init__(self, optimizer: Optimizer, has_closure: bool) -> None:
+    def __init__(self, optimizer: Optimizer, has_closure: bool, outer: list[OptimizerStep]) -> None:
         self.optimizer, self.has_closure = optimizer, has_closure
+        self.optimizers = [optimizer]
+        self._outer = outer
         self._parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for step in outer:
+            step.optimizers.append(optimizer)
 
     def updates(self, parameter: nn.Parameter) -> bool:
-        """Return whether the optimizer holds this parameter."""
-        return id(parameter) in self._parameters
+        """Return whether the optimizer holds this parameter, and is the outermost of those in a step that do."""
+        return id(parameter) in self._parameters and not any(step.updates(parameter) for step in self._outer)
 
 
 class StepObserver(Protocol):
@@ -45,7 +50,9 @@ class StepObserver(Protocol):
 
 # Dictionaries keep their order, and every rank must take part in the same collective operation at the same time.
 _OBSERVERS: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
-_AFTER: weakref.WeakKeyDictionary[Optimizer, list[Callable[[], None]]] = weakref.WeakKeyDictionary()
+_RUNNING: weakref.WeakKeyDictionary[Optimizer, tuple[OptimizerStep, list[Callable[[], None]]]] = (
+    weakref.WeakKeyDictionary()
+)
 # Code of the function that torch wraps around the step of every optimizer class.
 _WRAPPER = Optimizer.profile_hook_step(lambda self: None).__code__
 
@@ -73,29 +80,34 @@ def _register_hooks() -> None:
 
 
 def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not _OBSERVERS or _is_nested(optimizer):
+    if not _OBSERVERS:
+        return
+    stepping = _stepping()
+    if optimizer in stepping[1:]:  # a part of its own step, as in a class with `super().step()`
         return
     closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)  # args begin with the optimizer
-    step = OptimizerStep(optimizer, closure is not None)
+    outer = [_RUNNING[each][0] for each in stepping[1:] if each in _RUNNING]
+    step = OptimizerStep(optimizer, closure is not None, outer)
     calls = [observer.before_step(step) for observer in observers()]
-    _AFTER[optimizer] = [call for call in calls if call is not None]
+    _RUNNING[optimizer] = step, [call for call in calls if call is not None]
 
 
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not _is_nested(optimizer):
-        for call in _AFTER.pop(optimizer, ()):
+    if optimizer in _RUNNING and optimizer not in _stepping()[1:]:
+        for call in _RUNNING.pop(optimizer)[1]:
             call()
 
 
-def _is_nested(optimizer: Optimizer) -> bool:
-    """Return whether the step is part of another step of the same optimizer, as in a class with `super().step()`.
+def _stepping() -> list[Optimizer]:
+    """Return the optimizers whose steps are running, the innermost first.
 
-    torch wraps the step of every class, so its hooks run for both. The call stack tells them apart. A count of the
-    steps that have begun would not, because a step that raises an error never ends.
+    torch wraps the step of every class, so its hooks run for a step inside another as well. The call stack tells them
+    apart. A count of the steps that have begun would not, because a step that raises an error never ends.
     """
-    frame, steps = sys._getframe(), 0
+    frame, found = sys._getframe(), []
     while frame is not None:
-        steps += frame.f_code is _WRAPPER and frame.f_locals.get("self") is optimizer
+        if frame.f_code is _WRAPPER:
+            found.append(frame.f_locals["self"])
         frame = frame.f_back
-    return steps > 1
+    return found

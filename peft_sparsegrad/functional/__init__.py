@@ -21,7 +21,6 @@ from .streams import stream_key
 from .support import (
     SUPPORT_SCORES,
     core_gradient,
-    move_entries,
     pack_support,
     packed_support_size,
     renew_support,
@@ -58,7 +57,6 @@ __all__ = [
     "masked_sum",
     "materialised_linear",
     "materialising_pays",
-    "move_entries",
     "num_trained_values",
     "observe_gradient",
     "pack_support",

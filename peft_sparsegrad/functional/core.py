@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import torch
 
-from .support import SUPPORT_SCORES
-
 
 class Core(NamedTuple):
     """The sparse core S (r_out, r_in) of a layer's delta `ΔW = V S Uᵀ`.
@@ -22,9 +20,9 @@ class Core(NamedTuple):
         shape: (r_out, r_in).
         top_k: Number of entries of the values' gradient to keep, those of largest magnitude: the paper's dynamic
             support. None keeps them all.
-        gradient_sum: Float tensor (r_out, r_in) to which every backward pass adds the gradient of the whole core,
-            including the entries outside the support; None for no sum.
-        score: Key of `SUPPORT_SCORES`, which says what is added to `gradient_sum`.
+        leaf: Tensor (r_out, r_in) that requires a gradient and receives that of the whole core, including the entries
+            outside the support. Its contents are not read. None if nobody needs that gradient, and for a dense core,
+            whose values have it already.
     """
 
     values: torch.Tensor
@@ -33,8 +31,7 @@ class Core(NamedTuple):
     V: torch.Tensor | None
     shape: tuple[int, int]
     top_k: int | None = None
-    gradient_sum: torch.Tensor | None = None
-    score: str = "mean"
+    leaf: torch.Tensor | None = None
 
     def on(self, tensor: torch.Tensor) -> Core:
         """Return this core with U and V on the device and in the dtype of `tensor`."""
@@ -58,17 +55,20 @@ class Core(NamedTuple):
         return dy if self.V is None else dy @ self.V
 
     def values_gradient(self, core_gradient: torch.Tensor) -> torch.Tensor:
-        """Return ∂L/∂values (k,) computed from ∂L/∂S (r_out, r_in), and add ∂L/∂S to `gradient_sum`.
-
-        A float16 gradient that overflowed is not added, because a gradient scaler skips its step.
-        """
-        overflows = core_gradient.dtype == torch.float16 and not torch.isfinite(core_gradient).all()
-        if self.gradient_sum is not None and not overflows:
-            SUPPORT_SCORES[self.score].add_(self.gradient_sum, core_gradient)
+        """Return ∂L/∂values (k,) computed from ∂L/∂S (r_out, r_in)."""
         gradient = core_gradient.flatten()
         gradient = gradient if self.indices is None else gradient[self.indices]
         gradient = gradient if self.top_k is None else keep_largest(gradient, self.top_k)
         return gradient.to(self.values.dtype)
+
+
+def leaf_gradient(core_gradient: torch.Tensor) -> torch.Tensor:
+    """Return ∂L/∂S (r_out, r_in) as the gradient of a core's `leaf`: with zeros where a float16 entry overflowed.
+
+    Outside the support an entry may overflow while the values' gradient is finite, so that no gradient scaler skips
+    the step.
+    """
+    return core_gradient.nan_to_num(0.0, 0.0, 0.0) if core_gradient.dtype == torch.float16 else core_gradient
 
 
 def keep_largest(gradient: torch.Tensor, k: int) -> torch.Tensor:

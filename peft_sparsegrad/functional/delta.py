@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch.autograd.function import once_differentiable
 
-from .core import Core
+from .core import Core, leaf_gradient
 from .sparse_by_dense import sparse_by_dense
 
 
@@ -76,7 +76,7 @@ class _DeltaProduct(torch.autograd.Function):
         xu = core.rotate_input(x)
         S = core.matrix(result.dtype)
         inner, outer = (xu, S) if core.V is None else (xu @ S.T, core.V)
-        ctx.skip_zeros, ctx.settings = skip_zeros, given[4:]
+        ctx.skip_zeros, ctx.settings = skip_zeros, (given.shape, given.top_k)
         ctx.save_for_backward(xu if given.values.requires_grad else None, *given[:4])
         return torch.addmm(result, inner, outer.T)
 
@@ -86,13 +86,15 @@ class _DeltaProduct(torch.autograd.Function):
         xu, *tensors = ctx.saved_tensors
         core = Core(*tensors, *ctx.settings).on(dy)
         dz = core.rotate_output(dy)
-        dx = dvalues = None
+        dx = dvalues = dleaf = None
         if ctx.needs_input_grad[1]:
             dx = dz @ core.matrix(dz.dtype)
             dx = dx if core.U is None else dx @ core.U.T
         if ctx.needs_input_grad[3]:
-            dvalues = core.values_gradient(sparse_by_dense(dz.T, xu) if ctx.skip_zeros else dz.T @ xu)
-        return (dy if ctx.needs_input_grad[0] else None), dx, None, dvalues, *(None,) * (len(Core._fields) - 1)
+            gradient = sparse_by_dense(dz.T, xu) if ctx.skip_zeros else dz.T @ xu
+            dvalues = core.values_gradient(gradient)
+            dleaf = leaf_gradient(gradient) if ctx.needs_input_grad[9] else None
+        return (dy if ctx.needs_input_grad[0] else None), dx, None, dvalues, *(None,) * 5, dleaf
 
 
 class _ObserveGradient(torch.autograd.Function):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .core import Core
+from .core import Core, leaf_gradient
 
 
 def materialised_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, core: Core) -> torch.Tensor:
@@ -64,7 +64,7 @@ class _MaterialisedLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, *parts):
         given = Core(*parts)
         core = given.on(weight)
-        ctx.settings = given[4:]
+        ctx.settings = (given.shape, given.top_k)
         xu = core.rotate_input(x) if given.values.requires_grad else None
         ctx.save_for_backward(xu, weight, *given[:4])
         return nn.functional.linear(x, _sum(weight, core), bias)
@@ -74,10 +74,12 @@ class _MaterialisedLinear(torch.autograd.Function):
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
         xu, weight, *tensors = ctx.saved_tensors
         core = Core(*tensors, *ctx.settings).on(dy)
-        dx = dvalues = None
+        dx = dvalues = dleaf = None
         if ctx.needs_input_grad[0]:
             dx = dy @ _sum(weight, core)
         if ctx.needs_input_grad[3]:
             dz = core.rotate_output(dy)
-            dvalues = core.values_gradient(dz.reshape(-1, dz.shape[-1]).T @ xu.reshape(-1, xu.shape[-1]))
-        return dx, None, None, dvalues, *(None,) * (len(Core._fields) - 1)
+            gradient = dz.reshape(-1, dz.shape[-1]).T @ xu.reshape(-1, xu.shape[-1])
+            dvalues = core.values_gradient(gradient)
+            dleaf = leaf_gradient(gradient) if ctx.needs_input_grad[9] else None
+        return dx, None, None, dvalues, *(None,) * 5, dleaf

@@ -13,17 +13,18 @@ class SupportScore:
     """A way to rank the entries of a core by the gradients G̃ of several backward passes.
 
     Attributes:
-        add_: Called with (total, gradient), both (r_out, r_in); adds one pass to the total in place.
-        of: Called with the total; returns the score of each entry, where larger is better.
+        of_pass: Called with the gradient of one pass, (r_out, r_in) and at least float32; returns the pass's share of
+            the total, which is a sum over passes.
+        of_total: Called with the total; returns the score of each entry, where larger is better.
     """
 
-    add_: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    of: Callable[[torch.Tensor], torch.Tensor]
+    of_pass: Callable[[torch.Tensor], torch.Tensor]
+    of_total: Callable[[torch.Tensor], torch.Tensor]
 
 
 SUPPORT_SCORES = {
-    "mean": SupportScore(lambda total, gradient: total.add_(gradient), torch.abs),  # |Σ G̃|
-    "energy": SupportScore(lambda total, gradient: total.add_(gradient.to(total.dtype).square()), torch.clone),  # Σ G̃²
+    "mean": SupportScore(lambda gradient: gradient, torch.abs),  # |Σ G̃|
+    "energy": SupportScore(torch.square, lambda total: total),  # Σ G̃²
 }
 
 
@@ -70,34 +71,25 @@ def spread_support(num_entries: int, k: int) -> torch.Tensor:
 def renew_support(indices: torch.Tensor, values: torch.Tensor, score: torch.Tensor, fraction: float) -> torch.Tensor:
     """Return a support in which the entries of the smallest values are replaced by those with the highest score.
 
-    An entry that is dropped may be among those with the highest score; it then stays.
+    Every other entry keeps its slot, so that whatever was copied from the values remains right for it. An entry that
+    is dropped may be among those with the highest score; it then stays in its slot too.
 
     Args:
-        indices: Sorted flat positions of the values, shape (k,).
+        indices: Flat positions of the values, shape (k,).
         values: Trained values at these positions, shape (k,).
         score: Score of every entry of the core, of any shape with that number of entries; larger is better.
         fraction: Share of the values to drop, rounded down.
 
     Returns:
-        Sorted flat positions, int64, shape (k,).
+        Flat positions, int64, shape (k,), in which new entries have the slots of dropped ones, both in rising order.
     """
     dropped = values.detach().abs().topk(int(fraction * len(values)), largest=False, sorted=False).indices
     survives = torch.ones_like(indices, dtype=torch.bool).index_fill_(0, dropped, False)
-    survivors = indices[survives]
-    grown = score.flatten().index_fill(0, survivors, -torch.inf).topk(len(dropped), sorted=False).indices
-    return torch.cat([survivors, grown]).sort().values
-
-
-def move_entries(entries: torch.Tensor, old: torch.Tensor, new: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
-    """Return `entries` (k,) carried from the positions `old` (k,) to the positions `new` (k,).
-
-    An entry whose position is in both lists keeps its value; a position that is only in `new` gets `fill`. Both lists
-    of positions are sorted.
-    """
-    stays = torch.isin(new, old)
-    moved = torch.full_like(entries, fill)
-    moved[stays] = entries[torch.isin(old, new)]
-    return moved
+    grown = score.flatten().index_fill(0, indices[survives], -torch.inf).topk(len(dropped), sorted=False).indices
+    freed = ~survives & ~torch.isin(indices, grown)
+    renewed = indices.clone()
+    renewed[freed] = grown[~torch.isin(grown, indices)].sort().values
+    return renewed
 
 
 def packed_support_size(num_entries: int, k: int) -> tuple[int, torch.dtype]:

@@ -15,27 +15,28 @@ from .layer import SparseGradLayer
 from .warmup_collector import WarmUpCollector
 
 
-def check_settled(adapters: list[LayerAdapter], adapter_name: str) -> None:
-    """Raise a ValueError in the middle of a warm-up, because no checkpoint holds the sums it has collected so far.
-
-    An adapter that has not begun its warm-up can be saved, and begins the warm-up when it is loaded to train.
-    """
+def warn_if_not_settled(adapters: list[LayerAdapter], adapter_name: str) -> None:
+    """Warn that an adapter is saved before the end of its warm-up, as no file holds what that has collected so far."""
     waiting = [adapter for adapter in adapters if not adapter.is_settled]
     if not waiting:
         return
     warmup = waiting[0].warmup
-    if not isinstance(warmup, WarmUpCollector) or not warmup.passes_watched:
-        warnings.warn(
-            f"The adapter {adapter_name!r} is saved before its warm-up: it does nothing until it is trained.",
-            stacklevel=2,
-        )
-        return
-    raise ValueError(
-        f"the adapter {adapter_name!r} cannot be saved before its warm-up has finished: it has watched "
-        f"{warmup.passes_watched} of {waiting[0].plan.warmup_steps} backward passes. Train longer before saving "
-        "(`save_steps` above `warmup_steps`), lower `warmup_steps`, or run `peft_sparsegrad.warmup` or "
-        "`SparseGradCallback` first."
+    watched = warmup.passes_watched if isinstance(warmup, WarmUpCollector) else 0
+    warnings.warn(
+        f"The adapter {adapter_name!r} is saved after {watched} of the {waiting[0].plan.warmup_steps} passes of its "
+        "warm-up: it does nothing yet, and begins the warm-up again when it is loaded to train. Train longer, lower "
+        "`warmup_steps`, or run `peft_sparsegrad.warmup` or `SparseGradCallback` first.",
+        stacklevel=2,
     )
+
+
+def check_settled(adapters: list[LayerAdapter], adapter_name: str) -> None:
+    """Raise a ValueError if the warm-up has not finished, so that there is no basis and no support yet."""
+    if not all(adapter.is_settled for adapter in adapters):
+        raise ValueError(
+            f"the warm-up of the adapter {adapter_name!r} has not finished: run `peft_sparsegrad.warmup` first, or "
+            "train longer"
+        )
 
 
 def check_adapter_tensors(
@@ -81,6 +82,28 @@ def check_complete(model: nn.Module, adapter_name: str, tensors: dict[str, torch
             f"first is {missing[0]!r}: supports and bases are buffers. Leave `state_dict` out, or pass "
             "`model.state_dict()`."
         )
+
+
+def in_file_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return an adapter's tensors with each layer's values in the order of their positions, and without slots."""
+    stored = {name: tensor for name, tensor in tensors.items() if not name.endswith(".slots")}
+    for name in tensors.keys() - stored.keys():
+        values = f"{name.removesuffix('slots')}values"
+        slots = tensors[name].long().to(tensors[values].device)
+        stored[values] = torch.empty_like(tensors[values]).index_copy_(0, slots, tensors[values])
+    return stored
+
+
+def with_slots(
+    model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor], prefix: str
+) -> dict[str, torch.Tensor]:
+    """Return an adapter's tensors with the slots of sorted values, which `in_file_order` has left out."""
+    modules = _own_modules(model, adapter_name, prefix)
+    slots = {start: module.slots for start, module in modules.items() if isinstance(module, LayerAdapter)}
+    sorted_slots = {
+        f"{start}slots": torch.arange(len(each), dtype=each.dtype) for start, each in slots.items() if each is not None
+    }
+    return {**sorted_slots, **tensors}
 
 
 def _own_modules(model: nn.Module, adapter_name: str, prefix: str) -> dict[str, nn.Module]:

@@ -140,6 +140,8 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         if self.disable_adapters or self.merged:
             return base_layer(x, *args, **kwargs)
         active = [self.adapter(name) for name in self.active_adapters if self.has_adapter(name)]
+        for adapter in active:
+            adapter.begin_pass()
         if len(active) == 1 and not args and not kwargs and self._is_materialised(active[0], x):
             linear = cast(nn.Linear, self.base_layer)
             return materialised_linear(x, linear.weight, linear.bias, active[0].core)

@@ -14,7 +14,7 @@ from ..common.bitsandbytes_cpu import restore_scales
 from ..common.model_card import collect_facts
 from ..common.targeting import targeted_modules
 from .basis import Basis
-from .checkpoint import check_adapter_tensors, check_complete, check_settled
+from .checkpoint import check_adapter_tensors, check_complete, in_file_order, warn_if_not_settled, with_slots
 from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear, layer_adapters
 from .plan import LayerPlan, plan_layer
@@ -114,9 +114,10 @@ class SparseGradModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         restore_scales(model)  # PEFT has just called `state_dict`, which disorders them
-        check_settled(layer_adapters(model, adapter_name), adapter_name)
+        warn_if_not_settled(layer_adapters(model, adapter_name), adapter_name)
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         check_complete(model, adapter_name, tensors, cls.prefix)
+        tensors = in_file_order(tensors)
         trained = sum(adapter.values.numel() for adapter in layer_adapters(model, adapter_name))
         cast(SparseGradConfig, config).card_facts = collect_facts(
             model, adapter_name, config.task_type, trained, tensors, state_dict
@@ -128,5 +129,6 @@ class SparseGradModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        remapped = with_slots(model, adapter_name, remapped, cls.prefix)
         check_adapter_tensors(model, adapter_name, remapped, cls.prefix)
         return remapped

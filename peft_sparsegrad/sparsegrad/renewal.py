@@ -4,14 +4,21 @@ The first support is chosen from gradients before training, which soon change as
 `renewal_steps` optimizer steps, and whenever their number has doubled, the entries of the smallest values are replaced
 by those whose gradient was largest in the steps before, as RigL (arXiv 1911.11134) does with whole networks. The
 backward pass forms the gradient of the whole core anyway.
+
+A value that survives keeps its slot, and a new entry takes the slot of a dropped one. So every copy of the values by
+position (moments, averages, slow weights) stays right for the survivors, whoever keeps it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
 
 from ..common.distributed import copy_from_main, sum_over_ranks
-from ..functional import SUPPORT_SCORES, move_entries, renew_support
+from ..functional import renew_support
+from .core_gradient import CoreGradient
 from .plan import LayerPlan
 
 FRACTION = 0.3  # of the values that each renewal replaces
@@ -25,45 +32,67 @@ def next_renewal(steps: int, first: int) -> int:
     return renewal
 
 
+def is_sharded(values: torch.Tensor, k: int) -> bool:
+    """Return whether a rank holds only some of the `k` values, so that they cannot be chosen by size."""
+    return values.shape != (k,) or hasattr(values, "placements")  # a DTensor tells the shape of the whole
+
+
 def renewed_support(
-    plan: LayerPlan, values: torch.Tensor, indices: torch.Tensor, gradient_sum: torch.Tensor
+    plan: LayerPlan, values: torch.Tensor, indices: torch.Tensor, core_gradient: CoreGradient
 ) -> torch.Tensor:
     """Choose the entries that train from now on, the same on every rank.
 
     Args:
         plan: The plan of the layer's adapter.
         values: Trained values, shape (k,).
-        indices: Sorted positions of the values in the core, shape (k,).
-        gradient_sum: Sum of the core's gradient over this rank's backward passes, shape (r_out, r_in). It is summed
-            over the ranks in place.
+        indices: Positions of the values in the core, shape (k,).
+        core_gradient: Gradient of the core. Its total is summed over the ranks in place.
 
     Returns:
-        Sorted positions, int64, shape (k,).
-
-    Raises:
-        ValueError: If the values are sharded, so that they cannot be moved.
+        Positions, int64, shape (k,); see `renew_support`.
     """
-    if values.shape != (plan.k,):
-        raise ValueError(
-            f"the support of {plan.name!r} cannot be renewed, because its values are sharded: set `renewal_steps=0`"
-        )
-    sum_over_ranks(gradient_sum)
-    new = renew_support(indices, values, SUPPORT_SCORES[plan.support_score].of(gradient_sum), FRACTION)
+    assert core_gradient.total is not None
+    sum_over_ranks(core_gradient.total)
+    new = renew_support(indices, values, core_gradient.score(), FRACTION)
     copy_from_main(new)
     return new
 
 
-def move_state(optimizer: torch.optim.Optimizer, values: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> None:
-    """Move an optimizer's state for `values` (k,) from the entries `old` to the entries `new`.
+def reset_state(optimizer: torch.optim.Optimizer, values: torch.Tensor, renewed: torch.Tensor) -> None:
+    """Reset an optimizer's state for the values whose slots have a new entry.
 
-    In a state that is nowhere negative, such as Adam's second moment, a new entry begins with the mean; in any other,
-    such as a momentum, it begins with zero. A state that is quantised in blocks cannot be moved and is reset.
+    In a state that is nowhere negative, such as Adam's second moment, a new entry begins with the mean of the others;
+    in any other, such as a momentum or slow weights, it begins with zero. A state that is not one number for each
+    value, such as one quantised in blocks, a matrix over the values or a history of gradients, is dropped whole, and
+    the optimizer begins it again.
+
+    Args:
+        optimizer: The optimizer.
+        values: Trained values, shape (k,).
+        renewed: Boolean mask of the slots with a new entry, shape (k,).
     """
-    state = optimizer.state.get(values, {})
-    moving = {key: s for key, s in state.items() if isinstance(s, torch.Tensor) and s.shape == values.shape}
-    if not all(entries.is_floating_point() for entries in moving.values()):
+    if isinstance(optimizer, torch.optim.LBFGS):  # its history is under the first parameter and covers all of them
+        optimizer.state.clear()
+        return
+    tensors = [tensor for tensor in _tensors(optimizer.state.get(values, {}).values()) if tensor.numel() > 1]
+    if not all(_is_by_value(tensor, len(values)) for tensor in tensors):
         optimizer.state.pop(values)
         return
-    for entries in moving.values():
-        fill = entries.mean().item() if bool((entries >= 0).all()) else 0.0
-        entries.copy_(move_entries(entries, old, new, fill))
+    for tensor in tensors:
+        tensor[..., renewed] = tensor.mean() if bool((tensor >= 0).all()) else 0.0
+
+
+def _is_by_value(tensor: torch.Tensor, k: int) -> bool:
+    """Return whether a tensor (..., k) holds numbers for each of k values."""
+    return tensor.is_floating_point() and tensor.shape[-1] == k and k not in tensor.shape[:-1]
+
+
+def _tensors(state: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors in an optimizer's state of one parameter, which may be in lists and dictionaries."""
+    for each in state:
+        if isinstance(each, torch.Tensor):
+            yield each
+        elif isinstance(each, dict):
+            yield from _tensors(each.values())
+        elif isinstance(each, list | tuple):
+            yield from _tensors(each)

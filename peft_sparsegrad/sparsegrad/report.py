@@ -46,12 +46,15 @@ class WarmUpReport:
         passes: Number of backward passes observed in all sweeps together.
         seconds: Wall-clock seconds from the first pass to the choice of the last support.
         groups: Result for each group.
+        passed_over: Number of passes and batches that were left out, because their gradient was zero or they had no
+            label.
     """
 
     adapter_name: str
     passes: int
     seconds: float
     groups: list[GroupReport]
+    passed_over: int = 0
 
     def __str__(self) -> str:
         header = ("modules", "layers", "weight", "core", "values", "basis", "energy in core", "in support")
@@ -60,7 +63,8 @@ class WarmUpReport:
         lines = [
             "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        return "\n".join([f"{self.passes} backward passes in {self.seconds:.1f} s", *lines])
+        passed_over = f", {self.passed_over} without a gradient passed over" if self.passed_over else ""
+        return "\n".join([f"{self.passes} backward passes in {self.seconds:.1f} s{passed_over}", *lines])
 
     @staticmethod
     def _row(group: GroupReport) -> tuple[str, ...]:

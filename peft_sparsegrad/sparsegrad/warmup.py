@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,8 +35,8 @@ def warmup(
 
     Args:
         model: A model with a SparseGrad adapter that has not been trained yet.
-        batches: Batches for `model(**batch).loss`; or, for any other loss, a callable without arguments that runs one
-            forward and one backward pass.
+        batches: Batches for `model(**batch).loss`, of which those whose labels are all -100 are passed over; or, for
+            any other loss, a callable without arguments that runs one forward and one backward pass.
         steps: Number of batches to use; None for the configuration's `warmup_steps`, or for all if there are fewer.
         adapter_name: Name of the adapter; None for the active one.
         progress: True to show a progress bar on rank 0.
@@ -46,13 +45,14 @@ def warmup(
         A report with the duration and, for each group, spectrum, rank and gradient energy captured.
 
     Raises:
-        ValueError: If there is nothing to warm up, or the batches are too few, have no loss, or give NaN or Inf. The
-            adapter is then unchanged.
+        ValueError: If there is nothing to warm up, or the batches are too few, have no loss, have gradients that are
+            all zero, or give NaN or Inf. The adapter is then unchanged.
     """
     adapter_name, adapters = _adapters_to_warm_up(model, adapter_name)
     plan = adapters[0].plan
-    passes = _passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS)
+    passes, without_labels = _passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS)
     collector = WarmUpCollector(adapter_name, adapters, needs_basis=plan.basis == "hosvd")
+    collector.passed_over = without_labels
     with _watching(adapters, collector), _gradients_kept_aside(model):
         sweep = 0
         while not collector.done:
@@ -91,19 +91,40 @@ def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[st
     return name, adapters
 
 
-def _passes(model: nn.Module, batches: Batches, steps: int | None, default_steps: int) -> list[Callable[[], Any]]:
-    """Return one callable for each pass of a sweep; the batches are kept, because there are several sweeps."""
+def _passes(
+    model: nn.Module, batches: Batches, steps: int | None, default_steps: int
+) -> tuple[list[Callable[[], Any]], int]:
+    """Return one callable for each pass of a sweep, and the number of batches without labels that were passed over.
+
+    The batches are kept, because there are several sweeps.
+    """
     if steps is not None and steps < 1:
         raise ValueError(f"`steps` must be at least 1, not {steps}")
     if callable(batches) and not isinstance(batches, Iterable):
-        return [_until_dry(batches)] * (steps or default_steps)
+        return [_until_dry(batches)] * (steps or default_steps), 0
     assert isinstance(batches, Iterable)
-    kept = list(itertools.islice(iter(batches), steps or default_steps))
+    kept, without_labels = [], 0
+    for batch in batches:
+        if has_labels(batch):
+            kept.append(batch)
+        else:
+            without_labels += 1
+        if len(kept) == (steps or default_steps):
+            break
     if not kept or (steps is not None and len(kept) < steps):
+        others = f", and {without_labels} more have no label but -100" if without_labels else ""
         raise ValueError(
-            f"the batches ran dry after {len(kept)} of {steps or default_steps}: pass more of them, or fewer `steps`"
+            f"the batches ran dry after {len(kept)} of {steps or default_steps}{others}: pass more of them, or fewer "
+            "`steps`"
         )
-    return [lambda index=index, batch=batch: _backward(model, batch, index) for index, batch in enumerate(kept)]
+    passes = [lambda index=index, batch=batch: _backward(model, batch, index) for index, batch in enumerate(kept)]
+    return passes, without_labels
+
+
+def has_labels(batch: Any) -> bool:
+    """Return whether a batch has labels other than -100, which losses leave out, or no field `labels` at all."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    return not isinstance(labels, torch.Tensor) or labels.is_floating_point() or bool((labels != -100).any())
 
 
 def _until_dry(run_pass: Callable[[], Any]) -> Callable[[], Any]:
@@ -118,18 +139,32 @@ def _until_dry(run_pass: Callable[[], Any]) -> Callable[[], Any]:
 
 def _backward(model: nn.Module, batch: Any, index: int) -> None:
     device = next(model.parameters()).device
-    loss = batch_loss(model, {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in batch.items()})
-    if loss is None:
-        raise ValueError(f"warm-up batch {index} gave no loss: put `labels` into the batch, it has {sorted(batch)}")
+    on_device = {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in batch.items()}
+    finite_loss(batch_loss(model, on_device, index), index).backward()
+
+
+def finite_loss(loss: torch.Tensor, index: int) -> torch.Tensor:
+    """Return the loss of the warm-up's batch `index`.
+
+    Raises:
+        ValueError: If the loss is NaN or Inf.
+    """
     if not torch.isfinite(loss):
         raise ValueError(f"warm-up batch {index} gave a loss of {loss.item()}: check its inputs and labels")
-    loss.backward()
+    return loss
 
 
-def batch_loss(model: nn.Module, batch: dict[str, Any]) -> torch.Tensor | None:
-    """Return the loss that the model computes for a batch, or None if it computes none."""
+def batch_loss(model: nn.Module, batch: dict[str, Any], index: int) -> torch.Tensor:
+    """Return the loss that the model computes for the batch `index`.
+
+    Raises:
+        ValueError: If it computes none.
+    """
     output = model(**batch)
-    return output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    if loss is None:
+        raise ValueError(f"warm-up batch {index} gave no loss: put `labels` into the batch, it has {sorted(batch)}")
+    return loss
 
 
 @contextmanager

@@ -3,16 +3,23 @@
 It observes x and ∂L/∂y of every adapted layer in the backward pass, so no weight has to be unfrozen and a quantised
 base warms up like any other. It goes through its batches in sweeps: one or more for the basis of each group, and then,
 for a static support, one for the sums of `G̃ = Vᵀ G U` and `G̃²` from which each layer's entries are chosen.
+
+A pass is a forward pass, or several, and the backward pass after it, however often it goes through a layer. Sweeps end
+between passes: a backward pass that computes its forward pass again must find the layers as they were.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from ..common.distributed import copy_from_main, is_main_process, mean_over_ranks, sum_over_ranks
+from ..common.optimizer_watcher import OptimizerStep, forget, watch
 from ..functional import (
     SUPPORT_SCORES,
     ExactHosvd,
@@ -37,8 +44,13 @@ class WarmUpCollector:
         adapter_name: Name of the adapter.
         adapters: The adapter on each of its layers.
         needs_basis: False if the bases are known already, from a file, from the weights, or as the identity.
-        budget: Number of backward passes to observe in all, after which sweeps end by themselves; with None,
-            `end_sweep` ends them.
+        budget: Number of passes to observe in all, after which sweeps end by themselves; with None, `end_sweep` ends
+            them.
+
+    Attributes:
+        passes: Number of passes with a gradient that was not zero, in the sweeps that have ended.
+        passed_over: Number of passes without one, which say nothing about the task.
+        report: The report once the warm-up is done, else None.
     """
 
     def __init__(
@@ -53,9 +65,13 @@ class WarmUpCollector:
         self.hosvd: dict[Basis, ExactHosvd | SketchedHosvd] = {}
         self.found: dict[Basis, Hosvd] = {}
         self.sums: dict[LayerAdapter, _SupportSums] = {}
-        self.counts = dict.fromkeys(adapters, 0)
-        self.basis_sweeps, self.passes, self.started = 0, 0, time.perf_counter()
+        self.seen: set[LayerAdapter] = set()  # layers with a gradient in this sweep
+        self.count, self.passes, self.passed_over = 0, 0, 0
+        self._observed = self._has_signal = False
+        self.basis_sweeps, self.started = 0, time.perf_counter()
         self.report: WarmUpReport | None = None
+        if budget is not None:
+            watch(self)
 
     @property
     def done(self) -> bool:
@@ -64,35 +80,54 @@ class WarmUpCollector:
 
     @property
     def passes_watched(self) -> int:
-        """Number of backward passes observed so far."""
-        return self.passes + max(self.counts.values())
+        """Number of passes observed so far."""
+        return self.passes + self.count
 
     def __call__(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
         """Add one backward pass of one layer, x (tokens, in) and dy (tokens, out); return False for an overflow."""
-        if self.done:
+        if self.done or not x.numel():
             return True
-        if not self._is_finite(adapter, x, dy):
-            return False
-        if self._passes_in_sweep() is not None and self.counts[adapter] == self._passes_in_sweep():
-            self.end_sweep()  # other layers lag behind if they are not used in every forward pass
-            if self.done:
-                return True
+        self._observed = True
+        peaks = torch.stack([x.detach().abs().amax().float(), dy.detach().abs().amax().float()]).tolist()
+        if not all(map(math.isfinite, peaks)):
+            return self._is_no_overflow(adapter, dy)
+        if all(peaks):
+            self._has_signal = True
+            self.seen.add(adapter)
         if self.stage == "basis":
             self._accumulator(adapter.basis, x.device).update(x, dy, mean_over_ranks)
         else:
             if adapter not in self.sums:
                 self.sums[adapter] = _SupportSums(adapter, x.dtype)
             self.sums[adapter].update(x, dy)
-        self.counts[adapter] += 1
-        if all(count == self._passes_in_sweep() for count in self.counts.values()):
-            self.end_sweep()
         return True
+
+    def begin_pass(self) -> None:
+        """End the pass before this one, and a sweep that is complete with it; call it outside of backward passes."""
+        if self._observed:
+            self._end_pass()
+            while self.budget is not None and not self.done and self.count >= self._passes_in_sweep(self.budget):
+                self.end_sweep()
+
+    def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
+        """Return `begin_pass` for an optimizer that holds values, so that a checkpoint after its step is complete."""
+        return self.begin_pass if any(step.updates(adapter.values) for adapter in self.adapters) else None
+
+    def _end_pass(self) -> None:
+        """Count a pass, on every rank if any of them had a gradient."""
+        signal = sum_over_ranks(torch.tensor([float(self._has_signal)], device=self.adapters[0].values.device))
+        self.count += bool(signal)
+        self.passed_over += not signal
+        self._observed = self._has_signal = False
 
     def end_sweep(self) -> bool:
         """End a sweep over the batches, and return whether the warm-up is finished."""
+        if self._observed:
+            self._end_pass()
         self._check_observed()
-        self.passes += max(self.counts.values())
-        self.counts = dict.fromkeys(self.adapters, 0)
+        self.passes += self.count
+        self.count = 0
+        self.seen.clear()
         if self.stage == "support":
             self._settle()
             return True
@@ -105,17 +140,12 @@ class WarmUpCollector:
                 self._settle()
         return self.done
 
-    def _passes_in_sweep(self) -> int | None:
-        """Return the number of backward passes in the current sweep, or None without a budget.
-
-        Half of the budget is for the bases.
-        """
-        if self.budget is None:
-            return None
-        for_bases = self.budget if not self.needs_support else self.budget // 2
+    def _passes_in_sweep(self, budget: int) -> int:
+        """Return the number of passes in the current sweep. Half of the budget is for the bases."""
+        for_bases = budget // 2 if self.needs_support else budget
         if self.stage == "basis":
             return max(1, for_bases // self._basis_sweeps_planned())
-        return max(1, self.budget - self.passes)
+        return max(1, budget - self.passes)
 
     def _basis_sweeps_planned(self) -> int:
         sketched = any(isinstance(accumulator, SketchedHosvd) for accumulator in self.hosvd.values())
@@ -126,26 +156,34 @@ class WarmUpCollector:
             self.hosvd[basis] = hosvd_accumulator(*basis.weight_shape, basis.ranks, device)
         return self.hosvd[basis]
 
-    def _is_finite(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
-        if bool(torch.isfinite(dy).all()) and bool(torch.isfinite(x).all()):
-            return True
+    def _is_no_overflow(self, adapter: LayerAdapter, dy: torch.Tensor) -> bool:
+        """Leave out a gradient with NaN or Inf, as loops skip its step; return False if a gradient scaler does that.
+
+        Raises:
+            ValueError: In an explicit warm-up, whose batches are all there is.
+        """
         name = adapter.plan.name
-        if dy.dtype == torch.float16:  # the loss scale is still being adjusted, and the optimizer skips such steps too
+        if dy.dtype == torch.float16:  # the loss scale is still being adjusted
             logger.warning("SparseGrad's warm-up leaves out a float16 gradient of %r that overflowed.", name)
             return False
-        raise ValueError(
-            f"SparseGrad's warm-up met NaN or Inf in the gradient of module {name!r}: check the batch and its labels, "
-            "or lower the learning rate of what trains during the warm-up."
-        )
+        if self.budget is None:
+            raise ValueError(
+                f"SparseGrad's warm-up met NaN or Inf in the gradient of module {name!r}: check the batch and its "
+                "labels, or lower the learning rate of what trains during the warm-up."
+            )
+        logger.warning("SparseGrad's warm-up leaves out a gradient of %r with NaN or Inf: check the batches.", name)
+        return True
 
     def _check_observed(self) -> None:
-        if not any(self.counts.values()):
+        if not self.count:
+            zeros = f"the gradient of {self.passed_over} batches was zero"
+            found = zeros if self.passed_over else "it saw no gradient"
             raise ValueError(
-                "SparseGrad's warm-up saw no gradient: the batches must run a forward and a backward pass through "
-                "the adapted layers, with gradients enabled and the adapter active."
+                f"SparseGrad's warm-up has nothing to go by, {found}: the batches must run a forward and a backward "
+                "pass through the adapted layers, with gradients enabled and the adapter active."
             )
         for adapters in self.groups.values():
-            names = [adapter.plan.name for adapter in adapters if not self.counts[adapter]]
+            names = [adapter.plan.name for adapter in adapters if adapter not in self.seen]
             if len(names) == len(adapters):
                 raise ValueError(
                     f"SparseGrad's warm-up saw no gradient of the modules {names}: they are not part of the loss. "
@@ -172,6 +210,7 @@ class WarmUpCollector:
             _copy_buffers_from_main(adapter)
             adapter.warmup = None
         self.stage = "done"
+        forget(self)
         self.report = self._make_report()
         self.sums.clear()
         if self.budget is not None and is_main_process():
@@ -180,7 +219,12 @@ class WarmUpCollector:
     def _make_report(self) -> WarmUpReport:
         seconds = time.perf_counter() - self.started
         groups = [self._group_report(basis, adapters) for basis, adapters in self.groups.items()]
-        return WarmUpReport(self.adapter_name, self.passes, seconds, groups)
+        return WarmUpReport(self.adapter_name, self.passes, seconds, groups, self.passed_over)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.budget is not None and not self.done:
+            watch(self)  # a copy warms up by itself
 
     def _group_report(self, basis: Basis, adapters: list[LayerAdapter]) -> GroupReport:
         plan, found = adapters[0].plan, self.found.get(basis)
@@ -214,7 +258,7 @@ class _SupportSums:
     def update(self, x: torch.Tensor, dy: torch.Tensor) -> None:
         """Add one backward pass with x (tokens, in) and dy (tokens, out)."""
         gradient = core_gradient(x, dy, self.adapter.basis.U, self.adapter.basis.V)
-        self._score.add_(self.scored, gradient)
+        self.scored += self._score.of_pass(gradient)
         self.squared += gradient.square()
         self.total += gradient_energy(x, dy).item()
 
@@ -227,7 +271,7 @@ class _SupportSums:
     @property
     def score(self) -> torch.Tensor:
         """Score of each entry of the core, shape (r_out, r_in); larger is better."""
-        return self._score.of(self.scored)
+        return self._score.of_total(self.scored)
 
     @property
     def energy_in_core(self) -> float:

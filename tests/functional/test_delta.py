@@ -179,68 +179,66 @@ def test_bfloat16_result_with_float32_values(kind, x_dtype):
         assert (tensor.double() - reference).norm() <= 0.02 * reference.norm()
 
 
-# The sum of the whole core's gradient, by which a support grows back.
+# The gradient of the whole core, by which a support is renewed.
+
+
+def new_leaf(shape: tuple[int, int], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.zeros((), dtype=dtype).expand(shape).requires_grad_()
 
 
 @KINDS
 @pytest.mark.parametrize("skip_zeros", [False, True])
 @pytest.mark.parametrize("frozen", [(), ("x",), ("result", "x")], ids=str)
-def test_gradient_sum_is_autograds_over_passes_and_changes_no_gradient(kind, skip_zeros, frozen):
+def test_leaf_receives_the_cores_gradient_and_changes_no_other(kind, skip_zeros, frozen):
     p = Problem(kind, (2, 3))
     for name in frozen:
         getattr(p, name).requires_grad_(False)
-    gradient_sum, expected = (
-        torch.zeros(p.core_shape, dtype=torch.float64),
-        torch.zeros(p.core_shape, dtype=torch.float64),
-    )
+    leaf, expected = new_leaf(p.core_shape), torch.zeros(p.core_shape, dtype=torch.float64)
     for factor in (1.0, -0.5, 3.0):
         core = torch.randn(p.core_shape, dtype=torch.float64, requires_grad=True)
         y = p.x if p.U is None else p.x @ p.U
         y = y @ core.T if p.V is None else y @ core.T @ p.V.T
         expected += torch.autograd.grad(y, core, factor * p.dy)[0]
-        output = p.ours(gradient_sum=gradient_sum, skip_zeros=skip_zeros)
+        output = p.ours(leaf=leaf, skip_zeros=skip_zeros)
         assert torch.equal(output, p.ours(skip_zeros=skip_zeros))
-        with_sum = torch.autograd.grad(output, p.values, factor * p.dy)[0]
-        assert torch.equal(with_sum, torch.autograd.grad(p.ours(skip_zeros=skip_zeros), p.values, factor * p.dy)[0])
-        torch.testing.assert_close(gradient_sum, expected, **EXACT)
-    assert (gradient_sum.flatten() != 0).all(), "also beyond the support"
+        p.values.grad = None
+        output.backward(factor * p.dy)
+        without = torch.autograd.grad(p.ours(skip_zeros=skip_zeros), p.values, factor * p.dy)[0]
+        assert torch.equal(p.values.grad, without)
+        torch.testing.assert_close(leaf.grad, expected, **EXACT)
+    assert (leaf.grad.flatten() != 0).all(), "also beyond the support"
 
 
-def test_gradient_sum_of_frozen_values_or_without_a_backward_pass_stays():
-    p, gradient_sum = Problem(), torch.zeros(CORE, dtype=torch.float64)
-    p.ours(gradient_sum=gradient_sum)
+def test_leaf_of_frozen_values_or_of_a_gradient_of_something_else_receives_nothing():
+    p, leaf = Problem(), new_leaf(CORE)
+    torch.autograd.grad(p.ours(leaf=leaf), p.x, p.dy)
     p.values.requires_grad_(False)
-    p.ours(gradient_sum=gradient_sum).backward(p.dy)
-    assert not gradient_sum.any()
+    p.ours(leaf=leaf).backward(p.dy)
+    assert leaf.grad is None
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_gradient_sum_keeps_its_own_dtype(dtype):
+def test_leaf_keeps_its_own_dtype(dtype):
     exact, p = Problem(), Problem()
-    expected = torch.zeros(CORE, dtype=torch.float64)
-    exact.ours(gradient_sum=expected).backward(exact.dy)
+    expected, leaf = new_leaf(CORE), new_leaf(CORE, torch.float32)
+    exact.ours(leaf=expected).backward(exact.dy)
     p.result, p.x = (t.detach().to(dtype).requires_grad_() for t in (p.result, p.x))
-    p.U, p.V, gradient_sum = p.U.to(dtype), p.V.to(dtype), torch.zeros(CORE, dtype=torch.float32)
-    p.ours(gradient_sum=gradient_sum).backward(p.dy.to(dtype))
-    assert gradient_sum.dtype == torch.float32
-    assert (gradient_sum - expected).norm() <= 0.02 * expected.norm()
+    p.U, p.V = p.U.to(dtype), p.V.to(dtype)
+    p.ours(leaf=leaf).backward(p.dy.to(dtype))
+    assert leaf.grad.dtype == torch.float32
+    assert (leaf.grad - expected.grad).norm() <= 0.02 * expected.grad.norm()
 
 
 @pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
-def test_float16_overflow_is_left_out_of_the_gradient_sum(bad):
-    """The gradient scaler skips the step, and lowers the scale for the next."""
-    p, gradient_sum = Problem(), torch.zeros(CORE, dtype=torch.float32)
+def test_float16_overflow_is_left_out_of_the_leafs_gradient(bad):
+    """Outside of the support it does not reach the gradient scaler."""
+    p, leaf = Problem(), new_leaf(CORE, torch.float32)
     p.result, p.x, p.dy = p.result.detach().half().requires_grad_(), p.x.detach().half(), p.dy.half()
     p.U, p.V = p.U.half(), p.V.half()
-    p.ours(gradient_sum=gradient_sum).backward(p.dy)
-    before, gradient = gradient_sum.clone(), p.values.grad.clone()
     p.dy[0, 0] = bad
-    p.values.grad = None
-    p.ours(gradient_sum=gradient_sum).backward(p.dy)
-    assert torch.equal(gradient_sum, before)
-    assert before.any()
+    p.ours(leaf=leaf).backward(p.dy)
+    assert torch.isfinite(leaf.grad).all()
     assert not torch.isfinite(p.values.grad).all(), "the scaler must see it"
-    assert torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("blocks", [True, False])

@@ -3,7 +3,6 @@ import torch
 
 from peft_sparsegrad.functional import (
     core_gradient,
-    move_entries,
     pack_support,
     packed_support_size,
     renew_support,
@@ -162,19 +161,20 @@ def test_core_gradient():
 
 
 def slow_renewal(indices: list[int], values: list[float], score: list[float], fraction: float) -> list[int]:
-    """Drop the smallest values, then let the best entries grow that hold no value any more."""
+    """Drop the smallest values, let the best entries grow that hold no value any more, and give them free slots."""
     by_size = sorted(zip(indices, values, strict=True), key=lambda pair: abs(pair[1]))
     number = int(fraction * len(indices))
     survivors = {index for index, _ in by_size[number:]}
     free = [index for index in range(len(score)) if index not in survivors]
     grown = sorted(free, key=lambda index: -score[index])[:number]
-    return sorted(survivors | set(grown))
+    new = iter(sorted(set(grown) - set(indices)))
+    return [index if index in survivors or index in grown else next(new) for index in indices]
 
 
 def random_renewal(num_entries: int, k: int, seed: int = 0):
-    """Positions, values (k,) and a score of every entry, without ties, in float64."""
+    """Positions in any order, values (k,) and a score of every entry, without ties, in float64."""
     generator = torch.Generator().manual_seed(seed)
-    indices = torch.randperm(num_entries, generator=generator)[:k].sort().values
+    indices = torch.randperm(num_entries, generator=generator)[:k]
     values = torch.randn(k, dtype=torch.float64, generator=generator)
     return indices, values, torch.randn(num_entries, dtype=torch.float64, generator=generator)
 
@@ -202,7 +202,7 @@ def test_renewal_without_a_share_keeps_the_support():
 
 def test_renewal_of_everything_is_the_selection():
     indices, values, score = random_renewal(40, 10)
-    assert torch.equal(renew_support(indices, values, score, 1.0), select_support(score, 10))
+    assert torch.equal(renew_support(indices, values, score, 1.0).sort().values, select_support(score, 10))
 
 
 def test_signs_of_the_values_do_not_matter_and_scores_are_compared_as_they_are():
@@ -220,7 +220,7 @@ def test_dropped_entries_come_back_where_the_score_asks_for_them():
     score = torch.tensor([1.0, 0, 8, 2, 0, 0, 99, 0])
     assert renew_support(indices, values, score, 0.7).tolist() == [2, 3, 6]
     score[0] = 3
-    assert renew_support(indices, values, score, 0.7).tolist() == [0, 2, 6]
+    assert renew_support(indices, values, score, 0.7).tolist() == [2, 0, 6]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 0.5, 1.0])
@@ -229,9 +229,9 @@ def test_renewal_on_ties_is_a_support(fraction):
     indices = random_support(60, 20)
     renewed = renew_support(indices, torch.zeros(20), torch.zeros(6, 10), fraction)
     assert renewed.shape == (20,)
-    assert (renewed.diff() > 0).all()
-    assert renewed[0] >= 0
-    assert renewed[-1] < 60
+    assert renewed.unique().numel() == 20
+    assert renewed.min() >= 0
+    assert renewed.max() < 60
     assert len(set(indices.tolist()) & set(renewed.tolist())) >= 20 - int(fraction * 20)
     assert torch.equal(renew_support(indices, torch.zeros(20), torch.zeros(6, 10), fraction), renewed)
 
@@ -239,38 +239,6 @@ def test_renewal_on_ties_is_a_support(fraction):
 def test_full_core_has_nowhere_to_grow():
     values, score = random_renewal(12, 12)[1:]
     assert renew_support(torch.arange(12), values, score, 0.3).tolist() == list(range(12))
-
-
-@pytest.mark.parametrize("fill", [0.0, -2.5])
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ([], []),
-        ([0, 3, 5], [0, 3, 5]),
-        ([0, 3, 5], [1, 2, 4]),
-        ([0, 3, 5], [3, 5, 9]),
-        ([4, 5, 9], [0, 5, 7]),
-        ([1, 8, 9], [0, 1, 9]),
-    ],
-)
-def test_moved_entries_are_those_of_a_dictionary(old, new, fill):
-    entries = torch.arange(1, len(old) + 1, dtype=torch.float64)
-    at = dict(zip(old, entries.tolist(), strict=True))
-    old, new = torch.tensor(old, dtype=torch.int64), torch.tensor(new, dtype=torch.int64)
-    kept = entries.clone()
-    moved = move_entries(entries, old, new, fill)
-    assert moved.tolist() == [at.get(index, fill) for index in new.tolist()]
-    assert moved.dtype == entries.dtype
-    assert torch.equal(entries, kept)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_moved_entries_of_a_renewal(seed):
-    indices, values, score = random_renewal(300, 90, seed)
-    renewed = renew_support(indices, values, score, 0.3)
-    dense = torch.zeros(300, dtype=torch.float64).index_copy(0, indices, values)
-    assert torch.equal(move_entries(values, indices, renewed), dense[renewed])
-    assert move_entries(values.bfloat16(), indices, renewed).dtype == torch.bfloat16
 
 
 def test_core_gradient_is_formed_where_the_input_is():

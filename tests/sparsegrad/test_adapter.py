@@ -58,11 +58,12 @@ def test_fill_refuses_columns_for_the_identity_and_the_identity_for_columns(name
 def test_state_dict_holds_what_a_file_must_say():
     adapter = new_adapter()
     state = adapter.state_dict()
-    assert sorted(state) == ["steps", "support", "values", "weight_shape"]
+    assert sorted(state) == ["slots", "steps", "support", "values", "weight_shape"]
     assert state["weight_shape"].tolist() == [6, 8]
     assert state["steps"].tolist() == [0]
     assert new_adapter(warmup_steps=4).state_dict()["steps"].tolist() == [-1]
-    assert "support" not in new_adapter(support="dynamic").state_dict()
+    assert state["slots"].tolist() == [0, 1, 2, 3, 4]
+    assert new_adapter(support="dynamic").state_dict().keys().isdisjoint({"support", "slots"})
 
 
 def test_support_that_is_written_to_or_replaced_by_hand_is_used():
@@ -96,36 +97,53 @@ def test_settle_opens_and_closes_the_support_in_place():
     adapter.settle(torch.tensor([1, 3, 5, 7, 11]))
     assert adapter.support is held
     assert (adapter.indices.tolist(), adapter.num_steps) == ([1, 3, 5, 7, 11], 0)
+    adapter.settle(torch.tensor([7, 1, 11, 5, 3]))
+    assert adapter.support is held
+    assert adapter.indices.tolist() == [7, 1, 11, 5, 3]
+    assert adapter.slots.tolist() == [3, 0, 4, 2, 1]
     adapter.unsettle()
     assert (adapter.is_settled, adapter.num_steps) == (False, -1)
 
 
-def test_gradient_sum_is_float32_follows_the_values_and_is_in_no_checkpoint():
-    adapter = new_adapter()
-    adapter.gradient_sum.add_(1)
+def one_step(adapter: LayerAdapter) -> None:
+    adapter.add_delta(torch.zeros(3, 6), torch.randn(3, 8)).square().sum().backward()
+    torch.optim.SGD([adapter.values], lr=0.1).step()
+    adapter.values.grad = None
+
+
+def test_gradient_sum_is_float32_and_belongs_to_the_values():
+    adapter = new_adapter(init_weights=False)
+    nn.init.ones_(adapter.values)
+    one_step(adapter)
     summed = adapter.gradient_sum
+    assert summed.shape == (3, 4)
+    assert summed.any()
     assert adapter.to(torch.float64).gradient_sum is summed
     assert summed.dtype == torch.float32
+    adapter.to(torch.float32)
     state = copy.deepcopy(adapter.state_dict())
     adapter.load_state_dict({}, strict=False)
     assert adapter.gradient_sum is summed, "another module was loaded"
     adapter.load_state_dict(state)
-    assert not adapter.gradient_sum.any(), "it belonged to other values"
-    adapter.to("meta")
-    assert adapter.gradient_sum.is_meta
+    assert adapter.gradient_sum is None, "it belonged to other values"
 
 
 @pytest.mark.parametrize("settings", [{"support": "dynamic"}, {"renewal_steps": 0}])
 def test_support_that_is_not_renewed_has_no_gradient_sum(settings):
-    assert new_adapter(**settings).gradient_sum is None
+    adapter = new_adapter(**settings)
+    one_step(adapter)
+    assert adapter.gradient_sum is None
+    assert adapter.core.leaf is None
 
 
-def test_gradient_is_summed_only_where_the_values_train():
+def test_gradient_of_the_core_is_formed_only_where_the_values_train():
     adapter = new_adapter()
     adapter.values.requires_grad_(False)
-    assert adapter.gradient_sum is None
+    assert adapter.core.leaf is None
     adapter.values.requires_grad_(True)
-    assert adapter.gradient_sum is not None
+    assert adapter.core.leaf is not None
+    with torch.no_grad():
+        assert adapter.core.leaf is None
 
 
 def test_copy_has_its_own_tensors_and_steps_by_itself():

@@ -1,0 +1,122 @@
+"""The gradient of a whole core, which chooses the entries of the next support.
+
+Nobody knows in a backward pass whether a step will be taken with it. A loop may skip the step of a batch whose loss is
+NaN, a gradient scaler one that overflowed; a pass may serve a saliency map or a norm for the log. So the gradient is
+pending until the step. Autograd itself says which passes are to be added up: the gradient of the values begins anew
+when the loop has set it to None or zero.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..common.backward import backward_id
+from ..functional import SUPPORT_SCORES
+
+
+class CoreGradient:
+    """Sum of a core's gradient over the steps since the last renewal, and over the passes since the last step.
+
+    Args:
+        shape: Shape (r_out, r_in) of the core.
+        score: Key of `SUPPORT_SCORES`, which says what of a pass is added up.
+        indices: Called without arguments; returns the positions of the values, shape (k,).
+        on_pass: Called with the values in each backward pass that adds to their gradient.
+
+    Attributes:
+        total: Sum over the steps since the last renewal, float32 (r_out, r_in); None for zero. It is not a buffer,
+            because DDP would overwrite it with that of rank 0, and each rank sums over its own share of the batches.
+        pending: Sum over the passes for which no step was taken yet, (r_out, r_in); None for zero.
+        has_passed: True once a backward pass has added to the gradient of the values.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        score: str,
+        indices: Callable[[], torch.Tensor],
+        on_pass: Callable[[torch.Tensor], None],
+    ) -> None:
+        self.total: torch.Tensor | None = None
+        self.pending: torch.Tensor | None = None
+        self.has_passed = False
+        self._shape, self._score = shape, SUPPORT_SCORES[score]
+        self._indices, self._on_pass = indices, on_pass
+        self._leaf: torch.Tensor | None = None
+        self._values: nn.Parameter | None = None
+        self._task, self._parts = -1, {}
+        self._last: tuple[weakref.ref[torch.Tensor], int] | None = None
+
+    def leaf(self, values: nn.Parameter) -> torch.Tensor:
+        """Return the leaf of the core, see `Core`, for the values that train: it takes the bytes of one entry."""
+        if self._leaf is None or self._values is not values or self._leaf.device != values.device:
+            self._observe(values)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        return self._leaf  # pyright: ignore[reportReturnType]
+
+    @torch.compiler.disable  # hooks are put on tensors before a compiled graph uses them
+    def _observe(self, values: nn.Parameter) -> None:
+        dtype = torch.promote_types(values.dtype, torch.float32)
+        self._leaf = torch.zeros((), dtype=dtype, device=values.device).expand(self._shape).requires_grad_()
+        self._leaf.register_post_accumulate_grad_hook(self._leaf_accumulated)
+        if self._values is not values:
+            self._values = values
+            values.register_post_accumulate_grad_hook(self._values_accumulated)
+
+    def _leaf_accumulated(self, leaf: torch.Tensor) -> None:
+        gradient, leaf.grad = leaf.grad, None
+        self._arrived("core", gradient)
+
+    def _values_accumulated(self, values: torch.Tensor) -> None:
+        self.has_passed = True
+        self._on_pass(values)
+        self._arrived("values", values.grad)
+
+    def _arrived(self, name: str, gradient: torch.Tensor | None) -> None:
+        """Add a backward pass once both gradients are there, in whichever order; leave out one that fails halfway."""
+        task = backward_id()
+        if task != self._task:
+            self._task, self._parts = task, {}
+        self._parts[name] = gradient
+        if len(self._parts) == 2:
+            parts, self._parts = self._parts, {}
+            self._add(parts["core"], parts["values"])
+
+    @torch.no_grad()
+    def _add(self, gradient: torch.Tensor, values_gradient: torch.Tensor) -> None:
+        if self.pending is not None and self._begins_anew(gradient, values_gradient):
+            self.pending = None
+        self._last = (weakref.ref(values_gradient), values_gradient._version)
+        passed = self._score.of_pass(gradient)
+        self.pending = passed if self.pending is None else self.pending.add_(passed)
+
+    def _begins_anew(self, gradient: torch.Tensor, values_gradient: torch.Tensor) -> bool:
+        """Return whether the values' gradient holds this pass alone, so that earlier passes were discarded."""
+        last, version = self._last or (None, 0)
+        if last is None or last() is not values_gradient:
+            return True
+        if values_gradient._version == version + 1:  # written to by this pass alone
+            return False
+        # Set to zero, or clipped or averaged between two micro-batches.
+        return torch.equal(values_gradient, gradient.flatten()[self._indices()].to(values_gradient.dtype))
+
+    @torch.no_grad()
+    def commit(self) -> bool:
+        """Add what is pending to the total, because a step was taken with it; return whether there was anything."""
+        pending, self.pending = self.pending, None
+        if pending is None:
+            return False
+        self.total = pending.float() if self.total is None else self.total.to(pending.device).add_(pending)
+        return True
+
+    def discard(self) -> None:
+        """Drop what is pending, because no step will be taken with it."""
+        self.pending = None
+
+    def score(self) -> torch.Tensor:
+        """Return the score of each entry of the core by the total, shape (r_out, r_in); larger is better."""
+        assert self.total is not None
+        return self._score.of_total(self.total)

@@ -1,0 +1,133 @@
+"""Batches and losses of a Trainer, for a warm-up before its first step that leaves no trace in the run."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data.distributed import DistributedSampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_pt_utils import IterableDatasetShard
+
+from ..common.distributed import world_size
+from .warmup import finite_loss, has_labels
+
+
+def trainer_of(callback: TrainerCallback) -> Trainer:
+    """Return the Trainer that is calling one of the callback's methods, which transformers does not pass to it.
+
+    Raises:
+        RuntimeError: If no Trainer with this callback is calling.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, Trainer) and callback in caller.callback_handler.callbacks:
+            return caller
+        frame = frame.f_back
+    raise RuntimeError(
+        f"{type(callback).__name__} must be called by a Trainer that it was given to: in a loop of your own, call "
+        "`peft_sparsegrad.warmup(model, batches)`"
+    )
+
+
+def draws_from_dataset(trainer: Trainer, dataloader: DataLoader) -> bool:
+    """Return whether a trainer's batches can be drawn from its dataset without loss to the training that follows.
+
+    They cannot if the trainer makes them while it trains, from the model's own answers for instance, or if reading the
+    dataset may use it up. A streamed dataset of the `datasets` library can be read again.
+    """
+    kind = type(trainer)
+    makes_inputs = kind._prepare_inputs is not Trainer._prepare_inputs
+    has_own_step = kind.training_step is not Trainer.training_step and kind.compute_loss is Trainer.compute_loss
+    return not (makes_inputs or has_own_step or _may_be_used_up(dataloader.dataset))
+
+
+def _may_be_used_up(dataset: Any) -> bool:
+    dataset = dataset.dataset if isinstance(dataset, IterableDatasetShard) else dataset
+    return isinstance(dataset, IterableDataset) and not type(dataset).__module__.startswith("datasets.")
+
+
+class TrainerBatches:
+    """Source of batches like those of a Trainer's training, and of the loss that it trains on.
+
+    Args:
+        trainer: The Trainer.
+        model: Its model.
+        dataloader: Its loader, whose own state does not change.
+
+    Attributes:
+        passed_over: Number of batches without a label other than -100.
+    """
+
+    def __init__(self, trainer: Trainer, model: nn.Module, dataloader: DataLoader) -> None:
+        self.trainer, self.model = trainer, model
+        self.passed_over, self._index = 0, 0
+        self._batches = self._endless(_loader(dataloader, trainer.args.seed))
+
+    def run_pass(self) -> None:
+        """Run a forward and a backward pass of the next batch."""
+        self.next_loss().backward()
+
+    def next_loss(self) -> torch.Tensor:
+        """Return the loss of the next batch, as the Trainer computes it."""
+        inputs = self.trainer._prepare_inputs(next(self._batches))
+        with self.trainer.compute_loss_context_manager():
+            loss = cast(torch.Tensor, self.trainer.compute_loss(self.model, inputs))
+        self._index += 1
+        return finite_loss(loss, self._index - 1)
+
+    def _endless(self, loader: DataLoader) -> Iterator[Any]:
+        while True:
+            found = False
+            for batch in loader:
+                if has_labels(batch):
+                    found = True
+                    yield batch
+                else:
+                    self.passed_over += 1
+            if not found:
+                raise ValueError("the training dataset is empty, or all its labels are -100: there is no gradient")
+
+    @contextmanager
+    def as_in_training(self) -> Iterator[None]:
+        """Compute passes as in the Trainer's steps, and undo inside the Trainer whatever they have changed.
+
+        The model is in training mode, with dropout, and the random state is one of the warm-up's own.
+        """
+        counters = {name: value for name, value in vars(self.trainer).items() if _is_counter(name, value)}
+        before = copy.deepcopy(counters)
+        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+        self.model.train()
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.trainer.args.seed)
+            try:
+                yield
+            finally:
+                vars(self.trainer).update(before)
+
+
+def _is_counter(name: str, value: Any) -> bool:
+    """Return whether an attribute of a Trainer may be a metric or a count that computing a loss adds to."""
+    return name.startswith("_") and isinstance(value, int | float | dict | list)
+
+
+def _loader(dataloader: DataLoader, seed: int) -> DataLoader:
+    """Return a loader like the Trainer's, whose own state must not change; each rank draws different batches."""
+    dataset, sampler = dataloader.dataset, None
+    if not isinstance(dataset, IterableDataset):
+        generator = torch.Generator().manual_seed(seed)
+        distributed = world_size() > 1
+        sampler = (
+            DistributedSampler(dataset, seed=seed)
+            if distributed
+            else RandomSampler(cast(Sized, dataset), generator=generator)
+        )
+    batch_size = dataloader.batch_size or getattr(dataloader.batch_sampler, "batch_size", 1)
+    return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=dataloader.collate_fn)

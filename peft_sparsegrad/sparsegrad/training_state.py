@@ -1,0 +1,193 @@
+"""One layer in a training run: its steps are counted and its support is renewed, in any training loop."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..common.distributed import is_main_process, sum_over_ranks, world_size
+from ..common.optimizer_watcher import OptimizerStep, watch
+from ..common.unseen_steps import UnseenSteps
+from .core_gradient import CoreGradient
+from .masked_moves import MaskedMoves
+from .optimizer_state import carry, has_state, take
+from .renewal import is_sharded, next_renewal, renewed_support, reset_state
+
+if TYPE_CHECKING:
+    from .adapter import LayerAdapter
+
+
+class TrainingState:
+    """The observer of the optimizer's steps for one layer's adapter.
+
+    A step is counted if an optimizer that holds the values takes it with a gradient of its own backward passes. The
+    support is renewed after the step, when nothing else reads the values.
+
+    Args:
+        adapter: The adapter on the layer.
+
+    Attributes:
+        core_gradient: Gradient of the whole core, by which the next support is chosen.
+    """
+
+    def __init__(self, adapter: LayerAdapter) -> None:
+        self.adapter = adapter
+        self.begin_again()
+        watch(self)
+
+    def begin_again(self) -> None:
+        """Forget everything about the run, because the values have been replaced."""
+        plan = self.adapter.plan
+        self.core_gradient = CoreGradient(plan.core_shape, plan.support_score, self._positions, self._check_values)
+        self._unseen, self._moves = UnseenSteps(), MaskedMoves()
+        self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._is_gathered = False
+
+    @property
+    def values(self) -> nn.Parameter:
+        """The values of the layer, shape (k,)."""
+        return self.adapter.values
+
+    @property
+    def is_renewed(self) -> bool:
+        """True if the support is renewed in this run."""
+        return self.adapter.plan.renewal_steps > 0 and self.values.requires_grad
+
+    def leaf(self) -> torch.Tensor | None:
+        """Return the leaf that receives the gradient of the whole core, see `Core`, or None if nobody needs it."""
+        return self.core_gradient.leaf(self.values) if self.is_renewed and torch.is_grad_enabled() else None
+
+    def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
+        """Prepare for a step of an optimizer that holds the values, and return `_after_step` if it is to be counted.
+
+        Raises:
+            RuntimeError: If the state of the optimizer is for other entries, or the gradient of the values was not
+                made by a backward pass.
+            ValueError: If the support is to be renewed and the values are sharded.
+        """
+        if not step.updates(self.values) or not self.values.requires_grad:
+            return None
+        self._meet(step.optimizer)
+        self._unseen.step_seen()
+        if not self.adapter.is_settled:
+            return None
+        if self.adapter.plan.dynamic:
+            return self._moves.before_step(self.adapter.plan.name, self.values)
+        if not self.is_renewed:
+            return None
+        if not step.has_closure:
+            if self.values.grad is None:  # optimizers skip values without a gradient
+                self.core_gradient.discard()
+                return None
+            self._check_gradient(self.values.grad)
+        return partial(self._after_step, step)
+
+    @torch.no_grad()
+    def _after_step(self, step: OptimizerStep) -> None:
+        """Count a step, and renew the support if a renewal is due."""
+        if not self.core_gradient.commit():
+            return
+        self._is_gathered = False
+        taken = self.adapter.count_step()
+        if taken == next_renewal(taken - 1, self.adapter.plan.renewal_steps):
+            self._renew({*self._optimizers, *step.optimizers})
+
+    def _renew(self, optimizers: set[torch.optim.Optimizer]) -> None:
+        old = self._positions()
+        new = renewed_support(self.adapter.plan, self.values, old, self.core_gradient)
+        renewed = new != old
+        for optimizer in optimizers:
+            reset_state(optimizer, self.values, renewed)
+        self.values.masked_fill_(renewed, 0.0)
+        self.adapter.settle(new)
+        self.core_gradient.total = None
+
+    def _positions(self) -> torch.Tensor:
+        assert self.adapter.indices is not None
+        return self.adapter.indices
+
+    def _check_values(self, values: torch.Tensor) -> None:
+        if self._unseen.found(values):
+            raise RuntimeError(
+                f"the SparseGrad values of {self.adapter.plan.name!r} have changed without a step of an optimizer "
+                "that holds them, and a copy cannot follow a renewal of the support: give the optimizer the model's "
+                "own parameters, or set `renewal_steps=0`"
+            )
+
+    def _check_gradient(self, gradient: torch.Tensor) -> None:
+        if not self.core_gradient.has_passed and bool(gradient.any()):
+            raise RuntimeError(
+                f"the gradient of the SparseGrad values of {self.adapter.plan.name!r} was not made by `backward()`, "
+                "which is what a renewal of the support goes by: use `loss.backward()`, or set `renewal_steps=0`"
+            )
+
+    @torch.no_grad()
+    def _meet(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take over what the optimizer's state dict has carried, and let it carry the state of this layer."""
+        if self.is_renewed and is_sharded(self.values, self.adapter.plan.k):
+            raise ValueError(
+                f"the values of {self.adapter.plan.name!r} are sharded over the ranks, and their support cannot be "
+                "renewed: set `renewal_steps=0`"
+            )
+        carried = take(optimizer, self.values)
+        if carried is not None:
+            self.load_state_dict(carried)
+        if optimizer in self._optimizers:
+            return
+        if carried is None and self._was_sorted() and has_state(optimizer, self.values):
+            raise RuntimeError(
+                "the optimizer has a state without the order of the SparseGrad values that it belongs to: load one "
+                "that `optimizer.state_dict()` of the training run has returned, or begin with a new optimizer"
+            )
+        self._optimizers.add(optimizer)
+        if self.adapter.support is not None:
+            carry(optimizer, self)
+
+    def _was_sorted(self) -> bool:
+        """Return whether the values were in another order before they were saved, as they are after a renewal."""
+        slots, first = self.adapter.slots, self.adapter.plan.renewal_steps
+        if slots is None or not 0 < first <= self.adapter.num_steps:
+            return False
+        return bool((slots.diff() == 1).all())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of each value (k,), the total of the core's gradient, and how many ranks it lacks."""
+        ranks = 1 if self._is_gathered else world_size()
+        return {"indices": self._positions().int(), "total": self.core_gradient.total, "ranks": ranks}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, and put the values into the slots to which the moments belong.
+
+        Raises:
+            RuntimeError: If the state is that of another support.
+        """
+        own, indices = self._positions(), state["indices"].to(self.values.device).long()
+        order, rank = own.argsort(), indices.argsort().argsort()
+        if not torch.equal(own[order[rank]], indices):
+            raise RuntimeError(
+                f"the optimizer's state is for other entries of {self.adapter.plan.name!r} than the adapter has: load "
+                "the optimizer and the adapter from the same checkpoint, or begin with a new optimizer"
+            )
+        for tensor in (self.values, self.values.grad):
+            if tensor is not None:
+                tensor.copy_(tensor[order[rank]])
+        self.adapter.place(indices)
+        self._load_total(state["total"], state["ranks"])
+
+    def _load_total(self, total: torch.Tensor | None, ranks: int) -> None:
+        if ranks == 1 and not is_main_process():
+            total = None  # rank 0 has the sum of all
+        self.core_gradient.total = None if total is None else total.to(self.values.device, torch.float32, copy=True)
+
+    def gather(self) -> None:
+        """Bring the totals of all ranks to rank 0, which writes the checkpoint."""
+        total = self.core_gradient.total
+        if world_size() > 1 and total is not None:
+            sum_over_ranks(total)
+            self.core_gradient.total = total if is_main_process() else None
+            self._is_gathered = True

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
+from peft.tuners._buffer_dict import BufferDict
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from ..common.backward import in_backward
 from ..common.delta_layer import DeltaLayer, restore_float32
 from ..common.distributed import world_size
 from ..common.optimizer_watcher import OptimizerStep, watch
@@ -18,6 +20,7 @@ from ..common.targeting import in_out_features
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .mask_sampler import MaskSampler
 from .masked_steps import MaskedParameter, before_masked_step
+from .step_count import StepCount
 
 _META = torch.device("meta")
 
@@ -29,12 +32,13 @@ class GradDropLayer(DeltaLayer, nn.Module):
         graddrop_weight: Trained delta of the weight by adapter name, in the weight's shape and layout.
         graddrop_bias: Trained delta of the bias by adapter name, if the module has a bias.
         graddrop_sampler: [`MaskSampler`] by adapter name, shared by all layers of the adapter.
+        graddrop_steps: Number of optimizer steps taken, int64 (1,), by adapter name, on the adapter's first layer.
         graddrop_name: Name of the module in the base model, on which its masks depend.
         graddrop_block: Name of the block, GradDrop's layer, that contains the module.
     """
 
     adapter_layer_names: tuple[str, ...] = ("graddrop_weight", "graddrop_bias")
-    other_param_names: tuple[str, ...] = ("graddrop_sampler",)
+    other_param_names: tuple[str, ...] = ("graddrop_sampler", "graddrop_steps")
 
     def __init__(self, base_layer: nn.Module, name: str, block: str, **kwargs: Any) -> None:
         nn.Module.__init__(self)
@@ -42,6 +46,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
         self.graddrop_weight = nn.ParameterDict({})
         self.graddrop_bias = nn.ParameterDict({})
         self.graddrop_sampler: dict[str, MaskSampler] = {}
+        self.graddrop_steps = BufferDict({}, persistent=True)
         self.graddrop_name, self.graddrop_block = name, block
         self.quantization_backend = resolve_quantization_backend(
             self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
@@ -63,6 +68,8 @@ class GradDropLayer(DeltaLayer, nn.Module):
     ) -> None:
         """Add an adapter with a delta of the weight and, if there is one, of the bias."""
         self.graddrop_sampler[adapter_name] = sampler
+        if not sampler.is_shared:
+            sampler.share(StepCount(self.graddrop_steps, adapter_name))
         self.graddrop_weight[adapter_name] = self._new_delta(self.weight_shape, init_weights)
         bias = getattr(self.get_base_layer(), "bias", None)
         if bias is not None:
@@ -86,6 +93,8 @@ class GradDropLayer(DeltaLayer, nn.Module):
         for deltas in (self.graddrop_weight, self.graddrop_bias):
             if adapter_name in deltas and not deltas[adapter_name].is_meta and device not in (None, _META):
                 deltas[adapter_name] = deltas[adapter_name].to(device)
+        if adapter_name in self.graddrop_steps and device not in (None, _META):
+            self.graddrop_steps.to(device)
 
     def train(self, mode: bool = True) -> GradDropLayer:
         """Set the mode of the module; in a quantised model, make deltas float32 again that were cast to bf16."""
@@ -123,8 +132,9 @@ class GradDropLayer(DeltaLayer, nn.Module):
         ]
 
     def _delta(self, name: str, value: torch.Tensor, sampler: MaskSampler) -> Delta:
-        if torch.is_grad_enabled() and value.requires_grad:
+        if value.requires_grad and (torch.is_grad_enabled() or self.training) and not in_backward():
             sampler.begin_pass()
+            sampler.check_steps_are_seen(name, value)
         trains = sampler.trains(name, self.graddrop_block)
         zeros = not trains and (sampler.config.frozen == "gradient" or _needs_some_gradient(sampler))
         # With `x` detached, autograd need not reach this layer; bitsandbytes would take that for inference.

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..common.backward import backward_id
+from ..common.unseen_steps import UnseenSteps
 from ..functional import (
     SCHEDULES,
     GradientMask,
@@ -20,35 +22,46 @@ from ..functional import (
     stream_key,
 )
 from .config import GradDropConfig
+from .step_count import StepCount
 
 
 class MaskSampler:
     """Sampler of the gradient masks of all parameters that one configuration governs.
 
-    A mask is a function of the seed, the step or epoch, and the parameter's name, so no checkpoint has to hold it.
-    The optimizer's steps are counted until `set_step` is called for the first time; from then on they are announced.
+    A mask is a function of the seed, the step or epoch, and the parameter's name, so a checkpoint has to hold no more
+    than the number of steps. They are counted until `set_step` is called for the first time; from then on they are
+    announced.
 
     Args:
         config: The GradDrop settings.
         blocks: Names of the transformer blocks that the settings govern, from the input on.
 
     Attributes:
-        step: Optimizer steps taken before this one.
+        steps_taken: Count of the optimizer steps taken.
+        is_shared: True if an adapter's checkpoint holds that count.
+        step: Optimizer steps taken before the one whose passes are running.
         epoch: Number of the epoch, from 0; None until it is announced.
         num_epochs: Number of epochs of the run; None until it is known.
     """
 
     def __init__(self, config: GradDropConfig, blocks: Sequence[str]) -> None:
         self.config, self.blocks = config, list(blocks)
+        self.steps_taken = StepCount({}, "")
+        self.is_shared = False
         self._sets: dict[str, int] = {}
         self.reset()
 
+    def share(self, steps_taken: StepCount) -> None:
+        """Count steps in a tensor that is saved with an adapter, from what that has counted so far."""
+        self.steps_taken, self.is_shared = steps_taken, True
+
     def reset(self) -> None:
-        """Forget everything that was announced, and return to the initial state."""
-        self.step = 0
+        """Forget everything that was announced; the steps taken remain."""
+        self.step = self.steps_taken.value
         self.epoch: int | None = None
         self.num_epochs: int | None = None
-        self._counts_steps, self._step_taken = True, False
+        self._counts_steps, self._backward = True, -1
+        self._unseen, self._sees_steps = {}, False
         self._nothing_trains: dict[tuple[int, int | None], bool] = {}
         self._masks_of_epoch: tuple[int | None, dict[str, GradientMask]] = (None, {})
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
@@ -56,7 +69,7 @@ class MaskSampler:
             self.set_num_epochs(self.config.num_epochs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_optimizer": None, "_masks_of_epoch": (None, {})}  # a copy is bound to no run
+        return {**vars(self), "_optimizer": None, "_masks_of_epoch": (None, {}), "_unseen": {}}  # bound to no run
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None:
         """Bind the masks to the run of `optimizer`, so that `check_optimizer` rejects any other optimizer."""
@@ -106,17 +119,49 @@ class MaskSampler:
 
     def set_step(self, step: int) -> None:
         """Announce an optimizer step, counted from 0; from now on every step has to be announced."""
-        self.step, self._counts_steps, self._step_taken = step, False, False
+        self.step, self._counts_steps = step, False
 
     def begin_pass(self) -> None:
-        """Note that a training pass begins; the first one after an optimizer step belongs to the next step."""
-        if self._step_taken and self._counts_steps:
-            self.step += 1
-        self._step_taken = False
+        """Note that a forward pass begins; the first one after an optimizer step belongs to the next step.
+
+        It is not to be called inside a backward pass, where an optimizer may step as soon as a gradient is there: the
+        forward passes that checkpointing computes again belong to the step that the backward pass is in.
+        """
+        if self._counts_steps:
+            self.step = self.steps_taken.value
+
+    def begin_backward(self) -> None:
+        """Note that a gradient arrives; the first one of a backward pass after a step belongs to the next step."""
+        if self._counts_steps and backward_id() != self._backward:
+            self._backward = backward_id()
+            self.step = self.steps_taken.value
 
     def step_taken(self) -> None:
         """Note that an optimizer has taken a step, so that the micro-batches that follow belong to another step."""
-        self._step_taken = True
+        self.steps_taken.value = self.step + 1
+        self._sees_steps = True
+        self._unseen.clear()
+
+    def check_steps_are_seen(self, name: str, parameter: torch.Tensor) -> None:
+        """Check, until the first step is seen, that `parameter` has not changed since the last pass without one.
+
+        Raises:
+            RuntimeError: If it has, and steps are counted or masked entries are held.
+        """
+        if self._sees_steps or not self._unseen.setdefault(name, UnseenSteps()).found(parameter):
+            return
+        if self._counts_steps:
+            raise RuntimeError(
+                f"{name!r} has changed without a step of an optimizer that holds it, so GradDrop cannot count the "
+                "steps: give the optimizer the model's own parameters, give the Trainer a `GradDropCallback`, or call "
+                "`set_step(step)` of a `GradDrop(model)` before each step"
+            )
+        if self.config.frozen == "hold":
+            raise RuntimeError(
+                f"{name!r} has changed without a step of an optimizer that holds it, so GradDrop cannot hold masked "
+                "entries: give the optimizer the model's own parameters, or set frozen='gradient'"
+            )
+        self._sees_steps = True  # announced, and nothing is held
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise a RuntimeError if the masks are bound to another run, which was interrupted and left them behind."""

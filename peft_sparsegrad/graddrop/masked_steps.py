@@ -38,7 +38,8 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
         none of the parameters.
 
     Raises:
-        RuntimeError: If the masks are bound to another run's optimizer.
+        RuntimeError: If the masks are bound to another run's optimizer, or entries are to be held from an optimizer
+            that moves them outside of its steps.
     """
     updated = [masked for masked in parameters if step.updates(masked.parameter)]
     if not updated:
@@ -59,6 +60,8 @@ def _hold(masked: MaskedParameter, step: OptimizerStep) -> _Held | None:
     sampler.check_optimizer(step.optimizer)
     if step.has_closure:
         sampler.begin_pass()  # the closure runs the passes of this step only now
+    if sampler.config.frozen == "hold":
+        _check_moves_in_steps(step.optimizer)
     if sampler.config.frozen != "hold" or (parameter.grad is None and not step.has_closure):
         return None
     mask = sampler.mask(name, block)
@@ -66,3 +69,12 @@ def _hold(masked: MaskedParameter, step: OptimizerStep) -> _Held | None:
         parameter.grad = None  # optimizers skip parameters without a gradient
         return None
     return _Held(parameter, mask, parameter.detach().clone()) if mask.keeps_nothing or mask.chooses else None
+
+
+def _check_moves_in_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Raise a RuntimeError if an optimizer swaps the weights for an average of theirs, as schedule-free ones do."""
+    if all(callable(getattr(optimizer, name, None)) for name in ("train", "eval")):
+        raise RuntimeError(
+            f"{type(optimizer).__name__} swaps the weights for an average, which moves entries that GradDrop is to "
+            "hold: set frozen='gradient', or use another optimizer"
+        )

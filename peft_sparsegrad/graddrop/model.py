@@ -18,6 +18,7 @@ from .checkpoint import compress, decompress
 from .config import GradDropConfig
 from .layer import GradDropLayer
 from .mask_sampler import MaskSampler
+from .step_count import checked_step_counts, is_step_count
 from .targets import default_targets, layer_class
 
 
@@ -103,8 +104,9 @@ class GradDropModel(BaseTuner):
     ) -> dict[str, torch.Tensor]:
         restore_scales(model)  # PEFT has just called `state_dict`, which disorders them
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        ours, trained = cast(GradDropConfig, config), sum(tensor.numel() for tensor in tensors.values())
-        stored = compress(tensors, adapter_name, ours)
+        deltas = {name: tensor for name, tensor in tensors.items() if not is_step_count(name)}
+        ours, trained = cast(GradDropConfig, config), sum(delta.numel() for delta in deltas.values())
+        stored = {**tensors, **compress(deltas, adapter_name, ours)}
         ours.card_facts = collect_facts(model, adapter_name, config.task_type, trained, stored, state_dict)
         return stored
 
@@ -113,4 +115,6 @@ class GradDropModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        return decompress(model, adapter_name, remapped)
+        steps = checked_step_counts(remapped)
+        deltas = {name: tensor for name, tensor in remapped.items() if name not in steps}
+        return {**steps, **decompress(model, adapter_name, deltas)}

@@ -172,7 +172,8 @@ class GradDrop:
         return sampler
 
     def _masked_gradient(self, masked: MaskedParameter, gradient: torch.Tensor) -> torch.Tensor:
-        masked.sampler.begin_pass()
+        masked.sampler.begin_backward()
+        masked.sampler.check_steps_are_seen(masked.name, masked.parameter)
         own = gradient.clone(memory_format=torch.contiguous_format)
         return masked.sampler.mask_gradient_(own, masked.name, masked.block)
 

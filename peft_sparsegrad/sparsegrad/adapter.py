@@ -160,6 +160,13 @@ class LayerAdapter(nn.Module):
         self.support.copy_(pack_support(indices[order], self.plan.num_entries))
         self.slots[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
 
+    @torch.no_grad()
+    def copy_buffers(self, other: LayerAdapter) -> None:
+        """Take over basis, support, slots and steps of an adapter with the same plan; the values stay."""
+        for own, theirs in ((self, other), (self.basis, other.basis)):
+            for name, buffer in own.named_buffers():
+                buffer.copy_(theirs.get_buffer(name))
+
     def unsettle(self) -> None:
         """Mark the support as not chosen, so that a warm-up can choose it again."""
         self.steps.fill_(-1)

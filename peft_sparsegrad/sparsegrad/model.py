@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, cast
 
 import torch
@@ -51,12 +52,31 @@ class SparseGradModel(BaseTuner):
         adapters = layer_adapters(model, adapter_name)
         if self._transition_file is not None:
             self._transition_file.apply(adapters)
+        self._start_like_the_first(model, config, adapter_name)
         waiting = [adapter for adapter in adapters if not adapter.is_settled]
         if waiting:
             needs_basis = config.basis == "hosvd" and self._transition_file is None
             warmup = WarmUpCollector(adapter_name, waiting, needs_basis, budget=config.warmup_steps)
             for adapter in waiting:
                 adapter.warmup = warmup
+
+    def _start_like_the_first(self, model: nn.Module, config: SparseGradConfig, adapter_name: str) -> None:
+        """Start an adapter in the basis and with the supports of one that has the same configuration object.
+
+        TRL makes the reference of a trained adapter like that, and then copies the parameters. The warm-up of an
+        adapter that is to have bases of its own needs a configuration object of its own.
+        """
+        names = [name for name, other in self.peft_config.items() if other is config and name != adapter_name]
+        for first in names[:1]:
+            pairs = list(zip(layer_adapters(model, adapter_name), layer_adapters(model, first), strict=True))
+            if all(other.is_settled for _, other in pairs):
+                for adapter, other in pairs:
+                    adapter.copy_buffers(other)
+                warnings.warn(
+                    f"The adapter {adapter_name!r} has the configuration object of {first!r}, and starts in its bases "
+                    "and with its supports: for a warm-up of its own, give it a copy of the configuration.",
+                    stacklevel=2,
+                )
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         if cast(SparseGradConfig, peft_config).target_modules is None:

@@ -255,7 +255,7 @@ def test_nothing_is_kept_between_steps(settings):
     model = dropped(tower(), **settings)
     optimizer = adamw(model)
     step(model, optimizer)
-    assert optimizer not in optimizer_watcher._AFTER
+    assert optimizer not in optimizer_watcher._RUNNING
 
 
 @pytest.mark.parametrize("kind", ["adapter", "plain"])

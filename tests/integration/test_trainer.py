@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from tiny import adapted, bert, llama, logits, rows
+from tiny import LENGTH, adapted, bert, llama, logits, rows
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from peft_sparsegrad import SparseGradCallback, SparseGradLinear, create_sparsegrad_optimizer
+from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
 
 def arguments(path, **settings):
@@ -62,23 +64,31 @@ def renewing_run(path, seed=3, resume=None):
 
 
 @pytest.mark.parametrize("saved_at", [6, 12])
-def test_run_resumed_between_renewals_is_the_uninterrupted_run_bit_for_bit(tmp_path, saved_at, caplog):
+def test_run_resumed_between_renewals_is_the_uninterrupted_run_bit_for_bit(tmp_path, saved_at):
     through = renewing_run(tmp_path)
     resumed = renewing_run(tmp_path, resume=str(tmp_path / f"checkpoint-{saved_at}"))
     assert through.keys() == resumed.keys()
     assert all(torch.equal(through[name], resumed[name]) for name in through)
-    assert "gradient sums" not in caplog.text
 
 
-@pytest.mark.parametrize("other_has_a_checkpoint", [False, True])
-def test_gradient_sums_that_cannot_be_found_are_missed_aloud(tmp_path, other_has_a_checkpoint, caplog):
-    """The sums of another run's checkpoint at the same step must not be taken for them."""
+def test_optimizer_without_the_order_of_its_values_is_refused(tmp_path):
+    """The adapter's file has the values in another order than the moments of the run that saved it."""
+    renewing_run(tmp_path)
+    saved = torch.load(tmp_path / "checkpoint-12" / "optimizer.pt")
+    for group in saved["param_groups"]:
+        group.pop("sparsegrad", None)
+    torch.save(saved, tmp_path / "checkpoint-12" / "optimizer.pt")
+    with pytest.raises(RuntimeError, match="a state without the order of the SparseGrad values"):
+        renewing_run(tmp_path, resume=str(tmp_path / "checkpoint-12"))
+
+
+def test_optimizer_of_another_run_is_refused(tmp_path):
     renewing_run(tmp_path / "one")
-    if other_has_a_checkpoint:
-        renewing_run(tmp_path / "other", seed=4)
-    assert "gradient sums" not in caplog.text
-    renewing_run(tmp_path / "other", resume=str(tmp_path / "one" / "checkpoint-6"))
-    assert "gradient sums are not in" in caplog.text
+    renewing_run(tmp_path / "other", seed=4)
+    other = tmp_path / "other" / "checkpoint-12" / "optimizer.pt"
+    other.replace(tmp_path / "one" / "checkpoint-12" / "optimizer.pt")
+    with pytest.raises(RuntimeError, match=r"state is for other entries of .* from the same checkpoint"):
+        renewing_run(tmp_path / "one", resume=str(tmp_path / "one" / "checkpoint-12"))
 
 
 def test_nothing_called_trains(tmp_path):
@@ -116,7 +126,8 @@ def test_callback_does_not_change_what_training_sees(tmp_path):
         )
         run.name = name
         run.train()
-    for (ids, noise), (other_ids, other_noise) in zip(seen["with"], seen["without"], strict=True):
+    assert len(seen["with"]) == 6 + 5, "two sweeps of three batches before"
+    for (ids, noise), (other_ids, other_noise) in zip(seen["with"][6:], seen["without"], strict=True):
         assert torch.equal(ids, other_ids)
         assert torch.equal(noise, other_noise)
 
@@ -124,13 +135,74 @@ def test_callback_does_not_change_what_training_sees(tmp_path):
 @pytest.mark.parametrize("bf16", [True, False])
 def test_warm_up_runs_in_the_trainers_precision(tmp_path, bf16):
     model, seen = adapted(llama(), warmup_steps=4), []
-    model.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    callback = SparseGradCallback()
-    made = trainer(model, tmp_path, [callback], max_steps=1, bf16=bf16, use_cpu=True)
-    callback.on_train_begin(
-        made.args, made.state, made.control, model=model, train_dataloader=made.get_train_dataloader()
-    )
-    assert seen == [bf16] * 8, "two sweeps of four batches"
+    model.get_base_model().lm_head.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    trainer(model, tmp_path, [SparseGradCallback()], max_steps=1, bf16=bf16, use_cpu=True).train()
+    assert seen == [bf16] * 9, "two sweeps of four batches, and a step"
+
+
+def test_callback_outside_of_a_trainer_is_refused(tmp_path):
+    model = adapted(warmup_steps=4)
+    made = trainer(model, tmp_path)
+    with pytest.raises(RuntimeError, match=r"call `peft_sparsegrad\.warmup"):
+        SparseGradCallback().on_train_begin(
+            made.args, made.state, made.control, model=model, train_dataloader=made.get_train_dataloader()
+        )
+
+
+EVEN = torch.arange(LENGTH) % 2 == 0
+
+
+class OddTokens(Trainer):
+    """A Trainer whose own loss counts every second token."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(**{**inputs, "labels": inputs["labels"].masked_fill(EVEN, -100)})
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+
+def test_callback_looks_at_the_loss_that_is_trained(tmp_path):
+    def supports(kind, dataset):
+        model = adapted(warmup_steps=4)
+        settings = arguments(tmp_path, max_steps=1, save_strategy="no")
+        kind(model, settings, train_dataset=dataset, callbacks=[SparseGradCallback(steps=6)]).train()
+        return [layer.indices.tolist() for layer in layer_adapters(model, "default")]
+
+    masked = [{**row, "labels": [-100 if i % 2 == 0 else y for i, y in enumerate(row["labels"])]} for row in rows(64)]
+    assert supports(OddTokens, rows(64)) == supports(Trainer, masked) != supports(Trainer, rows(64))
+
+
+def test_callback_passes_over_batches_without_labels(tmp_path):
+    """Every second row of the data has no label; a batch is one row."""
+    dataset = [{**row, "labels": [-100] * LENGTH} if i % 2 else row for i, row in enumerate(rows(16))]
+    model, callback = adapted(warmup_steps=4), SparseGradCallback(steps=8)
+    settings = arguments(tmp_path, max_steps=1, save_strategy="no", per_device_train_batch_size=1)
+    Trainer(model, settings, train_dataset=dataset, callbacks=[callback]).train()
+    assert callback.report.passes == 16
+    assert callback.report.passed_over > 4
+    assert "without a gradient passed over" in str(callback.report)
+
+
+class ReadOnce(IterableDataset):
+    """A stream: each row can be read a single time."""
+
+    def __init__(self, rows):
+        self.rows, self.read = iter(rows), 0
+
+    def __iter__(self):
+        for row in self.rows:
+            self.read += 1
+            yield row
+
+
+def test_callback_reads_nothing_ahead_of_a_stream(tmp_path, caplog):
+    stream, model, callback = ReadOnce(rows(64)), adapted(warmup_steps=32), SparseGradCallback(steps=6)
+    settings = arguments(tmp_path, max_steps=16, save_steps=3)
+    run = Trainer(model, settings, train_dataset=stream, callbacks=[callback])
+    run.train()
+    assert "observes the first 6 passes of training" in caplog.text
+    assert callback.report.passes == 6
+    assert run.state.global_step == 16, "64 rows are 16 batches"
+    assert all(each.values.any() for each in layer_adapters(model, "default"))
 
 
 def test_head_settles_first(tmp_path):
@@ -174,9 +246,14 @@ def test_best_model_is_loaded_at_the_end(tmp_path):
     assert run.evaluate()["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
 
 
-def test_saving_during_the_warm_up_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="`save_steps` above `warmup_steps`"):
-        trainer(adapted(warmup_steps=8), tmp_path, save_steps=4).train()
+def test_run_saved_and_resumed_in_its_warm_up_begins_that_again(tmp_path):
+    model = adapted(warmup_steps=6)
+    with pytest.warns(UserWarning, match="saved after 4 of the 6 passes of its warm-up"):
+        trainer(model, tmp_path, save_steps=4).train()
+    resumed = adapted(warmup_steps=6)
+    trainer(resumed, tmp_path, save_strategy="no").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert {each.num_steps for each in layer_adapters(model, "default")} == {6}, "of 12 steps"
+    assert {each.num_steps for each in layer_adapters(resumed, "default")} == {2}, "of the 8 that were left"
 
 
 @pytest.mark.parametrize("support", ["static", "dynamic"])

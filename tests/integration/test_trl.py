@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from tiny import llama, logits, tokenizer
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaForSequenceClassification
 
 from peft_sparsegrad import SparseGradCallback, SparseGradConfig, SparseGradLinear
 
@@ -57,3 +57,64 @@ def test_quantized_base_keeps_float32_values(tmp_path):
     assert_has_learned(trainer.model)
     layers = [module for module in trainer.model.modules() if isinstance(module, SparseGradLinear)]
     assert {layer.adapter("default").values.dtype for layer in layers} == {torch.float32}
+
+
+# The warm-up looks at the loss that is trained -----------------------------------------------------------------------
+
+PREFERENCES = [
+    {"prompt": f"t{i} t{i + 1}", "chosen": f" t{i + 2} t{i + 3}", "rejected": f" t{i + 30} t{i + 9}"}
+    for i in range(4, 20)
+]
+ANSWERS = [
+    {"prompt": row["prompt"], "completion": row["chosen"], "label": i % 2 == 0} for i, row in enumerate(PREFERENCES)
+]
+COMMON = {
+    "max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 0.05, "logging_steps": 1, "report_to": [],
+    "disable_tqdm": True, "use_cpu": True, "bf16": False, "save_strategy": "no",
+}  # fmt: skip
+
+
+def length_reward(completions, **kwargs):
+    return [float(len(set(each.split()))) for each in completions]
+
+
+def trainer_of_kind(kind, path, callbacks):
+    config = SparseGradConfig(density=0.3, warmup_steps=4, task_type="SEQ_CLS" if kind == "Reward" else "CAUSAL_LM")
+    settings = dict(COMMON)
+    extra = {"train_dataset": Dataset.from_list(ANSWERS if kind == "KTO" else PREFERENCES)}
+    base = llama()
+    if kind == "GRPO":
+        settings |= {"num_generations": 4, "max_completion_length": 6, "temperature": 2.0}
+        extra = {"train_dataset": Dataset.from_list([{"prompt": row["prompt"]} for row in PREFERENCES]),
+                 "reward_funcs": length_reward}  # fmt: skip
+    if kind == "Reward":
+        base.config.num_labels = 1
+        base = LlamaForSequenceClassification(base.config)
+    arguments = getattr(trl, f"{kind}Config")(str(path), **settings)
+    return getattr(trl, f"{kind}Trainer")(
+        base, args=arguments, processing_class=tokenizer(), peft_config=config, callbacks=callbacks, **extra
+    )
+
+
+@pytest.mark.parametrize("kind", ["DPO", "Reward", "KTO", "GRPO"])
+def test_callback_warms_up_in_trls_trainers(tmp_path, kind, caplog):
+    callback = SparseGradCallback(steps=2)
+    trainer = trainer_of_kind(kind, tmp_path, [callback])
+    trainer.train()
+    assert ("observes the first 2 passes" in caplog.text) == (kind == "GRPO"), "GRPO makes its batches as it trains"
+    assert callback.report.passes == (2 if kind == "GRPO" else 4)
+    layers = [module.adapter("default") for module in trainer.model.modules() if isinstance(module, SparseGradLinear)]
+    assert all(layer.is_settled and layer.values.any() for layer in layers)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 6
+
+
+def test_first_log_is_not_that_of_the_warm_up(tmp_path):
+    """TRL averages metrics since the last log; those of the warm-up's passes are none of the run's."""
+    logs = []
+    for callbacks in ([SparseGradCallback(steps=3)], []):
+        trainer = trainer_of_kind("DPO", tmp_path, callbacks)
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    assert logs[0]["num_tokens"] == logs[1]["num_tokens"]
+    assert logs[0]["loss"] == pytest.approx(logs[1]["loss"])

@@ -268,7 +268,7 @@ def test_unknown_adapter_and_other_methods():
 def test_adapter_in_the_middle_of_its_warm_up():
     model = get_peft_model(tiny("bert"), SparseGradConfig(warmup_steps=4))
     model(input_ids=IDS).last_hidden_state.sum().backward()
-    with pytest.raises(ValueError, match="warm-up of the adapter .default. has not finished"):
+    with pytest.raises(ValueError, match="warm-up of the adapter 'default' has not finished"):
         convert_to_lora(model)
 
 

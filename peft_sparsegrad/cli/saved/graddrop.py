@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ...functional import unpack_support
+from ...graddrop.step_count import is_step_count
 from ..errors import InputError
 from ..output import percent
 from .adapter import SavedAdapter, grouped_by_module
@@ -50,7 +51,8 @@ class SavedGradDrop(SavedMethod):
     def __init__(self, adapter: SavedAdapter) -> None:
         super().__init__(adapter)
         self._parts: dict[str, dict[str, str]] = {}
-        for module, parts in grouped_by_module(list(adapter.tensors), "graddrop_").items():
+        deltas = [name for name in adapter.tensors if not is_step_count(name)]
+        for module, parts in grouped_by_module(deltas, "graddrop_").items():
             for part, name in parts.items():
                 kind, _, role = part.partition("_")
                 self._parts.setdefault(f"{module}.{kind}", {})[role or "delta"] = name

@@ -1,0 +1,66 @@
+"""The number of optimizer steps that a GradDrop adapter has been trained with, which is part of its checkpoint.
+
+Masks depend on the step, so a run that is resumed must go on counting. One layer of the adapter holds the number, as a
+buffer that is saved and loaded with the deltas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..common.adapter_file import ADVICE
+from ..common.derived import Derived
+
+_MARK = ".graddrop_steps"
+
+
+class StepCount:
+    """A count of optimizer steps in a tensor, int64 (1,), that others may write to.
+
+    Args:
+        buffers: Dictionary or `BufferDict` that holds the tensor.
+        name: Its key.
+    """
+
+    def __init__(self, buffers: Any, name: str) -> None:
+        self._buffers, self._name = buffers, name
+        self._value = Derived(_number)
+        if name not in buffers:
+            buffers[name] = torch.zeros(1, dtype=torch.int64)
+
+    @property
+    def value(self) -> int:
+        """The number of steps."""
+        return self._value.of(self._buffers[self._name])
+
+    @value.setter
+    def value(self, steps: int) -> None:
+        tensor = self._buffers[self._name]
+        if steps != self.value:
+            with torch.no_grad():
+                tensor.fill_(steps)
+            self._value.remember(steps, tensor)
+
+
+def _number(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_meta else int(tensor.item())
+
+
+def is_step_count(name: str) -> bool:
+    """Return whether `name` is that of a step count among an adapter's tensors."""
+    return name.endswith(_MARK) or f"{_MARK}." in name
+
+
+def checked_step_counts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the step counts among an adapter's tensors.
+
+    Raises:
+        ValueError: If one of them is no number of steps.
+    """
+    counts = {name: tensor for name, tensor in tensors.items() if is_step_count(name)}
+    for name, tensor in counts.items():
+        if tensor.dtype != torch.int64 or tensor.shape != (1,) or tensor.item() < 0:
+            raise ValueError(f"{name!r} must be one whole number from 0 on, int64, not {tensor}. {ADVICE}")
+    return counts

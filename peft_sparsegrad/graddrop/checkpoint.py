@@ -19,12 +19,11 @@ _SHAPE_DTYPE = torch.int32
 _PEFT_PREFIX = "base_model.model."
 
 
-def compress(tensors: dict[str, torch.Tensor], adapter_name: str, config: GradDropConfig) -> dict[str, torch.Tensor]:
+def compress(tensors: dict[str, torch.Tensor], config: GradDropConfig) -> dict[str, torch.Tensor]:
     """Return deltas in the form in which they are stored.
 
     Args:
-        tensors: Deltas by their name in the model, which ends in the adapter's name.
-        adapter_name: Name of the adapter.
+        tensors: Deltas by their name in the model.
         config: Settings of the adapter. If entries are left out, its `saved_energy` is set to the share of the deltas'
             squared norm that is kept, for the model card.
 
@@ -43,9 +42,8 @@ def compress(tensors: dict[str, torch.Tensor], adapter_name: str, config: GradDr
             stored[name] = kept
         else:
             stored[name] = kept.flatten()[support]
-            owner = name.removesuffix(f".{adapter_name}")
-            stored[f"{owner}{_SUPPORT}.{adapter_name}"] = pack_support(support, delta.numel())
-            stored[f"{owner}{_SHAPE}.{adapter_name}"] = torch.tensor(delta.shape, dtype=_SHAPE_DTYPE)
+            stored[f"{name}{_SUPPORT}"] = pack_support(support, delta.numel())
+            stored[f"{name}{_SHAPE}"] = torch.tensor(delta.shape, dtype=_SHAPE_DTYPE)
     config.saved_energy = kept_energy / energy if kept_energy < energy else None
     return stored
 
@@ -56,7 +54,7 @@ def decompress(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Ten
     Args:
         model: The model, with the adapter injected.
         adapter_name: Name of the adapter.
-        tensors: Stored tensors by their name in the model; names of supports may lack the adapter's name.
+        tensors: Stored tensors by their name in the model; names of supports and shapes lack the adapter's name.
 
     Returns:
         Deltas by their name in the model; tensors that are not GradDrop's are returned unchanged.
@@ -65,11 +63,10 @@ def decompress(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Ten
         ValueError: If a tensor is missing, unknown, of another shape or dtype, or damaged. The message names it.
     """
     expected = {
-        f"{name}.graddrop_{kind}.{adapter_name}": deltas[adapter_name]
+        f"{name}.graddrop_adapter.{adapter_name}.{kind}": delta
         for name, module in model.named_modules()
-        if isinstance(module, GradDropLayer)
-        for kind, deltas in (("weight", module.graddrop_weight), ("bias", module.graddrop_bias))
-        if adapter_name in deltas
+        if isinstance(module, GradDropLayer) and module.has_adapter(adapter_name)
+        for kind, delta in module.deltas(adapter_name).named_parameters()
     }
     given = {name: tensor for name, tensor in tensors.items() if ".graddrop_" in name}
     for name, own in expected.items():
@@ -104,8 +101,7 @@ def _cheapest_support(delta: torch.Tensor) -> torch.Tensor | None:
 def _beside(name: str, part: str, adapter_name: str, given: dict[str, torch.Tensor]) -> str | None:
     """Return the name under which a support or shape of the delta `name` is stored, or None if it is not.
 
-    Args:
-    The name may have PEFT's prefix and the adapter's name, or lack them.
+    PEFT puts the adapter's name into the names of the model's own tensors only, and removes its prefix from no other.
 
     Args:
         name: Name of the delta in the model.
@@ -113,9 +109,9 @@ def _beside(name: str, part: str, adapter_name: str, given: dict[str, torch.Tens
         adapter_name: Name of the adapter.
         given: Stored tensors by name.
     """
-    plain = f"{name.removesuffix(f'.{adapter_name}')}{part}"
-    names = [f"{prefix}{plain.removeprefix(_PEFT_PREFIX)}" for prefix in ("", _PEFT_PREFIX)]
-    return next((each for own in names for each in (own, f"{own}.{adapter_name}") if each in given), None)
+    module, _, kind = name.rpartition(f".{adapter_name}.")
+    plain = f"{module}.{kind}{part}".removeprefix(_PEFT_PREFIX)
+    return next((each for each in (f"{name}{part}", plain, f"{_PEFT_PREFIX}{plain}") if each in given), None)
 
 
 def _check_shape(name: str, shape: torch.Tensor, own: torch.Tensor) -> None:

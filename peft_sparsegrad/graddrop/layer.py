@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-from peft.tuners._buffer_dict import BufferDict
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 from torch.nn import functional as F
@@ -18,6 +17,7 @@ from ..common.distributed import world_size
 from ..common.optimizer_watcher import OptimizerStep, watch
 from ..common.targeting import in_out_features
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
+from .deltas import Deltas
 from .mask_sampler import MaskSampler
 from .masked_steps import MaskedParameter, before_masked_step
 from .step_count import StepCount
@@ -29,24 +29,20 @@ class GradDropLayer(DeltaLayer, nn.Module):
     """A frozen module with the GradDrop adapters on it.
 
     Attributes:
-        graddrop_weight: Trained delta of the weight by adapter name, in the weight's shape and layout.
-        graddrop_bias: Trained delta of the bias by adapter name, if the module has a bias.
+        graddrop_adapter: [`Deltas`] by adapter name.
         graddrop_sampler: [`MaskSampler`] by adapter name, shared by all layers of the adapter.
-        graddrop_steps: Number of optimizer steps taken, int64 (1,), by adapter name, on the adapter's first layer.
         graddrop_name: Name of the module in the base model, on which its masks depend.
         graddrop_block: Name of the block, GradDrop's layer, that contains the module.
     """
 
-    adapter_layer_names: tuple[str, ...] = ("graddrop_weight", "graddrop_bias")
-    other_param_names: tuple[str, ...] = ("graddrop_sampler", "graddrop_steps")
+    adapter_layer_names: tuple[str, ...] = ("graddrop_adapter",)
+    other_param_names: tuple[str, ...] = ("graddrop_sampler",)
 
     def __init__(self, base_layer: nn.Module, name: str, block: str, **kwargs: Any) -> None:
         nn.Module.__init__(self)
         self.base_layer = base_layer
-        self.graddrop_weight = nn.ParameterDict({})
-        self.graddrop_bias = nn.ParameterDict({})
+        self.graddrop_adapter = nn.ModuleDict({})
         self.graddrop_sampler: dict[str, MaskSampler] = {}
-        self.graddrop_steps = BufferDict({}, persistent=True)
         self.graddrop_name, self.graddrop_block = name, block
         self.quantization_backend = resolve_quantization_backend(
             self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
@@ -61,19 +57,24 @@ class GradDropLayer(DeltaLayer, nn.Module):
         watch(self)  # a copy, or an unpickled layer, is watched like the original
 
     def has_adapter(self, adapter_name: str) -> bool:
-        return adapter_name in self.graddrop_weight
+        return adapter_name in self.graddrop_adapter
+
+    def deltas(self, adapter_name: str) -> Deltas:
+        """Return the deltas of an adapter on this module."""
+        return cast(Deltas, self.graddrop_adapter[adapter_name])
 
     def update_layer(
         self, adapter_name: str, sampler: MaskSampler, init_weights: bool, inference_mode: bool = False
     ) -> None:
         """Add an adapter with a delta of the weight and, if there is one, of the bias."""
         self.graddrop_sampler[adapter_name] = sampler
-        if not sampler.is_shared:
-            sampler.share(StepCount(self.graddrop_steps, adapter_name))
-        self.graddrop_weight[adapter_name] = self._new_delta(self.weight_shape, init_weights)
         bias = getattr(self.get_base_layer(), "bias", None)
-        if bias is not None:
-            self.graddrop_bias[adapter_name] = self._new_delta(bias.shape, init_weights)
+        deltas = self.graddrop_adapter[adapter_name] = Deltas(
+            self._new_delta(self.weight_shape, init_weights),
+            None if bias is None else self._new_delta(bias.shape, init_weights),
+        )
+        if not sampler.is_shared:
+            sampler.share(StepCount(deltas._buffers, "num_steps"))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -82,24 +83,23 @@ class GradDropLayer(DeltaLayer, nn.Module):
         """Shape of the base weight, before any quantisation."""
         return self.get_base_layer().weight.shape  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
 
-    def _new_delta(self, shape: Any, init_weights: bool) -> nn.Parameter:
+    def _new_delta(self, shape: Any, init_weights: bool) -> torch.Tensor:
         _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
         dtype = dtype if dtype is not None and dtype.is_floating_point else torch.float32
-        return nn.Parameter(torch.zeros(shape, dtype=dtype) if init_weights else 0.1 * torch.randn(shape).to(dtype))
+        return torch.zeros(shape, dtype=dtype) if init_weights else 0.1 * torch.randn(shape).to(dtype)
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         """Move an adapter to the base layer's device but not to its dtype, which would round deltas to bf16."""
         device = device or self._get_base_layer_device_and_dtype(self.get_base_layer())[0]
-        for deltas in (self.graddrop_weight, self.graddrop_bias):
-            if adapter_name in deltas and not deltas[adapter_name].is_meta and device not in (None, _META):
-                deltas[adapter_name] = deltas[adapter_name].to(device)
-        if adapter_name in self.graddrop_steps and device not in (None, _META):
-            self.graddrop_steps.to(device)
+        if device not in (None, _META) and adapter_name in self.graddrop_adapter:
+            deltas = self.deltas(adapter_name)
+            if not deltas.weight_delta.is_meta:
+                deltas.to(device)
 
     def train(self, mode: bool = True) -> GradDropLayer:
         """Set the mode of the module; in a quantised model, make deltas float32 again that were cast to bf16."""
         if mode and self.in_quantized_model:
-            restore_float32([*self.graddrop_weight.values(), *self.graddrop_bias.values()])
+            restore_float32(self.graddrop_adapter.parameters())
         return super().train(mode)
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
@@ -108,28 +108,29 @@ class GradDropLayer(DeltaLayer, nn.Module):
 
     def masked_parameters(self) -> Iterator[MaskedParameter]:
         """Yield every delta of this layer with everything that its mask depends on."""
-        for kind, deltas in (("weight", self.graddrop_weight), ("bias", self.graddrop_bias)):
-            for adapter_name, delta in deltas.items():
-                sampler = self.graddrop_sampler[adapter_name]
-                yield MaskedParameter(delta, sampler, f"{self.graddrop_name}.{kind}", self.graddrop_block)
+        for kind in ("weight", "bias"):
+            for adapter_name, sampler in self.graddrop_sampler.items():
+                delta = self.deltas(adapter_name).of(kind)
+                if delta is not None:
+                    yield MaskedParameter(delta, sampler, f"{self.graddrop_name}.{kind}", self.graddrop_block)
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """Return the delta of the weight, in the layout of the base weight and at least float32."""
-        delta = self.graddrop_weight[adapter_name].detach()
+        delta = self.deltas(adapter_name).weight_delta.detach()
         return delta.to(torch.promote_types(delta.dtype, torch.float32))
 
     def get_delta_bias(self, adapter_name: str) -> torch.Tensor | None:
-        return self.graddrop_bias[adapter_name].detach() if adapter_name in self.graddrop_bias else None
+        delta = self.deltas(adapter_name).of("bias")
+        return None if delta is None else delta.detach()
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False
 
     def _active_deltas(self, kind: str) -> list[Delta]:
-        values: nn.ParameterDict = getattr(self, f"graddrop_{kind}")
-        active = [name for name in self.active_adapters if name in values]
-        return [
-            self._delta(f"{self.graddrop_name}.{kind}", values[name], self.graddrop_sampler[name]) for name in active
-        ]
+        active = [name for name in self.active_adapters if self.has_adapter(name)]
+        deltas = [(self.deltas(name).of(kind), self.graddrop_sampler[name]) for name in active]
+        name = f"{self.graddrop_name}.{kind}"
+        return [self._delta(name, delta, sampler) for delta, sampler in deltas if delta is not None]
 
     def _delta(self, name: str, value: torch.Tensor, sampler: MaskSampler) -> Delta:
         if value.requires_grad and (torch.is_grad_enabled() or self.training) and not in_backward():

@@ -89,9 +89,7 @@ class GradDropModel(BaseTuner):
             self._replace_module(parent, target_name, cast(nn.Module, layer), target)
         layer.update_layer(adapter_name, self._sampler, peft_config.init_weights, peft_config.inference_mode)
         if adapter_name not in self.active_adapters:
-            for deltas in (layer.graddrop_weight, layer.graddrop_bias):
-                if adapter_name in deltas:
-                    deltas[adapter_name].requires_grad_(False)
+            layer.deltas(adapter_name).requires_grad_(False)
 
     @classmethod
     def _get_adapter_state_dict(
@@ -106,7 +104,7 @@ class GradDropModel(BaseTuner):
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         deltas = {name: tensor for name, tensor in tensors.items() if not is_step_count(name)}
         ours, trained = cast(GradDropConfig, config), sum(delta.numel() for delta in deltas.values())
-        stored = {**tensors, **compress(deltas, adapter_name, ours)}
+        stored = {**tensors, **compress(deltas, ours)}
         ours.card_facts = collect_facts(model, adapter_name, config.task_type, trained, stored, state_dict)
         return stored
 

@@ -6,42 +6,46 @@ buffer that is saved and loaded with the deltas.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ..common.adapter_file import ADVICE
 from ..common.derived import Derived
 
-_MARK = ".graddrop_steps"
+_END = ".num_steps"
 
 
 class StepCount:
     """A count of optimizer steps in a tensor, int64 (1,), that others may write to.
 
     Args:
-        buffers: Dictionary or `BufferDict` that holds the tensor.
+        buffers: Dictionary that holds the tensor, of a module's buffers for instance.
         name: Its key.
     """
 
-    def __init__(self, buffers: Any, name: str) -> None:
+    def __init__(self, buffers: dict[str, torch.Tensor | None], name: str) -> None:
         self._buffers, self._name = buffers, name
         self._value = Derived(_number)
-        if name not in buffers:
+        if buffers.get(name) is None:
             buffers[name] = torch.zeros(1, dtype=torch.int64)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The tensor, which others may replace."""
+        tensor = self._buffers[self._name]
+        assert tensor is not None
+        return tensor
 
     @property
     def value(self) -> int:
         """The number of steps."""
-        return self._value.of(self._buffers[self._name])
+        return self._value.of(self.tensor)
 
     @value.setter
     def value(self, steps: int) -> None:
-        tensor = self._buffers[self._name]
         if steps != self.value:
             with torch.no_grad():
-                tensor.fill_(steps)
-            self._value.remember(steps, tensor)
+                self.tensor.fill_(steps)
+            self._value.remember(steps, self.tensor)
 
 
 def _number(tensor: torch.Tensor) -> int:
@@ -50,7 +54,7 @@ def _number(tensor: torch.Tensor) -> int:
 
 def is_step_count(name: str) -> bool:
     """Return whether `name` is that of a step count among an adapter's tensors."""
-    return name.endswith(_MARK) or f"{_MARK}." in name
+    return ".graddrop_" in name and name.endswith(_END)
 
 
 def checked_step_counts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

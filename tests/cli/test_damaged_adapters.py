@@ -80,24 +80,25 @@ DYNAMIC = {
 
 WHOLE = "should have a delta alone, or a delta with its support and its shape"
 
+DELTA = "graddrop_adapter.weight_delta"
 GRADDROP = {
-    "support without shape": Damage("graddrop_weight_shape", gone, f"has only ['delta', 'support'], and {WHOLE}"),
-    "shape without support": Damage("graddrop_weight_support", gone, f"has only ['delta', 'shape'], and {WHOLE}"),
-    "support without values": Damage("graddrop_weight", gone, f"has only ['shape', 'support'], and {WHOLE}"),
-    "shape of floats": Damage("graddrop_weight_shape", as_dtype(torch.float32), "tensor([32., 64.]) is no shape"),
-    "shape of a number": Damage("graddrop_weight_shape", lambda t: t[0], "32 is no shape"),
-    "shape below zero": Damage("graddrop_weight_shape", lambda t: -t, "is no shape"),
-    "shape too large": Damage("graddrop_weight_shape", lambda t: t * 2, "a support of 205 of 8192 entries is stored"),
-    "shape too small": Damage("graddrop_weight_shape", lambda t: t // 2, "a support of 205 of 512 entries is stored"),
-    "shape empty": Damage("graddrop_weight_shape", lambda t: t[:0], "a support of 205 of 1 entries is stored"),
-    "shape of no entries": Damage("graddrop_weight_shape", lambda t: t * 0, "a support of 205 of 0 entries is stored"),
-    "values in a row": Damage("graddrop_weight", lambda t: t[None], "should be a vector, not of shape (1, 205)"),
-    "values in a column": Damage("graddrop_weight", lambda t: t[:, None], "should be a vector, not of shape (205, 1)"),
-    "a single value": Damage("graddrop_weight", lambda t: t[0], "should be a vector, not of shape ()"),
-    "values too few": Damage("graddrop_weight", lambda t: t[1:], "the support has 205 entries, not 204"),
-    "values empty": Damage("graddrop_weight", lambda t: t[:0], "a support of 0 of 2048 entries is stored"),
-    "support of floats": Damage("graddrop_weight_support", as_dtype(torch.float32), "not as torch.float32"),
-    "support of nothing": Damage("graddrop_weight_support", lambda t: t * 0, "the support has 0 entries, not 205"),
+    "support without shape": Damage(f"{DELTA}_shape", gone, f"has only ['delta', 'support'], and {WHOLE}"),
+    "shape without support": Damage(f"{DELTA}_support", gone, f"has only ['delta', 'shape'], and {WHOLE}"),
+    "support without values": Damage(DELTA, gone, f"has only ['shape', 'support'], and {WHOLE}"),
+    "shape of floats": Damage(f"{DELTA}_shape", as_dtype(torch.float32), "tensor([32., 64.]) is no shape"),
+    "shape of a number": Damage(f"{DELTA}_shape", lambda t: t[0], "32 is no shape"),
+    "shape below zero": Damage(f"{DELTA}_shape", lambda t: -t, "is no shape"),
+    "shape too large": Damage(f"{DELTA}_shape", lambda t: t * 2, "a support of 205 of 8192 entries is stored"),
+    "shape too small": Damage(f"{DELTA}_shape", lambda t: t // 2, "a support of 205 of 512 entries is stored"),
+    "shape empty": Damage(f"{DELTA}_shape", lambda t: t[:0], "a support of 205 of 1 entries is stored"),
+    "shape of no entries": Damage(f"{DELTA}_shape", lambda t: t * 0, "a support of 205 of 0 entries is stored"),
+    "values in a row": Damage(DELTA, lambda t: t[None], "should be a vector, not of shape (1, 205)"),
+    "values in a column": Damage(DELTA, lambda t: t[:, None], "should be a vector, not of shape (205, 1)"),
+    "a single value": Damage(DELTA, lambda t: t[0], "should be a vector, not of shape ()"),
+    "values too few": Damage(DELTA, lambda t: t[1:], "the support has 205 entries, not 204"),
+    "values empty": Damage(DELTA, lambda t: t[:0], "a support of 0 of 2048 entries is stored"),
+    "support of floats": Damage(f"{DELTA}_support", as_dtype(torch.float32), "not as torch.float32"),
+    "support of nothing": Damage(f"{DELTA}_support", lambda t: t * 0, "the support has 0 entries, not 205"),
 }
 
 RANKS = "which should be (r, in) and (out, r) with one rank r of 1 or more"
@@ -169,7 +170,7 @@ SAME_SIZE = {
 def test_shape_of_as_many_entries_is_found_beside_another_adapter(shelf, copied, command, refused, kind):
     """The file alone cannot tell: `inspect` says what is in it, and `diff` that it is for no such weight."""
     path = copied("graddrop-sparse")
-    changed("graddrop_weight_shape", SAME_SIZE[kind])(path)
+    changed(f"{DELTA}_shape", SAME_SIZE[kind])(path)
     assert command("inspect", path).code == 0
     assert "in A and (32, 64) in B" in refused("diff", path, shelf.adapter("graddrop"))
     assert "(32, 64) in A and" in refused("diff", shelf.adapter("graddrop"), path)

@@ -89,7 +89,7 @@ def test_order_of_layers_comes_from_the_base_model_where_names_do_not_tell(shelf
     ]
     path = copied("graddrop")
     tensors = load_file(path / "adapter_model.safetensors")
-    tensors["base_model.model.lm_head.graddrop_weight"] = torch.ones(VOCAB, 32)
+    tensors["base_model.model.lm_head.graddrop_adapter.weight_delta"] = torch.ones(VOCAB, 32)
     save_file(tensors, path / "adapter_model.safetensors")
     found = graddrop_layers(SavedAdapter(path), config, str(shelf.saved_base()))
     assert found == ["model.layers.0", "model.layers.1", "model.layers.2", "lm_head"]

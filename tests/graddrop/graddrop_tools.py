@@ -23,10 +23,10 @@ def masks_of(model, adapter: str = "default"):
 def deltas(model, adapter: str = "default") -> dict[str, nn.Parameter]:
     """Name of the parameter in the base model to its delta."""
     return {
-        f"{name}.{kind}": values[adapter]
+        f"{name}.{kind.removesuffix('_delta')}": delta
         for name, layer in graddrop_layers(model).items()
-        for kind, values in (("weight", layer.graddrop_weight), ("bias", layer.graddrop_bias))
-        if adapter in values
+        if layer.has_adapter(adapter)
+        for kind, delta in layer.deltas(adapter).named_parameters()
     }
 
 

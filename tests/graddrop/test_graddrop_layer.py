@@ -421,7 +421,7 @@ def test_reload_is_exact_and_masked(tmp_path, low_cpu_mem_usage, dtype):
     with_gradient = {
         layer.graddrop_block
         for n, layer in graddrop_layers(loaded).items()
-        if layer.graddrop_weight["default"].grad is not None
+        if layer.deltas("default").weight_delta.grad is not None
     }
     masks = masks_of(loaded)
     assert with_gradient == {block for block in masks.blocks if not masks.mask("", block).keeps_nothing}

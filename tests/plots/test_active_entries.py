@@ -33,7 +33,7 @@ def moved_shares(config: GradDropConfig, steps: int) -> np.ndarray:
 
 def _share_with_gradient(model, layer: str) -> float:
     modules = [m for m in model.modules() if isinstance(m, GradDropLayer) and m.graddrop_block == layer]
-    weights = [module.graddrop_weight["default"] for module in modules]
+    weights = [module.deltas("default").weight_delta for module in modules]
     moved = sum(0 if w.grad is None else int(torch.count_nonzero(w.grad)) for w in weights)
     return moved / sum(weight.numel() for weight in weights)
 

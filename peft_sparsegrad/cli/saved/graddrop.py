@@ -52,9 +52,10 @@ class SavedGradDrop(SavedMethod):
         super().__init__(adapter)
         self._parts: dict[str, dict[str, str]] = {}
         deltas = [name for name in adapter.tensors if not is_step_count(name)]
-        for module, parts in grouped_by_module(deltas, "graddrop_").items():
+        for module, parts in grouped_by_module(deltas, "graddrop_adapter.").items():
             for part, name in parts.items():
-                kind, _, role = part.partition("_")
+                kind, _, role = part.partition("_delta")
+                role = role.removeprefix("_")
                 self._parts.setdefault(f"{module}.{kind}", {})[role or "delta"] = name
         for parameter, parts in self._parts.items():
             if set(parts) not in ({"delta"}, {"delta", "support", "shape"}):

@@ -13,7 +13,7 @@ from peft import IA3Config, LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.utils import logging
 
-from peft_sparsegrad import GradDropConfig, SparseGradConfig, warmup
+from peft_sparsegrad import GradDropConfig, SparseGradConfig, create_sparsegrad_optimizer, warmup
 from peft_sparsegrad.cli.app import run
 
 MLP = ["up_proj", "down_proj"]
@@ -115,6 +115,8 @@ def _train(model, seed: int) -> None:
     if isinstance(config, SparseGradConfig) and config.basis != "identity" and config.init_weights:
         warmup(model, batches, progress=False, steps=4)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    if isinstance(config, SparseGradConfig):
+        optimizer = create_sparsegrad_optimizer(model, lr=0.02, weight_decay=0.01)
     for batch in batches:
         model(**batch).loss.backward()
         optimizer.step()

@@ -35,9 +35,13 @@ class OptimizerStep:
         for step in outer:
             step.optimizers.append(optimizer)
 
+    def holds(self, parameter: nn.Parameter) -> bool:
+        """Return whether the optimizer holds this parameter."""
+        return id(parameter) in self._parameters
+
     def updates(self, parameter: nn.Parameter) -> bool:
         """Return whether the optimizer holds this parameter, and is the outermost of those in a step that do."""
-        return id(parameter) in self._parameters and not any(step.updates(parameter) for step in self._outer)
+        return self.holds(parameter) and not any(step.holds(parameter) for step in self._outer)
 
 
 class StepObserver(Protocol):

@@ -41,24 +41,30 @@ class CoreGradient:
         indices: Callable[[], torch.Tensor],
         on_pass: Callable[[torch.Tensor], None],
     ) -> None:
-        self.total: torch.Tensor | None = None
-        self.pending: torch.Tensor | None = None
-        self.has_passed = False
         self._shape, self._score = shape, SUPPORT_SCORES[score]
         self._indices, self._on_pass = indices, on_pass
         self._leaf: torch.Tensor | None = None
         self._values: nn.Parameter | None = None
-        self._task, self._parts = -1, {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every gradient."""
+        self.total: torch.Tensor | None = None
+        self.pending: torch.Tensor | None = None
+        self.has_passed = False
+        self._backward, self._parts = -1, {}
         self._last: tuple[weakref.ref[torch.Tensor], int] | None = None
+        self._on_complete: Callable[[], None] | None = None
 
     def leaf(self, values: nn.Parameter) -> torch.Tensor:
         """Return the leaf of the core, see `Core`, for the values that train: it takes the bytes of one entry."""
         if self._leaf is None or self._values is not values or self._leaf.device != values.device:
-            self._observe(values)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            self.watch(values)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         return self._leaf  # pyright: ignore[reportReturnType]
 
     @torch.compiler.disable  # hooks are put on tensors before a compiled graph uses them
-    def _observe(self, values: nn.Parameter) -> None:
+    def watch(self, values: nn.Parameter) -> None:
+        """Watch the gradient of the values that train, before others hook an optimizer to it."""
         dtype = torch.promote_types(values.dtype, torch.float32)
         self._leaf = torch.zeros((), dtype=dtype, device=values.device).expand(self._shape).requires_grad_()
         self._leaf.register_post_accumulate_grad_hook(self._leaf_accumulated)
@@ -77,13 +83,22 @@ class CoreGradient:
 
     def _arrived(self, name: str, gradient: torch.Tensor | None) -> None:
         """Add a backward pass once both gradients are there, in whichever order; leave out one that fails halfway."""
-        task = backward_id()
-        if task != self._task:
-            self._task, self._parts = task, {}
+        if backward_id() != self._backward:
+            self._backward, self._parts, self._on_complete = backward_id(), {}, None
         self._parts[name] = gradient
         if len(self._parts) == 2:
             parts, self._parts = self._parts, {}
             self._add(parts["core"], parts["values"])
+            on_complete, self._on_complete = self._on_complete, None
+            if on_complete is not None:
+                on_complete()
+
+    def when_complete(self, call: Callable[[], None]) -> None:
+        """Call a function now or, if an optimizer steps inside a backward pass, once that pass has been added."""
+        if self._parts and backward_id() == self._backward:
+            self._on_complete = call
+        else:
+            call()
 
     @torch.no_grad()
     def _add(self, gradient: torch.Tensor, values_gradient: torch.Tensor) -> None:

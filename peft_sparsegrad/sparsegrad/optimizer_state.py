@@ -36,6 +36,8 @@ _CARRIED: weakref.WeakKeyDictionary[Optimizer, weakref.WeakSet[Carried]] = weakr
 
 def carry(optimizer: Optimizer, holder: Carried) -> None:
     """Let the state dicts of an optimizer carry the state of `holder`, for as long as both live."""
+    if not hasattr(optimizer, "_optimizer_state_dict_post_hooks"):
+        return  # a wrapper that makes its state dict of that of the optimizer inside
     if optimizer not in _CARRIED:
         _CARRIED[optimizer] = weakref.WeakSet()
         optimizer.register_state_dict_post_hook(_add_carried)

@@ -63,8 +63,8 @@ def reset_state(optimizer: torch.optim.Optimizer, values: torch.Tensor, renewed:
 
     In a state that is nowhere negative, such as Adam's second moment, a new entry begins with the mean of the others;
     in any other, such as a momentum or slow weights, it begins with zero. A state that is not one number for each
-    value, such as one quantised in blocks, a matrix over the values or a history of gradients, is dropped whole, and
-    the optimizer begins it again.
+    value, such as one quantised in blocks, a matrix over the values, a history of gradients or an object, is dropped
+    whole, and the optimizer begins it again.
 
     Args:
         optimizer: The optimizer.
@@ -74,8 +74,9 @@ def reset_state(optimizer: torch.optim.Optimizer, values: torch.Tensor, renewed:
     if isinstance(optimizer, torch.optim.LBFGS):  # its history is under the first parameter and covers all of them
         optimizer.state.clear()
         return
-    tensors = [tensor for tensor in _tensors(optimizer.state.get(values, {}).values()) if tensor.numel() > 1]
-    if not all(_is_by_value(tensor, len(values)) for tensor in tensors):
+    state = list(_parts(optimizer.state.get(values, {}).values()))
+    tensors = [each for each in state if isinstance(each, torch.Tensor) and each.numel() > 1]
+    if not all(_is_by_value(tensor, len(values)) for tensor in tensors) or any(map(_is_unknown, state)):
         optimizer.state.pop(values)
         return
     for tensor in tensors:
@@ -87,12 +88,17 @@ def _is_by_value(tensor: torch.Tensor, k: int) -> bool:
     return tensor.is_floating_point() and tensor.shape[-1] == k and k not in tensor.shape[:-1]
 
 
-def _tensors(state: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors in an optimizer's state of one parameter, which may be in lists and dictionaries."""
+def _is_unknown(part: Any) -> bool:
+    """Return whether a part of an optimizer's state is an object that may hold anything."""
+    return part is not None and not isinstance(part, torch.Tensor | int | float | str | torch.dtype)
+
+
+def _parts(state: Iterable[Any]) -> Iterator[Any]:
+    """Yield the parts of an optimizer's state of one parameter, also those in lists and dictionaries."""
     for each in state:
-        if isinstance(each, torch.Tensor):
-            yield each
-        elif isinstance(each, dict):
-            yield from _tensors(each.values())
+        if isinstance(each, dict):
+            yield from _parts(each.values())
         elif isinstance(each, list | tuple):
-            yield from _tensors(each)
+            yield from _parts(each)
+        else:
+            yield each

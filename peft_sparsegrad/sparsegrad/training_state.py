@@ -36,16 +36,19 @@ class TrainingState:
     """
 
     def __init__(self, adapter: LayerAdapter) -> None:
-        self.adapter = adapter
+        self.adapter, plan = adapter, adapter.plan
+        self.core_gradient = CoreGradient(plan.core_shape, plan.support_score, self._positions, self._check_values)
+        if self.is_renewed:
+            self.core_gradient.watch(self.values)  # pyright: ignore[reportAttributeAccessIssue]
         self.begin_again()
         watch(self)
 
     def begin_again(self) -> None:
         """Forget everything about the run, because the values have been replaced."""
-        plan = self.adapter.plan
-        self.core_gradient = CoreGradient(plan.core_shape, plan.support_score, self._positions, self._check_values)
+        self.core_gradient.clear()
         self._unseen, self._moves = UnseenSteps(), MaskedMoves()
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+        self._renewed: torch.Tensor | None = None
         self._is_gathered = False
 
     @property
@@ -66,14 +69,17 @@ class TrainingState:
         """Prepare for a step of an optimizer that holds the values, and return `_after_step` if it is to be counted.
 
         Raises:
-            RuntimeError: If the state of the optimizer is for other entries, or the gradient of the values was not
-                made by a backward pass.
+            RuntimeError: If the state of the optimizer is for other entries, the gradient of the values was not made
+                by a backward pass, or earlier values were written over those of a renewal.
             ValueError: If the support is to be renewed and the values are sharded.
         """
-        if not step.updates(self.values) or not self.values.requires_grad:
+        if not step.holds(self.values) or not self.values.requires_grad:
             return None
         self._meet(step.optimizer)
         self._unseen.step_seen()
+        if not step.updates(self.values):
+            return None
+        self._check_new_values()
         if not self.adapter.is_settled:
             return None
         if self.adapter.plan.dynamic:
@@ -85,7 +91,7 @@ class TrainingState:
                 self.core_gradient.discard()
                 return None
             self._check_gradient(self.values.grad)
-        return partial(self._after_step, step)
+        return partial(self.core_gradient.when_complete, partial(self._after_step, step))
 
     @torch.no_grad()
     def _after_step(self, step: OptimizerStep) -> None:
@@ -105,7 +111,7 @@ class TrainingState:
             reset_state(optimizer, self.values, renewed)
         self.values.masked_fill_(renewed, 0.0)
         self.adapter.settle(new)
-        self.core_gradient.total = None
+        self.core_gradient.total, self._renewed = None, renewed
 
     def _positions(self) -> torch.Tensor:
         assert self.adapter.indices is not None
@@ -117,6 +123,16 @@ class TrainingState:
                 f"the SparseGrad values of {self.adapter.plan.name!r} have changed without a step of an optimizer "
                 "that holds them, and a copy cannot follow a renewal of the support: give the optimizer the model's "
                 "own parameters, or set `renewal_steps=0`"
+            )
+
+    def _check_new_values(self) -> None:
+        """Check in the step after a renewal that new values are still zero, as no optimizer has moved them."""
+        renewed, self._renewed = self._renewed, None
+        if renewed is not None and bool(self.values.detach()[renewed].any()):
+            raise RuntimeError(
+                f"after a renewal of the support of {self.adapter.plan.name!r} something other than an optimizer of "
+                "torch has written earlier values over the new ones, slow weights of a wrapper for instance: set "
+                "`renewal_steps=0`"
             )
 
     def _check_gradient(self, gradient: torch.Tensor) -> None:
@@ -139,7 +155,7 @@ class TrainingState:
             self.load_state_dict(carried)
         if optimizer in self._optimizers:
             return
-        if carried is None and self._was_sorted() and has_state(optimizer, self.values):
+        if carried is None and not self._optimizers and self._was_sorted() and has_state(optimizer, self.values):
             raise RuntimeError(
                 "the optimizer has a state without the order of the SparseGrad values that it belongs to: load one "
                 "that `optimizer.state_dict()` of the training run has returned, or begin with a new optimizer"

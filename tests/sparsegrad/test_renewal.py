@@ -232,54 +232,6 @@ def test_steps_are_counted_from_the_end_of_the_warm_up():
 
 # Optimizers ----------------------------------------------------------------------------------------------------------
 
-OPTIMIZERS = {
-    "AdamW": lambda p: torch.optim.AdamW(p, lr=0.02),
-    "foreach": lambda p: torch.optim.AdamW(p, lr=0.02, foreach=True),
-    "fused": lambda p: torch.optim.AdamW(p, lr=0.02, fused=True),
-    "amsgrad": lambda p: torch.optim.Adam(p, lr=0.02, amsgrad=True),
-    "SGD": lambda p: torch.optim.SGD(p, lr=0.5),
-    "momentum": lambda p: torch.optim.SGD(p, lr=0.5, momentum=0.9),
-    "Adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
-    "RMSprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5, centered=True),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_values_and_state_move_with_the_entries(name):
-    """The twin without renewal is the same until the third step; then every entry keeps what it had."""
-    model, still = adapted(renewal_steps=3), adapted(renewal_steps=0)
-    optimizer, other = (OPTIMIZERS[name](trained_parameters(m)) for m in (model, still))
-    for number in range(3):
-        assert step(model, optimizer, number) == step(still, other, number)
-    num_states = 0
-    for ours, theirs in zip(layers(model), layers(still), strict=True):
-        adapter = ours.adapter("default")
-        plan, values = adapter.plan, adapter.values
-        old_adapter = theirs.adapter("default")
-        old_values = old_adapter.values
-        old, new = old_adapter.indices.tolist(), adapter.indices.tolist()
-        assert len(new) == len(set(new)) == plan.k
-        assert 0 < len(set(new) - set(old)) <= int(0.3 * plan.k)
-        dropped = set(old) - set(new)
-        sizes = {index: abs(value) for index, value in zip(old, old_values.tolist(), strict=True)}
-        assert max(sizes[index] for index in dropped) <= sorted(sizes.values())[int(0.3 * plan.k) - 1]
-        before = [(old_values.detach(), 0.0)]
-        after = [values.detach()]
-        for key, state in other.state[old_values].items():
-            if isinstance(state, torch.Tensor) and state.shape == old_values.shape:
-                before.append((state, state.mean().item() if (state >= 0).all() else 0.0))
-                after.append(optimizer.state[values][key])
-                num_states += 1
-            else:
-                assert optimizer.state[values][key] == state
-        for (entries, fill), moved in zip(before, after, strict=True):
-            at = dict(zip(old, entries.tolist(), strict=True))
-            assert moved.tolist() == pytest.approx([at.get(index, fill) for index in new], rel=1e-6, abs=0)
-    assert num_states == 6 * {"SGD": 0, "momentum": 1, "Adagrad": 1, "amsgrad": 3, "RMSprop": 3}.get(name, 2)
-    losses = [step(model, optimizer, number) for number in range(20)]
-    assert losses[-4:] < losses[:4]
-    assert all(map(math.isfinite, losses))
-
 
 def test_sparsegrads_own_optimizer():
     model = adapted(renewal_steps=3)
@@ -338,20 +290,6 @@ def test_state_in_blocks_begins_anew(dtype):
     assert optimizer.state[other] == {"scale": optimizer.state[other]["scale"]}
     reset_state(optimizer, values, RENEWED)
     assert values not in optimizer.state, "an optimizer without state has nothing to move, and gets none"
-
-
-def test_8_bit_adam_trains_through_renewals():
-    bitsandbytes = pytest.importorskip("bitsandbytes")
-    model = adapted(llama(hidden_size=128, intermediate_size=256), density=0.2, renewal_steps=3)
-    optimizer = bitsandbytes.optim.AdamW8bit(trained_parameters(model), lr=0.02, min_8bit_size=64)
-    before = supports(model)
-    losses = [step(model, optimizer, number) for number in range(3)]
-    assert supports(model) != before
-    assert not any(values in optimizer.state for values in trained_parameters(model))
-    losses += [step(model, optimizer, number) for number in range(3, 16)]
-    assert all(map(math.isfinite, losses))
-    assert losses[-4:] < losses[:4]
-    assert {state["state1"].dtype for state in optimizer.state.values()} == {torch.uint8}
 
 
 def test_optimizer_that_does_not_hold_the_values():

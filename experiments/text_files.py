@@ -9,6 +9,8 @@ from pathlib import Path
 
 from peft_sparsegrad.cli.errors import InputError, disk_is_full
 
+LONGEST_NAME = 200  # bytes; file systems allow 255, of which the endings of files beside it take some
+
 
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, if they are not there.
@@ -22,6 +24,24 @@ def make_folder(path: Path) -> None:
         if disk_is_full(error):
             raise
         raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
+def file_in(folder: str, name: str, ending: str, way_out: str) -> Path:
+    """Return `folder/name + ending` for a name that somebody else may have chosen.
+
+    Args:
+        folder: Folder of the file.
+        name: Name of the file without its ending.
+        ending: Ending of the file's name, with its dot.
+        way_out: Options that give another name or path, for the error message.
+
+    Raises:
+        InputError: If the name is no plain file name, so that the file would be elsewhere, hidden or impossible.
+    """
+    is_plain = name.isprintable() and not name.startswith(".") and not set(name) & set("/\\")
+    if not name.strip() or not is_plain or len((name + ending).encode()) > LONGEST_NAME:
+        raise InputError(f"{name[:80]!r} cannot be the name of a file in {folder}: give {way_out}")
+    return Path(folder, name + ending)
 
 
 def write_whole(path: Path, content: bytes) -> None:

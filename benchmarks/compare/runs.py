@@ -12,6 +12,8 @@ from experiments.json_files import Record
 from experiments.runs import BaseRun
 from experiments.training import count_steps
 
+from .tasks import TASKS
+
 
 @dataclass(frozen=True)
 class Run(BaseRun):
@@ -66,6 +68,8 @@ class Run(BaseRun):
         run = super().from_record(record)
         if "evaluations" not in record:
             raise ValueError("it lacks evaluations")
+        if run.task not in TASKS:
+            raise ValueError(f"there is no task {run.task!r}")
         return run
 
     def __str__(self) -> str:

@@ -8,6 +8,8 @@ from typing import ClassVar
 from experiments.json_files import Record
 from experiments.runs import BaseRun
 
+from .tasks import TASKS
+
 
 @dataclass(frozen=True)
 class Run(BaseRun):
@@ -60,4 +62,7 @@ class Run(BaseRun):
     def from_record(cls, record: Record) -> Run:
         if not record.keys() >= {"score", "trainable"}:
             raise ValueError("it has no score")
-        return super().from_record(record)
+        run = super().from_record(record)
+        if run.task not in TASKS:
+            raise ValueError(f"there is no task {run.task!r}")
+        return run

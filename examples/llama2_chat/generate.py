@@ -22,6 +22,7 @@ from experiments.arguments import non_negative_float, positive_int
 from experiments.json_files import Record
 from experiments.results import append_json_line
 from experiments.terminal import heading, run_and_exit, show
+from experiments.text_files import file_in
 
 from .answering import room_for_prompt, write_answer
 from .chat_template import load_tokenizer
@@ -36,8 +37,8 @@ OTHER_TEMPERATURE = 0.7
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    args.model_id = args.model_id or Path(args.model).name
-    args.out = args.out or Path(f"outputs/answers/{args.model_id}.jsonl")
+    args.model_id = args.model_id or Path(args.model).name or Path(args.model).resolve().name
+    args.out = args.out or file_in("outputs/answers", args.model_id, ".jsonl", "--out or --model-id")
     questions = read_questions(args.questions)
     heading(f"{args.model_id} answers {len(questions)} questions")
     tokenizer = load_tokenizer(args.model)

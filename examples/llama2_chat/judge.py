@@ -20,6 +20,7 @@ from experiments.arguments import positive_float, positive_int
 from experiments.json_files import Record, read_records
 from experiments.results import append_json_line, read_json_lines
 from experiments.terminal import heading, run_and_exit, show
+from experiments.text_files import file_in
 from peft_sparsegrad.cli.errors import InputError
 
 from .judge_client import ATTEMPTS, ask_for_rating, connect
@@ -45,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     questions, answers = read_questions(args.questions), read_answers(args.answers)
     model = args.model_id or str(read_records(args.answers)[0][1].get("model_id", args.answers.stem))
-    args.out = args.out or Path(f"outputs/judgments/{model}.jsonl")
+    args.out = args.out or file_in("outputs/judgments", model, ".jsonl", "--out or --model-id")
     requests = make_requests(questions, answers, args)
     heading(f"{args.judge} grades the {len(requests)} turns that {model} answered")
     settings = settings_of(
@@ -130,8 +131,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, help="file of judgments (default: outputs/judgments/MODEL_ID.jsonl)")
     add("--model-id", help="the answering model's name in the judgments (default: the one in the answers)")
     add("--judge", default="gpt-4", help="the judge's name on the server (%(default)s)")
-    add("--base-url", help="the server, e.g. http://localhost:8000/v1 (default: OpenAI's)")
-    add("--api-key-env", default="OPENAI_API_KEY", help="environment variable that holds the key (%(default)s)")
+    add("--base-url", help="the server, e.g. http://localhost:8000/v1 (default: $OPENAI_BASE_URL, else OpenAI's)")
+    add(
+        "--api-key-env",
+        metavar="NAME",
+        help="environment variable with the key to send to the server (default: OPENAI_API_KEY for OpenAI's own, and "
+        "no key for another)",
+    )
     add("--max-tokens", type=positive_int, default=1024, help="longest judgment (%(default)s)")
     add("--max-retries", type=positive_int, default=8, help="repetitions of a request that fails (%(default)s)")
     add("--price-in", type=positive_float, help="price of a million tokens of prompt (default: unknown)")

@@ -7,20 +7,40 @@ import os
 
 import openai
 
+from experiments.terminal import show
 from peft_sparsegrad.cli.errors import InputError
 
 from .judge_prompt import parse_rating
 
+OPENAI_HOST, OPENAI_KEY = "api.openai.com", "OPENAI_API_KEY"
+NO_KEY = "none"
 ATTEMPTS = 2  # a judgment without a rating is asked for once more
 
 
 def connect(args: argparse.Namespace) -> openai.OpenAI:
     """A client that repeats a request after an overload, a server's error or a lost connection, later each time."""
-    key = os.environ.get(args.api_key_env)
-    if key is None and args.base_url is None:
-        raise InputError(f"the environment variable {args.api_key_env} holds no key: set it, or give --base-url")
     # A server of one's own asks for no key, and the client will not start without one.
-    return openai.OpenAI(api_key=key or "none", base_url=args.base_url, max_retries=args.max_retries)
+    client = openai.OpenAI(api_key=NO_KEY, base_url=args.base_url, max_retries=args.max_retries)
+    client.api_key = _key(client, args.api_key_env)
+    return client
+
+
+def _key(client: openai.OpenAI, variable: str | None) -> str:
+    """Return the key of the named variable, or `OPENAI_API_KEY` if the server is OpenAI's own, or no key.
+
+    Raises:
+        InputError: If the variable holds no key.
+    """
+    url = client.base_url
+    is_openai = url.scheme == "https" and (url.host == OPENAI_HOST or url.host.endswith(f".{OPENAI_HOST}"))
+    if variable is None and not is_openai:
+        if os.environ.get(OPENAI_KEY):
+            show("key", f"none is sent to {url.host}; --api-key-env {OPENAI_KEY} would send OpenAI's")
+        return NO_KEY
+    variable = variable or OPENAI_KEY
+    if not os.environ.get(variable):
+        raise InputError(f"the environment variable {variable} holds no key: set it, or give --base-url")
+    return os.environ[variable]
 
 
 def ask_for_rating(

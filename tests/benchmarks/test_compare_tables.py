@@ -168,6 +168,13 @@ def test_what_cannot_be_done_is_one_sentence(tmp_path, capsys, monkeypatch, argu
     assert error.count("\n") == 1
 
 
+def test_a_task_that_would_lead_to_another_folder_is_refused(tmp_path, capsys):
+    out = write(tmp_path / "out.jsonl", {(1, 0): 0.5}, task="../x")
+    assert main(["plot", str(out), "--out", str(tmp_path / "plots")]) == 2
+    assert "line 1 is no result of this benchmark: there is no task '../x'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_the_results_in_the_repository_can_be_read():
     for path in (ROOT / "docs/results").glob("*.jsonl"):
         assert series_of(read_results(path, Run))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from experiments.json_files import parse_records, read_json, read_records, text_field, text_list, write_json
-from experiments.text_files import make_folder, read_lines, read_table, write_whole
+from experiments.text_files import file_in, make_folder, read_lines, read_table, write_whole
 from peft_sparsegrad.cli.errors import InputError
 
 
@@ -49,6 +51,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"cannot make the folder .*file/below"):
         make_folder(tmp_path / "file" / "below")
+
+
+def test_a_plain_name_is_a_file_in_the_folder():
+    assert file_in("outputs", "llama3:8b v1.5", ".jsonl", "--out") == Path("outputs/llama3:8b v1.5.jsonl")
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", ".a", "../a", "/a", "a/b", "a\\b", "a\nb", "a\0b", "é" * 100])
+def test_a_name_that_leads_elsewhere_is_refused(name):
+    with pytest.raises(InputError, match=r"cannot be the name of a file in outputs: give --out$"):
+        file_in("outputs", name, ".jsonl", "--out")
 
 
 def test_records_know_their_lines(tmp_path):

@@ -87,6 +87,10 @@ def test_seeds_that_differ_from_task_to_task(tmp_path, capsys):
         ("{\n", "line 1 is not JSON"),
         ("{}\n", "line 1 is no result of examples.glue.train"),
         ('{"run": {"task": "cola"}, "score": 0.5}\n', "line 1 is no result of examples.glue.train"),
+        (
+            json.dumps(record(0.5, task="../x")) + "\n",
+            "examples.glue.train: there is no task '../x'",
+        ),
         (None, "cannot read"),
     ],
 )

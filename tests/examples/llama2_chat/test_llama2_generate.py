@@ -45,6 +45,12 @@ def test_answers_in_fastchats_format(adapter, question_file, tmp_path):
     assert len({record["answer_id"] for record in records}) == 3
 
 
+def test_a_model_id_that_would_lead_to_another_folder_is_refused(adapter, question_file):
+    given = ["--model", str(adapter), "--questions", str(question_file), "--model-id", "../x"]
+    with pytest.raises(InputError, match=r"'\.\./x' cannot be .* in outputs/answers: give --out or --model-id"):
+        main(given)
+
+
 def test_each_turn_is_greedy_after_the_models_own_earlier_answers(adapter, question_file, tmp_path):
     """Against a plain loop over the logits."""
     main(command(adapter, question_file, tmp_path / "a.jsonl"))

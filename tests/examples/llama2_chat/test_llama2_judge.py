@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from argparse import Namespace
 
 import pytest
 from judge_server import JudgeServer, rate_by_length
 from llama2_chat_runs import kill_when, limited_files, questions, read_lines, run, write_lines
 
 from examples.llama2_chat.judge import main
+from examples.llama2_chat.judge_client import connect
 from experiments.terminal import run_and_exit
 from peft_sparsegrad.cli.errors import InputError
 
@@ -179,10 +181,60 @@ def test_key_comes_from_the_environment(server, command, monkeypatch):
     monkeypatch.setenv("MY_KEY", "secret")
     main(command("--api-key-env", "MY_KEY"))
     assert set(server.keys) == {"Bearer secret"}
+    with pytest.raises(InputError, match="ANOTHER_KEY holds no key"):
+        main(command("--api-key-env", "ANOTHER_KEY", out="other.jsonl"))
     given = command(out="other.jsonl")
     del given[given.index("--base-url") : given.index("--base-url") + 2]
     with pytest.raises(InputError, match="OPENAI_API_KEY holds no key"):
         main(given)
+
+
+def test_openais_key_goes_to_no_other_server_unasked(server, command, monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    main(command())
+    assert set(server.keys) == {"Bearer none"}
+    assert "none is sent to 127.0.0.1; --api-key-env OPENAI_API_KEY would" in capsys.readouterr().out
+    given = command(out="other.jsonl")
+    del given[given.index("--base-url") : given.index("--base-url") + 2]
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url)
+    main(given)
+    assert set(server.keys) == {"Bearer none"}
+    main(command("--api-key-env", "OPENAI_API_KEY", out="third.jsonl"))
+    assert server.keys[-1] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        (None, "secret"),
+        ("https://api.openai.com/v1", "secret"),
+        ("https://eu.API.openai.com/v1", "secret"),
+        ("http://api.openai.com/v1", "none"),
+        ("https://api.openai.com.example.org/v1", "none"),
+        ("https://api.openai.com@example.org/v1", "none"),
+        ("https://notapi.openai.com/v1", "none"),
+    ],
+)
+def test_the_host_decides_about_the_key(url, key, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert connect(Namespace(base_url=url, api_key_env=None, max_retries=1)).api_key == key
+
+
+def test_a_name_in_the_answers_leads_to_no_other_folder(server, command, tmp_path, monkeypatch):
+    """The answers come from somebody else, and with them the name that the file of judgments would have."""
+    given = command()
+    del given[given.index("--out") : given.index("--out") + 2]
+    write_lines(tmp_path / "a.jsonl", [{**record, "model_id": "../../../x"} for record in answers(3)])
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"x' cannot be .* in outputs/judgments: give --out or --model-id"):
+        main(given)
+    assert set(tmp_path.rglob("*")) == before
+    assert not server.requests
+    main([*given, "--model-id", "x"])
+    assert len(read_lines(tmp_path / "work" / "outputs" / "judgments" / "x.jsonl")) == 6
 
 
 def test_changed_answers_do_not_mix_with_earlier_judgments(server, command, tmp_path):

@@ -7,7 +7,6 @@ facts about the model that the card needs.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -19,6 +18,9 @@ import transformers
 from huggingface_hub import ModelCardData
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+
+from .atomic import write_text
+from .markdown import code, literal
 
 # Classes that load a base model, by PEFT's task type.
 TASK_CLASSES = {
@@ -82,13 +84,14 @@ def collect_facts(
     others = _saved_in_full(model, adapter_name, state_dict)
     base_import, base_class = _import_of_base(type(base), task_type)
     classifies = task_type in ("SEQ_CLS", "TOKEN_CLS")
+    labels = getattr(base.config, "num_labels", None) if classifies and hasattr(base, "config") else None
     return CardFacts(
         trained=trained,
         saved_in_full=sum(tensor.numel() for tensor in others),
         nbytes=sum(tensor.numel() * tensor.element_size() for tensor in [*tensors.values(), *others]),
         base_import=base_import,
         base_class=base_class,
-        num_labels=getattr(base.config, "num_labels", None) if classifies and hasattr(base, "config") else None,
+        num_labels=labels if isinstance(labels, int) else None,
     )
 
 
@@ -96,12 +99,7 @@ def write_card(config: Any, directory: str | os.PathLike[str], facts: CardFacts)
     """Write the section into `README.md`, replacing an earlier one; other text stays as it is."""
     path = Path(directory, "README.md")
     text = path.read_text("utf-8") if path.exists() else _empty_card(config)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_text(with_section(text, card_section(config, directory, facts)), "utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(path, with_section(text, card_section(config, directory, facts)))
 
 
 def with_section(text: str, section: str) -> str:
@@ -124,15 +122,14 @@ def card_section(config: Any, directory: str | os.PathLike[str], facts: CardFact
     in_full = f", and {facts.saved_in_full:,} in other modules, saved in full" if facts.saved_in_full else ""
     rows = {
         "method": f"{config.title} ({config.source})",
-        "base model": f"`{config.base_model_name_or_path}`" if config.base_model_name_or_path else "without a name",
+        "base model": code(config.base_model_name_or_path) if config.base_model_name_or_path else "without a name",
         "adapted modules": _targets(config.target_modules),
-        "settings": ", ".join(f"`{key}={value!r}`" for key, value in settings_of(config.to_dict()).items()),
+        "settings": ", ".join(code(f"{key}={value!r}") for key, value in settings_of(config.to_dict()).items()),
         "trainable parameters": f"{facts.trained:,}{in_full}",
         "bytes of the tensors": f"{facts.nbytes:,}",
         "needed to load it": f"`import peft_sparsegrad`; without it PEFT says `KeyError: '{config.peft_type.value}'`",
     }
-    cells = {label: value.replace("|", "\\|") for label, value in rows.items()}  # a regular expression may contain it
-    table = "\n".join(f"| {label} | {value} |" for label, value in cells.items())
+    table = "\n".join(f"| {label} | {value} |" for label, value in rows.items())
     snippet = _snippet(config, directory, facts)
     return f"## {config.title} adapter\n\n| | |\n|---|---|\n{table}\n\nIn this folder:\n\n```python\n{snippet}\n```"
 
@@ -149,8 +146,8 @@ def _snippet(config: Any, directory: str | os.PathLike[str], facts: CardFacts) -
         lines += ["", f"base = ...  # the {facts.base_class} that was adapted, with its weights"]
     else:
         path = _seen_from(config.base_model_name_or_path or "path/to/the/base/model", directory)
-        arguments = [json.dumps(path)]
-        arguments += [f"revision={json.dumps(config.revision)}"] if config.revision else []
+        arguments = [literal(path)]
+        arguments += [f"revision={literal(config.revision)}"] if config.revision else []
         arguments += [f"num_labels={facts.num_labels}"] if facts.num_labels is not None else []
         lines += [facts.base_import, "", f"base = {facts.base_class}.from_pretrained({', '.join(arguments)})"]
     lines.append('model = PeftModel.from_pretrained(base, ".")  # or the name of this repository on the hub')
@@ -166,19 +163,20 @@ def _seen_from(base: str, directory: str | os.PathLike[str]) -> str:
 
 def _targets(target_modules: Any) -> str:
     if isinstance(target_modules, str):
-        return f"`{target_modules}`"
+        return code(target_modules)
     names = sorted(target_modules or ())
-    shown = ", ".join(f"`{name}`" for name in names[:_MOST_TARGETS])
+    shown = ", ".join(map(code, names[:_MOST_TARGETS]))
     return shown if len(names) <= _MOST_TARGETS else f"{shown} and {len(names) - _MOST_TARGETS} more"
 
 
 def _import_of_base(base_class: type[nn.Module], task_type: str | None) -> tuple[str | None, str]:
     if task_type in TASK_CLASSES and issubclass(base_class, transformers.PreTrainedModel):
         return f"from transformers import {TASK_CLASSES[task_type]}", TASK_CLASSES[task_type]
-    name = base_class.__name__
-    if not hasattr(base_class, "from_pretrained"):
-        return None, name
+    name = re.sub(r"\W+", "_", base_class.__name__)
     module = "transformers" if getattr(transformers, name, None) is base_class else base_class.__module__
+    importable = name == base_class.__name__ and all(map(str.isidentifier, module.split(".")))
+    if not hasattr(base_class, "from_pretrained") or not importable:
+        return None, name
     return f"from {module} import {name}", name
 
 

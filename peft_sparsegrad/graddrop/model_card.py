@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..common.atomic import write_text
+
 _HEADING = "## What was left out of this file"
 
 
@@ -24,11 +26,11 @@ def note_saved_energy(directory: str, save_density: float | None, saved_energy: 
     without = re.sub(rf"\n*{re.escape(_HEADING)}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL).rstrip()
     if save_density is None:
         if _HEADING in text:
-            card.write_text(f"{without}\n", "utf-8")
+            write_text(card, f"{without}\n")
         return
     section = (
         f"{_HEADING}\n\n`save_density={save_density:g}`: of each tensor's changes only the largest "
         f"{save_density:.2%} were saved. They hold {saved_energy:.2%} of the squared norm of all changes; the rest is "
         "lost, and the loaded adapter differs from the trained one by it.\n"
     )
-    card.write_text(f"{without}\n\n{section}" if without else section, "utf-8")
+    write_text(card, f"{without}\n\n{section}" if without else section)

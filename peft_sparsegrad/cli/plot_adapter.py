@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from peft import PeftConfig
 
 from ..graddrop import GradDropConfig
 from ..graddrop.blocks import block_of
@@ -59,7 +60,7 @@ def draw_active(adapter: SavedAdapter, base: str | None, epochs: int | None) -> 
     from ..plots import active_entries
 
     try:
-        config = GradDropConfig.from_pretrained(str(adapter.folder))
+        config = PeftConfig.from_pretrained(str(adapter.folder))
     except (TypeError, ValueError) as error:
         raise InputError(f"the settings in {adapter.folder} cannot be used: {error}") from error
     assert isinstance(config, GradDropConfig)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from peft.config import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
+from .adapter_file import read_tensors
+from .checksum import add_checksum
 from .model_card import CardFacts, write_card
+from .setting_types import check_types
 
 FORMAT_VERSION = 1  # of the adapter's files; raised when an older release could not read them
+
+Config = TypeVar("Config", bound="TargetedConfig")
 
 
 @dataclass
@@ -49,6 +58,7 @@ class TargetedConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_types(self)
         if self.format_version > FORMAT_VERSION:
             raise ValueError(
                 f"the adapter has files of format {self.format_version}, and this version of peft_sparsegrad reads "
@@ -65,11 +75,43 @@ class TargetedConfig(PeftConfig):
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` needs `layers_to_transform`: it says where those are counted")
 
+    @classmethod
+    def from_pretrained(
+        cls: type[Config], pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
+    ) -> Config:
+        """Read the settings as PEFT does, and check the adapter's file beside them, before a model is changed.
+
+        Not for an adapter on the hub, whose file is not there yet.
+
+        Raises:
+            ValueError: If a setting, or the file, is damaged. The message names it.
+        """
+        config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        path = os.path.join(pretrained_model_name_or_path, subfolder or "", SAFETENSORS_WEIGHTS_NAME)
+        if os.path.isfile(path):
+            tensors, _ = read_tensors(path)
+            try:
+                cast(Any, PEFT_TYPE_TO_TUNER_MAPPING)[config.peft_type].check_stored(config, tensors)
+            except ValueError as error:
+                raise ValueError(f"{path!r}: {error}") from error
+        return cast(Config, config)
+
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Save as PEFT does, and write a section of the model card if the adapter's tensors are saved too."""
-        super().save_pretrained(save_directory, **kwargs)
+        """Save as PEFT does; if the tensors are saved too, add their checksum and a section of the model card.
+
+        The configuration takes the place of an earlier one at once. A process that is killed leaves the one or the
+        other, and in between the tensors without a checksum.
+        """
+        os.makedirs(save_directory, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".config-", suffix=".partial", dir=save_directory) as partial:
+            super().save_pretrained(partial, **kwargs)
+            for name in os.listdir(partial):
+                os.replace(os.path.join(partial, name), os.path.join(save_directory, name))
         facts, self.card_facts = self.card_facts, None
         if facts is not None:
+            weights = os.path.join(save_directory, SAFETENSORS_WEIGHTS_NAME)
+            if os.path.isfile(weights):
+                add_checksum(weights)
             write_card(self, save_directory, facts)
 
     def check_choices(self, choices: Mapping[str, tuple[str, ...]]) -> None:

@@ -6,13 +6,17 @@ mask or int32 positions) and its `_shape`, whichever takes the fewest bytes.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
-from ..common.adapter_file import ADVICE, check_tensors
+from ..common.adapter_file import ADVICE, check_finite, check_tensors
 from ..functional import pack_support, packed_support_size, unpack_support
 from .config import GradDropConfig
 from .layer import GradDropLayer
+from .step_count import checked_step_counts, is_step_count
 
 _SUPPORT, _SHAPE = "_support", "_shape"
 _SHAPE_DTYPE = torch.int32
@@ -72,14 +76,48 @@ def decompress(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Ten
     for name, own in expected.items():
         support, shape = (_beside(name, part, adapter_name, given) for part in (_SUPPORT, _SHAPE))
         if name in given and (support or shape):
-            if support is None or shape is None:
-                raise ValueError(
-                    f"{support or shape!r} needs a {_SHAPE if support else _SUPPORT!r} beside it. {ADVICE}"
-                )
+            _check_pair(support, shape)
+            assert support is not None
+            assert shape is not None
             _check_shape(shape, given.pop(shape), own)
             given[name] = _spread(name, given[name], given.pop(support), own)
     check_tensors(expected, given)
     return {**{name: tensor for name, tensor in tensors.items() if ".graddrop_" not in name}, **given}
+
+
+def check_stored(config: GradDropConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check the tensors of an adapter file by themselves, before there is a model.
+
+    Args:
+        config: Settings of the adapter, which say nothing about its tensors.
+        tensors: Tensors of the file by name, those of other modules among them.
+
+    Raises:
+        ValueError: If a tensor is missing, of another shape or dtype, or damaged. The message names it.
+    """
+    checked_step_counts(tensors)
+    names = [name for name in tensors if ".graddrop_" in name and not is_step_count(name)]
+    deltas = [name for name in names if not name.endswith((_SUPPORT, _SHAPE))]
+    if not deltas:
+        raise ValueError(f"no tensor is one of GradDrop. {ADVICE}")
+    beside = {f"{name}{part}" for name in deltas for part in (_SUPPORT, _SHAPE)}
+    if alone := sorted(set(names) - set(deltas) - beside):
+        raise ValueError(f"{alone[0]!r} has no values beside it. {ADVICE}")
+    for name in deltas:
+        if not tensors[name].is_floating_point():
+            raise ValueError(f"{name!r} has dtype {tensors[name].dtype}, not one of floats. {ADVICE}")
+        check_finite(name, tensors[name])
+        support, shape = f"{name}{_SUPPORT}", f"{name}{_SHAPE}"
+        if (support in tensors) or (shape in tensors):
+            _check_pair(support if support in tensors else None, shape if shape in tensors else None)
+            _check_vector(shape, tensors[shape])
+            _positions(name, tensors[name], tensors[support], math.prod(tensors[shape].tolist()))
+
+
+def _check_pair(support: str | None, shape: str | None) -> None:
+    """Raise a ValueError if only one of the two tensors beside a delta's values is there."""
+    if support is None or shape is None:
+        raise ValueError(f"{support or shape!r} needs a {_SHAPE if support else _SUPPORT!r} beside it. {ADVICE}")
 
 
 def _largest(delta: torch.Tensor, density: float) -> torch.Tensor:
@@ -114,20 +152,31 @@ def _beside(name: str, part: str, adapter_name: str, given: dict[str, torch.Tens
     return next((each for each in (f"{name}{part}", plain, f"{_PEFT_PREFIX}{plain}") if each in given), None)
 
 
-def _check_shape(name: str, shape: torch.Tensor, own: torch.Tensor) -> None:
+def _check_vector(name: str, shape: torch.Tensor) -> None:
     if shape.dtype != _SHAPE_DTYPE or shape.ndim != 1:
         raise ValueError(
             f"{name!r} must be a vector of {_SHAPE_DTYPE}, not {shape.dtype} {tuple(shape.shape)}. {ADVICE}"
         )
+    if bool((shape < 0).any()):
+        raise ValueError(f"{name!r} is {tuple(shape.tolist())}, which is no shape. {ADVICE}")
+
+
+def _check_shape(name: str, shape: torch.Tensor, own: torch.Tensor) -> None:
+    _check_vector(name, shape)
     if tuple(shape.tolist()) != tuple(own.shape):
         raise ValueError(f"{name!r} is {tuple(shape.tolist())}, and the shape here {tuple(own.shape)}. {ADVICE}")
 
 
 def _spread(name: str, values: torch.Tensor, packed: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    if values.ndim != 1 or values.numel() > own.numel():
-        raise ValueError(f"{name!r} holds values of shape {tuple(values.shape)} for {own.numel()} entries. {ADVICE}")
+    positions = _positions(name, values, packed, own.numel())
+    return values.new_zeros(own.numel()).index_copy_(0, positions, values).view(own.shape)
+
+
+def _positions(name: str, values: torch.Tensor, packed: torch.Tensor, num_entries: int) -> torch.Tensor:
+    """Return the positions of a delta's values among its entries."""
+    if values.ndim != 1 or values.numel() > num_entries:
+        raise ValueError(f"{name!r} holds values of shape {tuple(values.shape)} for {num_entries} entries. {ADVICE}")
     try:
-        positions = unpack_support(packed, own.numel(), values.numel())
+        return unpack_support(packed, num_entries, values.numel())
     except ValueError as error:
         raise ValueError(f"{name!r}: {error}. {ADVICE}") from error
-    return values.new_zeros(own.numel()).index_copy(0, positions, values).view(own.shape)

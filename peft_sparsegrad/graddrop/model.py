@@ -14,7 +14,7 @@ from ..common.bitsandbytes_cpu import restore_scales
 from ..common.model_card import collect_facts
 from ..common.targeting import targeted_modules
 from .blocks import block_of, find_blocks, selected_blocks
-from .checkpoint import compress, decompress
+from .checkpoint import check_stored, compress, decompress
 from .config import GradDropConfig
 from .layer import GradDropLayer
 from .mask_sampler import MaskSampler
@@ -43,6 +43,7 @@ class GradDropModel(BaseTuner):
     prefix: str = "graddrop_"
     tuner_layer_cls = GradDropLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  the default depends on the model, not its type
+    check_stored = staticmethod(check_stored)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         return peft_config

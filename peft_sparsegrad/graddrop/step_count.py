@@ -6,6 +6,8 @@ buffer that is saved and loaded with the deltas.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from ..common.adapter_file import ADVICE
@@ -57,7 +59,7 @@ def is_step_count(name: str) -> bool:
     return ".graddrop_" in name and name.endswith(_END)
 
 
-def checked_step_counts(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def checked_step_counts(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the step counts among an adapter's tensors.
 
     Raises:

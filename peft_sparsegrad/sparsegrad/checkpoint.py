@@ -8,10 +8,10 @@ import warnings
 import torch
 from torch import nn
 
-from ..common.adapter_file import ADVICE, check_tensors
-from ..functional import unpack_support
+from ..common.adapter_file import check_tensors
 from .adapter import LayerAdapter
 from .layer import SparseGradLayer
+from .stored_layer import check_layer, check_orthonormal
 from .warmup_collector import WarmUpCollector
 
 
@@ -59,7 +59,10 @@ def check_adapter_tensors(
     check_tensors(expected, given)
     for start, module in modules.items():
         if isinstance(module, LayerAdapter):
-            _check_contents(start, module, given)
+            check_layer(start, module.plan, given)
+        else:
+            for key in module.state_dict():
+                check_orthonormal(f"{start}{key}", given[f"{start}{key}"])
 
 
 def check_complete(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor], prefix: str) -> None:
@@ -120,21 +123,3 @@ def _own_modules(model: nn.Module, adapter_name: str, prefix: str) -> dict[str, 
 def _unwrapped(name: str) -> str:
     """Return a tensor's name without the marks of wrappers, which are in some state dicts and not in others."""
     return re.sub(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.", "", name)
-
-
-def _check_contents(start: str, adapter: LayerAdapter, given: dict[str, torch.Tensor]) -> None:
-    """Check the tensors of one layer, under names that begin with `start`, against its plan."""
-    plan = adapter.plan
-    shape = tuple(given[f"{start}weight_shape"].tolist())
-    if shape != plan.weight_shape:
-        raise ValueError(
-            f"'{start}weight_shape': the adapter is for a weight of {shape}, not {plan.weight_shape}. {ADVICE}"
-        )
-    if int(given[f"{start}steps"]) < -1:
-        raise ValueError(f"'{start}steps' must be at least -1, not {int(given[f'{start}steps'])}. {ADVICE}")
-    if adapter.support is None:
-        return
-    try:
-        unpack_support(given[f"{start}support"], plan.num_entries, plan.k)
-    except ValueError as error:
-        raise ValueError(f"'{start}support': {error}. {ADVICE}") from error

@@ -19,6 +19,7 @@ from .checkpoint import check_adapter_tensors, check_complete, in_file_order, wa
 from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear, layer_adapters
 from .plan import LayerPlan, plan_layer
+from .stored_layer import check_stored
 from .targets import TARGET_MODULES, set_default_targets
 from .transition_file import TransitionFile
 from .warmup_collector import WarmUpCollector
@@ -45,6 +46,7 @@ class SparseGradModel(BaseTuner):
     prefix: str = "sparsegrad_"
     tuner_layer_cls = SparseGradLayer
     target_module_mapping = TARGET_MODULES
+    check_stored = staticmethod(check_stored)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)

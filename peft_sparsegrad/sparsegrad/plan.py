@@ -94,7 +94,7 @@ def plan_weight(config: SparseGradConfig, name: str, weight_shape: tuple[int, in
     needs_data = config.basis == "hosvd" or config.support == "static"
     return LayerPlan(
         name=name,
-        role=name if config.basis == "svd" else re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name),
+        role=name if config.basis == "svd" else role_of(name),
         weight_shape=weight_shape,
         k=k,
         ranks=ranks,
@@ -105,6 +105,11 @@ def plan_weight(config: SparseGradConfig, name: str, weight_shape: tuple[int, in
         renewal_steps=config.renewal_steps if config.support == "static" else 0,
         init_weights=config.init_weights,
     )
+
+
+def role_of(name: str) -> str:
+    """Return the name of a module with its numbers replaced by `*`."""
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
 
 
 def check_is_linear(name: str, module: nn.Module, **backend_kwargs: Any) -> None:

@@ -8,22 +8,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from ..common.adapter_file import read_tensors
+from ..common.atomic import replacing
+from ..common.checksum import add_checksum
 from ..functional import unpack_support
 from .adapter import LayerAdapter
 from .basis import Basis
 from .checkpoint import check_settled
 from .layer import layer_adapters
 from .plan import LayerPlan
+from .transition_contents import check_contents, read_contents
 
 FORMAT, VERSION = "peft_sparsegrad.transition_matrices", 1
 
 
 def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], adapter_name: str = "default") -> None:
     """Save the bases and the supports that a warm-up found, for `SparseGradConfig(transition_matrices=path)`.
+
+    The file takes the place of an earlier one at once, and has a checksum of its tensors.
 
     Args:
         model: A model with a SparseGrad adapter whose warm-up has finished.
@@ -51,7 +56,9 @@ def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], ada
             tensors[f"support.{plan.name}"] = adapter.support
     contents = {"groups": groups, "supports": supports}
     metadata = {"format": FORMAT, "version": str(VERSION), "contents": json.dumps(contents)}
-    save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path, metadata=metadata)
+    with replacing(path) as partial:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
+        add_checksum(partial)
 
 
 @dataclass
@@ -81,20 +88,27 @@ class TransitionFile:
         if not os.path.isfile(path):
             raise ValueError(f"`transition_matrices`: there is no file {path!r}")
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"`transition_matrices`: {path!r} is damaged or no safetensors file: {error}") from error
+            tensors, metadata = read_tensors(path)
+        except ValueError as error:
+            raise ValueError(f"`transition_matrices`: {error}") from error
         if metadata.get("format") != FORMAT:
             raise ValueError(f"`transition_matrices`: {path!r} was not written by `save_transition_matrices`")
-        if int(metadata["version"]) > VERSION:
+        version = metadata.get("version", "")
+        if not version.isdecimal():
             raise ValueError(
-                f"`transition_matrices`: {path!r} has format {metadata['version']}, and this version of "
+                f"`transition_matrices`: {path!r} is damaged: its format should be a number, not {version!r}"
+            )
+        if int(version) > VERSION:
+            raise ValueError(
+                f"`transition_matrices`: {path!r} has format {version}, and this version of "
                 f"peft_sparsegrad reads formats up to {VERSION}: upgrade it"
             )
-        contents = json.loads(metadata["contents"])
-        return cls(path, contents["groups"], contents["supports"], tensors)
+        try:
+            groups, supports = read_contents(metadata.get("contents"))
+            check_contents(groups, supports, tensors)
+        except ValueError as error:
+            raise ValueError(f"`transition_matrices`: {path!r} is damaged: {error}") from error
+        return cls(path, groups, supports, tensors)
 
     def check(self, plans: list[LayerPlan]) -> None:
         """Raise a ValueError if the file has no basis, or one that is too narrow, for a planned layer."""

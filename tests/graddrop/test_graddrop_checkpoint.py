@@ -298,7 +298,7 @@ UP, DOWN = WEIGHT, WEIGHT.replace("up", "down")  # as a bit mask, and as indices
 DAMAGE = {
     "missing": (
         lambda t: t.pop(UP),
-        "1 tensors of the adapter are missing.*up.graddrop_adapter.*weight_delta",
+        r"1 tensors of the adapter are missing.*layers.0.up.graddrop_adapter.*weight_delta|up\.graddrop_adapter.*weight_delta_s\w+' has no values",
     ),
     "missing bias": (
         lambda t: t.pop(UP.replace("weight", "bias")),
@@ -332,7 +332,7 @@ DAMAGE = {
         lambda t: t.update(
             {UP.replace("layers.0.up", "layers.0.norm") + "_support": torch.zeros(2, dtype=torch.uint8)}
         ),
-        r"has no place for 1 tensors.*layers\.0\.norm\.graddrop_adapter.*weight_delta",
+        r"has no place for 1 tensors.*layers\.0\.norm\.graddrop_adapter.*weight_delta|weight_delta_support' has no values",
     ),
     "shape": (
         lambda t: t.update({UP.replace("weight", "bias"): torch.zeros(15)}),
@@ -344,7 +344,7 @@ DAMAGE = {
     ),
     "dtype": (
         lambda t: t.update({UP: t[UP].int()}),
-        r"layers\.0\.up\.graddrop_adapter.*weight_delta.*has dtype torch\.int32, not torch\.float32",
+        r"layers\.0\.up\.graddrop_adapter.*weight_delta.*has dtype torch\.int32, not (one of floats|torch\.float32)",
     ),
     "dtype of the support": (
         lambda t: t.update({f"{UP}_support": t[f"{UP}_support"].int()}),
@@ -391,6 +391,7 @@ DAMAGE = {
         r"layers\.0\.down\.graddrop_adapter.*weight_delta.*stored as torch\.int32 of shape \(3,\)",
     ),
 }
+# Loading under a new name begins with the file alone, and under the present one with the model.
 
 
 @pytest.fixture

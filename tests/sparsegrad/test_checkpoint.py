@@ -102,7 +102,7 @@ def test_bytes_are_values_mask_and_one_set_of_matrices_per_group(tmp_path, rank,
 DAMAGE = {
     "missing": (
         lambda t, k: t.pop(k("values")),
-        r"tensors of the adapter are missing, the first is '.*sparsegrad_adapter.default.values",
+        r"tensors of the adapter are missing, the first is '.*sparsegrad_adapter\.(default\.)?values",
     ),
     "shape": (lambda t, k: t.update({k("values"): t[k("values")][:-1]}), "has shape"),
     "basis": (lambda t, k: t.update({k(".U"): t[k(".U")][:, :-1].contiguous()}), "U' has shape"),
@@ -112,24 +112,40 @@ DAMAGE = {
     ),
     "count": (lambda t, k: t.update({k("support"): torch.zeros_like(t[k("support")])}), "the support has 0 entries"),
     "range": (lambda t, k: t.update({k("support"): torch.full_like(t[k("support")], 255)}), "entries, not 102"),
-    "weight_shape": (lambda t, k: t[k("weight_shape")].fill_(64), r"weight_shape': .* of \(64, 64\), not \(32, 64\)"),
+    "weight_shape": (
+        lambda t, k: t[k("weight_shape")].fill_(64),
+        r"weight_shape': .* of \(64, 64\), not \(32, 64\)|values' has shape \(102,\), not \(205,\)",
+    ),
+    "weight_shape of one": (lambda t, k: t.update({k("weight_shape"): torch.tensor([64])}), "weight_shape' "),
+    "NaN": (lambda t, k: t[k("values")][3:4].fill_(torch.nan), "values' holds NaN or Inf"),
+    "infinite basis": (lambda t, k: t[k(".U")][2, 1:2].fill_(torch.inf), "U' holds NaN or Inf"),
+    "column lost": (lambda t, k: t[k(".U")][:, 1].zero_(), "columns of '.*U' are not orthonormal"),
+    "columns equal": (lambda t, k: t[k(".V")][:, 1].copy_(t[k(".V")][:, 0]), "columns of '.*V' are not orthonormal"),
     "steps": (lambda t, k: t[k("steps")].fill_(-2), "steps' must be at least -1, not -2"),
     "unknown": (
         lambda t, k: t.update({k("values").replace("layers.0", "layers.9"): t[k("values")].clone()}),
-        "has no place for",
+        "has no place for|layers.9.*weight_shape' of the adapter is missing",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damaged_adapter_is_refused_by_the_name_of_the_tensor(saved, kind):
-    _, path = saved
+    """Under a new name before the model is changed, and under the name of an adapter that is there before it is."""
+    model, path = saved
     tensors = load_file(path / FILE)
     damage, message = DAMAGE[kind]
     damage(tensors, lambda part: next(key for key in sorted(tensors) if part in key))
     save_file(tensors, path / FILE)
+    base = llama()
+    before = list(base.state_dict())
     with pytest.raises(ValueError, match=message):
-        PeftModel.from_pretrained(llama(), path)
+        PeftModel.from_pretrained(base, path)
+    assert list(base.state_dict()) == before
+    expected = logits(model)
+    with pytest.raises(ValueError, match=message):
+        model.load_adapter(path, "default")
+    assert torch.equal(logits(model), expected)
 
 
 def test_indices_are_checked_where_they_are_not_a_mask(tmp_path):

@@ -13,6 +13,7 @@ import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
+from ...common.checksum import check_checksum
 from ..errors import InputError
 
 _PEFT_PREFIX = "base_model.model."
@@ -115,9 +116,14 @@ class SavedAdapter:
             why = f"; {WEIGHTS_NAME} is a pickle, save the adapter again as safetensors" if pickled else ""
             raise InputError(f"{self.folder} holds no weights: {SAFETENSORS_WEIGHTS_NAME} is missing{why}")
         try:
-            return safe_open(self.weights_path, framework="pt")
+            file = safe_open(self.weights_path, framework="pt")
         except (SafetensorError, OSError) as error:
             raise InputError(f"{self.weights_path} is damaged or no safetensors file: {error}") from error
+        try:
+            check_checksum(self.weights_path)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        return file
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from peft import PeftConfig
 
 from ...functional import Core, unpack_support
 from ...sparsegrad import SparseGradConfig
@@ -124,7 +125,7 @@ def read_layers(adapter: SavedAdapter) -> dict[str, SavedLayer]:
 def read_config(adapter: SavedAdapter) -> SparseGradConfig:
     """Read the settings, with every check that they have."""
     try:
-        config = SparseGradConfig.from_pretrained(str(adapter.folder))
+        config = PeftConfig.from_pretrained(str(adapter.folder))
     except (TypeError, ValueError) as error:
         raise InputError(f"the settings in {adapter.folder} cannot be used: {error}") from error
     assert isinstance(config, SparseGradConfig)

@@ -1,0 +1,68 @@
+"""The check that a configuration's settings have the types that they should, which a damaged file may not hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from numbers import Integral
+from typing import Any
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike))
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _are(each: Callable[[Any], bool], value: Any) -> bool:
+    """Return whether a list, set or the like has only entries for which `each` is true."""
+    return isinstance(value, Collection) and not isinstance(value, (str, Mapping)) and all(map(each, value))
+
+
+def _are_names(value: Any) -> bool:
+    return _are(lambda name: isinstance(name, str), value)
+
+
+def _are_tokens(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return _are_names(list(value)) and all(map(_are_tokens, value.values()))
+    return _are(_is_number, value)
+
+
+_NAMES = "a name, a list of names or None", lambda value: value is None or isinstance(value, str) or _are_names(value)
+_TEXT = "a text or None", lambda value: value is None or _is_text(value)
+_FLAG = "True or False", _is_flag
+_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "auto_mapping": ("a dictionary or None", lambda value: value is None or isinstance(value, Mapping)),
+    "base_model_name_or_path": _TEXT,
+    "exclude_modules": _NAMES,
+    "format_version": ("a whole number", _is_number),
+    "inference_mode": _FLAG,
+    "init_weights": _FLAG,
+    "layers_pattern": _NAMES,
+    "layers_to_transform": (
+        "a whole number, a list of them or None",
+        lambda value: value is None or _is_number(value) or _are(_is_number, value),
+    ),
+    "modules_to_save": ("a list of names or None", lambda value: value is None or _are_names(value)),
+    "revision": _TEXT,
+    "target_modules": _NAMES,
+    "trainable_token_indices": (
+        "a list of token numbers, a dictionary of such lists or None",
+        lambda value: value is None or _are_tokens(value),
+    ),
+}
+
+
+def check_types(config: Any) -> None:
+    """Raise a ValueError for the first of the settings that both methods have whose value is of another type."""
+    for name, (wanted, is_right) in _TYPES.items():
+        value = getattr(config, name)
+        if not is_right(value):
+            raise ValueError(f"`{name}` must be {wanted}, not {value!r}")

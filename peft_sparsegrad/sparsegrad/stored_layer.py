@@ -1,0 +1,112 @@
+"""The tensors of one layer and of one basis as files hold them, and the checks that they are not damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ..common.adapter_file import ADVICE, check_finite, check_tensors
+from ..functional import packed_support_size, unpack_support
+from .config import SparseGradConfig
+from .plan import LayerPlan, plan_weight
+
+_PEFT_PREFIX = "base_model.model."
+_MOST_OFF_ORTHONORMAL = 0.1  # of (UᵀU − I) z, z of ±1; with columns rounded to bfloat16 it stays below 0.02
+
+
+def check_stored(config: SparseGradConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Check the tensors of an adapter file against its settings, before there is a model.
+
+    Args:
+        config: Settings of the adapter.
+        tensors: Tensors of the file by name, those of other modules among them.
+
+    Raises:
+        ValueError: If a tensor is missing, unknown, of another shape or dtype, or damaged. The message names it.
+    """
+    modules: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        module, found, part = name.partition(".sparsegrad_")
+        if found:
+            modules.setdefault(module, {})[part] = tensor
+    if not modules:
+        raise ValueError(f"no tensor is one of SparseGrad. {ADVICE}")
+    plans = {module: _plan(config, module, parts) for module, parts in modules.items()}
+    for module, parts in modules.items():
+        start, plan = f"{module}.sparsegrad_", plans[module]
+        given = {f"{start}{part}": tensor for part, tensor in parts.items() if not part.startswith("basis.")}
+        check_tensors(_layer_like(f"{start}adapter.", plan), given)
+        check_layer(f"{start}adapter.", plan, given)
+    for key in dict.fromkeys(plan.group_key for plan in plans.values()):
+        members = [module for module, plan in plans.items() if plan.group_key == key]
+        owner = next((module for module in members if _basis_parts(modules[module])), members[0])
+        given = {f"{m}.sparsegrad_{part}": modules[m][part] for m in members for part in _basis_parts(modules[m])}
+        check_tensors(basis_like(f"{owner}.sparsegrad_basis.", plans[owner].weight_shape, plans[owner].ranks), given)
+        for name, columns in given.items():
+            check_orthonormal(name, columns)
+
+
+def check_layer(start: str, plan: LayerPlan, given: Mapping[str, torch.Tensor]) -> None:
+    """Check the numbers in the tensors of one layer, under names that begin with `start`, against its plan."""
+    shape = tuple(given[f"{start}weight_shape"].tolist())
+    if shape != plan.weight_shape:
+        raise ValueError(
+            f"'{start}weight_shape': the adapter is for a weight of {shape}, not {plan.weight_shape}. {ADVICE}"
+        )
+    if int(given[f"{start}steps"]) < -1:
+        raise ValueError(f"'{start}steps' must be at least -1, not {int(given[f'{start}steps'])}. {ADVICE}")
+    if plan.dynamic:
+        return
+    try:
+        unpack_support(given[f"{start}support"], plan.num_entries, plan.k)
+    except ValueError as error:
+        raise ValueError(f"'{start}support': {error}. {ADVICE}") from error
+
+
+def check_orthonormal(name: str, columns: torch.Tensor) -> None:
+    """Raise a ValueError unless the columns (n, r) are finite and, but for rounding, orthonormal.
+
+    It is tested on one vector, since the whole product of a wide basis with itself would take longer than loading it.
+    """
+    check_finite(name, columns)
+    signs = torch.randint(2, (columns.shape[1],), generator=torch.Generator().manual_seed(0)) * 2.0 - 1
+    columns, signs = columns.float(), signs.to(columns.device)
+    error = float((columns.T @ (columns @ signs) - signs).abs().max())
+    if not error < _MOST_OFF_ORTHONORMAL:
+        raise ValueError(f"the columns of {name!r} are not orthonormal (off by {error:.2g}): the file is damaged.")
+
+
+def basis_like(
+    start: str, weight_shape: tuple[int, int], ranks: tuple[int | None, int | None]
+) -> dict[str, torch.Tensor]:
+    """Return tensors of the shape of a basis's V (out, r_out) and U (in, r_in), without content, by name."""
+    sides = zip("VU", weight_shape, ranks, strict=True)
+    return {f"{start}{side}": torch.empty(size, rank, device="meta") for side, size, rank in sides if rank is not None}
+
+
+def _layer_like(start: str, plan: LayerPlan) -> dict[str, torch.Tensor]:
+    """Return tensors of the shape of a layer's, without content, by name."""
+    parts = {
+        "values": ((plan.num_entries if plan.dynamic else plan.k,), torch.float32),
+        "weight_shape": ((2,), torch.int32),
+        "steps": ((1,), torch.int64),
+    }
+    if not plan.dynamic:
+        size, dtype = packed_support_size(plan.num_entries, plan.k)
+        parts["support"] = ((size,), dtype)
+    return {f"{start}{part}": torch.empty(shape, dtype=dtype, device="meta") for part, (shape, dtype) in parts.items()}
+
+
+def _plan(config: SparseGradConfig, module: str, parts: Mapping[str, torch.Tensor]) -> LayerPlan:
+    name, shape = f"{module}.sparsegrad_adapter.weight_shape", parts.get("adapter.weight_shape")
+    if shape is None:
+        raise ValueError(f"the tensor {name!r} of the adapter is missing. {ADVICE}")
+    if shape.dtype != torch.int32 or shape.shape != (2,) or bool((shape < 1).any()):
+        raise ValueError(f"{name!r} must be two whole numbers (int32) above 0, not {shape.tolist()}. {ADVICE}")
+    out_features, in_features = shape.tolist()
+    return plan_weight(config, module.removeprefix(_PEFT_PREFIX), (out_features, in_features))
+
+
+def _basis_parts(parts: Mapping[str, torch.Tensor]) -> list[str]:
+    return [part for part in parts if part.startswith("basis.")]

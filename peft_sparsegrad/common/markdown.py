@@ -6,6 +6,7 @@ import json
 import re
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+_UNSAFE_IN_A_BLOCK = re.compile(r"[<`\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UNSAFE_IN_BACKTICKS = re.compile(r"[`<>]|\\\||\\$")  # a backslash before a bar would undo the bar's own
 
 
@@ -22,6 +23,6 @@ def code(text: str) -> str:
 
 
 def literal(text: str) -> str:
-    """Return text as a string of Python in one line, without the beginning of an HTML comment in it."""
-    quoted = json.dumps(text, ensure_ascii=not text.isprintable())
-    return quoted.replace("<!--", "\\x3c!--")
+    """Return text as a string of Python in one line, with nothing in it that ends a block of code or is HTML."""
+    quoted = json.dumps(text, ensure_ascii=False)
+    return _UNSAFE_IN_A_BLOCK.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
@@ -92,6 +93,7 @@ class SparseGradConfig(TargetedConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = add_peft_type("SPARSEGRAD")
+        self._check_kinds()
         self.rank = _checked_rank("rank", self.rank)
         self.rank_pattern = {key: _checked_rank(f"rank_pattern[{key!r}]", r) for key, r in self.rank_pattern.items()}
         self._check_types()
@@ -99,6 +101,15 @@ class SparseGradConfig(TargetedConfig):
         choices = {"basis": ("hosvd", "svd", "identity"), "support": ("static", "dynamic")}
         self.check_choices({**choices, "support_score": tuple(SUPPORT_SCORES)})
         self._check_combinations()
+
+    def _check_kinds(self) -> None:
+        for name in ("density_pattern", "rank_pattern"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"`{name}` must be a dictionary of patterns, not {getattr(self, name)!r}")
+        if not isinstance(self.slack, Real) or isinstance(self.slack, bool):
+            raise ValueError(f"`slack` must be a number of at least 1, not {self.slack!r}")
+        if self.transition_matrices is not None and not isinstance(self.transition_matrices, (str, os.PathLike)):
+            raise ValueError(f"`transition_matrices` must be the path of a file, not {self.transition_matrices!r}")
 
     def _check_types(self) -> None:
         for name in ("warmup_steps", "renewal_steps", *(["num_values"] if self.num_values is not None else [])):

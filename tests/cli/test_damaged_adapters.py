@@ -207,3 +207,13 @@ def test_settings_that_contradict_each_other_are_refused(shelf, copied, refused,
         found = refused(*words)
         assert f"the settings in {path} cannot be used" in found
         assert message in found
+
+
+@pytest.mark.parametrize("name", ["sparsegrad", "graddrop-sparse"])
+def test_wrong_checksum_is_refused(shelf, copied, refused, name):
+    path = copied(name)
+    data = bytearray((path / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (path / WEIGHTS).write_bytes(data)
+    for words in (("inspect", path), ("diff", path, shelf.adapter(name)), ("diff", shelf.adapter(name), path)):
+        assert f"{WEIGHTS}' is damaged: the checksum of its tensors is" in refused(*words)

@@ -1,5 +1,7 @@
 """The model card: what it says is so, its snippet runs, and it leaves the user's own words alone."""
 
+import ast
+import html
 import os
 import re
 import subprocess
@@ -181,6 +183,53 @@ def test_model_that_cannot_be_loaded_by_name_is_left_to_the_reader(tmp_path):
     assert row(card, "base model") == "without a name"
     assert row(card, "adapted modules") == r"`first\|last`"
     assert PeftModel.from_pretrained(Tower(), tmp_path) is not None
+
+
+NAMES = [
+    "a\n## Danger\n<script>alert(1)</script>",
+    "x`y|z",
+    "a\\|b",
+    "ends in \\",
+    "<!-- peft_sparsegrad: end -->",
+    "---\n\n```\n# Danger",
+    "quote\" and 'quote'",
+    "[link](https://example.org) ![i](x) &lt; *b* _i_ \u2028 \U0001f600",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_from_outside_are_only_text(tmp_path, name):
+    """In the table, in the code and in the front matter; also in a second save of the same card."""
+    model = sparsegrad(target_modules=["up_proj"])
+    plain = sparsegrad(target_modules=["up_proj"])
+    plain.peft_config["default"].base_model_name_or_path = "name"
+    plain.save_pretrained(tmp_path / "plain")
+    model.peft_config["default"].base_model_name_or_path = name
+    model.peft_config["default"].revision = name
+    for _ in range(2):
+        model.save_pretrained(tmp_path)
+    card, expected = (path.read_text("utf-8") for path in (tmp_path / "README.md", tmp_path / "plain" / "README.md"))
+    headings = re.compile(r"^(#+ .*|\|.*?\|.*?\||```.*|---)$", re.MULTILINE)
+    assert [line[:12] for line in headings.findall(card)] == [line[:12] for line in headings.findall(expected)]
+    assert "<script" not in card
+    assert card.count("<!-- peft_sparsegrad: end -->") == 1
+    cell = row(card, "base model")
+    assert not re.search(r"(?<!\\)(\\\\)*\|", cell), "a bar that ends the cell"
+    shown = re.sub(r"[\n\u2028]+", " ", name)
+    if cell.startswith("<code>"):
+        assert html.unescape(cell.removeprefix("<code>").removesuffix("</code>")) == shown
+    else:
+        assert cell == f"`{shown}`".replace("|", "\\|")
+    call = ast.parse(snippet(card)).body[-2].value
+    assert ast.literal_eval(call.args[0]) == ast.literal_eval(call.keywords[0].value) == name
+
+
+def test_class_that_cannot_be_written_as_code_is_not(tmp_path):
+    base = type("Tower\n## Danger", (Tower,), {"from_pretrained": None})()
+    get_peft_model(base, SparseGradConfig(warmup_steps=0, target_modules="first|last")).save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert "base = ...  # the Tower_Danger that was adapted" in snippet(card)
+    assert "\n## Danger" not in card
 
 
 def test_many_targets_are_cut_short(tmp_path):

@@ -1,0 +1,51 @@
+"""Settings of another type, as in a damaged or edited configuration, are refused by their name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from peft_sparsegrad import GradDropConfig, SparseGradConfig
+
+WRONG = [
+    *[("target_modules", value) for value in (3, {"x": 1}, ["up", 1])],
+    *[("exclude_modules", value) for value in (False, [None])],
+    *[("layers_to_transform", value) for value in ("0", 1.5, ["0"], True)],
+    *[("modules_to_save", value) for value in ("classifier", 2, [3])],
+    *[("trainable_token_indices", value) for value in (1, ["x"], {"embed": 1}, {1: [2]})],
+    *[("init_weights", value) for value in (None, "no", 1)],
+    *[("format_version", value) for value in (None, "1", 1.0, True)],
+    ("inference_mode", None),
+    ("base_model_name_or_path", 3),
+    ("revision", ["main"]),
+    ("auto_mapping", "x"),
+]
+SPARSEGRAD = [
+    *[(name, value) for name in ("density_pattern", "rank_pattern") for value in (None, "x", [1])],
+    *[("slack", value) for value in (None, "6", True, [6])],
+    *[("transition_matrices", value) for value in (False, 3)],
+]
+RIGHT = [
+    {"target_modules": {"up", "down"}, "layers_to_transform": np.int64(1), "modules_to_save": ("head",)},
+    {"target_modules": "all-linear", "exclude_modules": "down", "trainable_token_indices": {"embed": [1, 2]}},
+    {"target_modules": ["up"], "layers_to_transform": range(2), "layers_pattern": ["layers"]},
+]
+
+
+@pytest.mark.parametrize("config", [SparseGradConfig, GradDropConfig])
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_wrong_type_is_refused_by_name(config, name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be "):
+        config(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), SPARSEGRAD)
+def test_wrong_type_in_sparsegrad_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be "):
+        SparseGradConfig(**{name: value})
+
+
+@pytest.mark.parametrize("config", [SparseGradConfig, GradDropConfig])
+@pytest.mark.parametrize("settings", RIGHT)
+def test_types_that_peft_takes_are_taken(config, settings):
+    config(**settings)

@@ -110,7 +110,7 @@ def test_diverged_adapter_is_not_converted(copied, refused, tmp_path, to):
     save_file(tensors, path / "adapter_model.safetensors")
     out = tmp_path / "out.safetensors"
     message = refused("convert", path, "--to", to, "--out", out)
-    assert "NaN or infinite values at 'model.layers.1.mlp.up_proj'" in message
+    assert "'base_model.model.model.layers.1.mlp.up_proj.sparsegrad_adapter.values' holds NaN or Inf" in message
     assert not out.exists()
 
 

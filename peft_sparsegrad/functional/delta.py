@@ -28,12 +28,9 @@ def delta_product(result: torch.Tensor, x: torch.Tensor, core: Core, skip_zeros:
         skip_zeros: Leave zero rows and columns out of the core's gradient product (paper, section 3.3).
 
     Returns:
-        Tensor of shape (..., out), in the dtype of `result`.
+        Tensor of shape (..., out), in the dtype of `result`, which may be modified in place.
     """
-    x = x.to(result.dtype)
-    rows = (result.reshape(-1, result.shape[-1]), x.reshape(-1, x.shape[-1]))
-    out = _DeltaProduct.apply(*rows, skip_zeros, *core)
-    return out.view(result.shape)  # pyright: ignore[reportOptionalMemberAccess]
+    return _DeltaProduct.apply(result, x.to(result.dtype), skip_zeros, *core)  # pyright: ignore[reportReturnType]
 
 
 def delta_weight(core: Core) -> torch.Tensor:
@@ -63,7 +60,7 @@ def observe_gradient(
             scaler lowers its scale.
 
     Returns:
-        Tensor with the shape and the values of `result`.
+        Tensor in the memory of `result`, which may be modified in place wherever `result` itself may be.
     """
     return _ObserveGradient.apply(result, x, values, observer, blocks)  # pyright: ignore[reportReturnType]
 
@@ -71,6 +68,8 @@ def observe_gradient(
 class _DeltaProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx, result, x, skip_zeros, *parts):
+        ctx.x_shape = x.shape
+        rows, x = result.reshape(-1, result.shape[-1]), x.reshape(-1, x.shape[-1])
         given = Core(*parts)
         core = given.on(result)
         xu = core.rotate_input(x)
@@ -78,18 +77,19 @@ class _DeltaProduct(torch.autograd.Function):
         inner, outer = (xu, S) if core.V is None else (xu @ S.T, core.V)
         ctx.skip_zeros, ctx.settings = skip_zeros, (given.shape, given.top_k)
         ctx.save_for_backward(xu if given.values.requires_grad else None, *given[:4])
-        return torch.addmm(result, inner, outer.T)
+        # Detached, because autograd forbids to modify a view that was made in here.
+        return torch.addmm(rows, inner, outer.T).view(result.shape).detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
         xu, *tensors = ctx.saved_tensors
         core = Core(*tensors, *ctx.settings).on(dy)
-        dz = core.rotate_output(dy)
+        dz = core.rotate_output(dy.reshape(-1, dy.shape[-1]))
         dx = dvalues = dleaf = None
         if ctx.needs_input_grad[1]:
             dx = dz @ core.matrix(dz.dtype)
-            dx = dx if core.U is None else dx @ core.U.T
+            dx = (dx if core.U is None else dx @ core.U.T).view(ctx.x_shape)
         if ctx.needs_input_grad[3]:
             gradient = sparse_by_dense(dz.T, xu) if ctx.skip_zeros else dz.T @ xu
             dvalues = core.values_gradient(gradient)
@@ -102,7 +102,7 @@ class _ObserveGradient(torch.autograd.Function):
     def forward(ctx, result, x, values, observer, blocks):
         ctx.save_for_backward(x.reshape(-1, x.shape[-1]))
         ctx.observer, ctx.blocks, ctx.like = observer, blocks, (values.shape, values.dtype, values.device)
-        return result.view_as(result)
+        return result.detach()  # the same memory, and no view for autograd, which forbids to modify one made in here
 
     @staticmethod
     @once_differentiable

@@ -54,10 +54,11 @@ class LinearOperation:
     transposed: bool = False
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        return F.linear(x, weight.T if self.transposed else weight, bias)
+        y = F.linear(x.reshape(-1, x.shape[-1]), weight.T if self.transposed else weight, bias)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     def input_gradient(self, dy: torch.Tensor, weight: torch.Tensor, x_shape: torch.Size) -> torch.Tensor:
-        return dy @ (weight.T if self.transposed else weight)
+        return (dy.reshape(-1, dy.shape[-1]) @ (weight.T if self.transposed else weight)).view(x_shape)
 
     def weight_gradient(self, dy: torch.Tensor, x: torch.Tensor, weight_shape: torch.Size) -> torch.Tensor:
         dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
@@ -110,7 +111,7 @@ def masked_layer(
         bias_deltas: Deltas of the bias, any number.
 
     Returns:
-        The output, in the dtype of `x`.
+        The output, in the dtype of `x`, which may be modified in place.
     """
     deltas = (tuple(weight_deltas), tuple(bias_deltas))
     values = [delta.value for delta in (*weight_deltas, *bias_deltas)]
@@ -125,14 +126,8 @@ def masked_linear(
     bias_deltas: Sequence[Delta] = (),
     transposed: bool = False,
 ) -> torch.Tensor:
-    """Return `masked_layer` of a linear layer for x (..., in); the result has shape (..., out).
-
-    The leading dimensions are folded outside of the custom backward pass, because a view made inside of it could not
-    be modified in place, and some models modify the output of a linear layer in place.
-    """
-    flat = x.reshape(-1, x.shape[-1])
-    y = masked_layer(LinearOperation(transposed), flat, weight, bias, weight_deltas, bias_deltas)
-    return y.view(*x.shape[:-1], y.shape[-1])
+    """Return `masked_layer` of a linear layer for x (..., in); the result has shape (..., out)."""
+    return masked_layer(LinearOperation(transposed), x, weight, bias, weight_deltas, bias_deltas)
 
 
 def masked_sum(parameter: torch.Tensor, deltas: Sequence[Delta]) -> torch.Tensor:
@@ -158,7 +153,8 @@ class _MaskedLayer(torch.autograd.Function):
         total_weight = _total(weight, weight_values, x.dtype)
         assert total_weight is not None
         with torch.autocast(x.device.type, enabled=False):
-            return operation.forward(x, total_weight, _total(bias, bias_values, x.dtype))
+            # Detached, because autograd forbids to modify a view that was made in here.
+            return operation.forward(x, total_weight, _total(bias, bias_values, x.dtype)).detach()
 
     @staticmethod
     @once_differentiable

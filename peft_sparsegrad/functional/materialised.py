@@ -24,7 +24,7 @@ def materialised_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
         core: Core S with its transition matrices U and V.
 
     Returns:
-        Tensor of shape (..., out).
+        Tensor of shape (..., out), which may be modified in place.
     """
     return _MaterialisedLinear.apply(x, weight, bias, *core)  # pyright: ignore[reportReturnType]
 
@@ -67,7 +67,8 @@ class _MaterialisedLinear(torch.autograd.Function):
         ctx.settings = (given.shape, given.top_k)
         xu = core.rotate_input(x) if given.values.requires_grad else None
         ctx.save_for_backward(xu, weight, *given[:4])
-        return nn.functional.linear(x, _sum(weight, core), bias)
+        # Detached, because autograd forbids to modify a view that was made in here.
+        return nn.functional.linear(x, _sum(weight, core), bias).detach()
 
     @staticmethod
     @once_differentiable

@@ -6,11 +6,12 @@ from typing import Any, cast
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
 from ..common.bitsandbytes_cpu import restore_scales
+from ..common.delta_tuner import DeltaTuner
 from ..common.model_card import collect_facts
 from ..common.targeting import targeted_modules
 from .blocks import block_of, find_blocks, selected_blocks
@@ -22,7 +23,7 @@ from .step_count import checked_step_counts, is_step_count
 from .targets import default_targets, layer_class
 
 
-class GradDropModel(BaseTuner):
+class GradDropModel(DeltaTuner):
     """PEFT tuner that trains the chosen weights of a model with randomly masked gradients.
 
     Method: O'Neill and Dutta, *Gradient Sparsification For Masked Fine-Tuning of Transformers* (arXiv 2307.10098).

@@ -7,11 +7,12 @@ from typing import Any, cast
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
 from ..common.bitsandbytes_cpu import restore_scales
+from ..common.delta_tuner import DeltaTuner
 from ..common.model_card import collect_facts
 from ..common.targeting import targeted_modules
 from .basis import Basis
@@ -25,7 +26,7 @@ from .transition_file import TransitionFile
 from .warmup_collector import WarmUpCollector
 
 
-class SparseGradModel(BaseTuner):
+class SparseGradModel(DeltaTuner):
     """PEFT tuner that trains a small share of a model's MLP weights in the basis of their gradients.
 
     Method: Chekalina et al., *SparseGrad: A Selective Method for Efficient Fine-tuning of MLP Layers* (EMNLP 2024,

@@ -54,18 +54,18 @@ class LinearOperation:
     transposed: bool = False
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        y = F.linear(x.reshape(-1, x.shape[-1]), weight.T if self.transposed else weight, bias)
+        y = F.linear(_rows(x), weight.T if self.transposed else weight, bias)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def input_gradient(self, dy: torch.Tensor, weight: torch.Tensor, x_shape: torch.Size) -> torch.Tensor:
-        return (dy.reshape(-1, dy.shape[-1]) @ (weight.T if self.transposed else weight)).view(x_shape)
+        return (_rows(dy) @ (weight.T if self.transposed else weight)).view(x_shape)
 
     def weight_gradient(self, dy: torch.Tensor, x: torch.Tensor, weight_shape: torch.Size) -> torch.Tensor:
-        dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+        dy, x = _rows(dy), _rows(x)
         return x.T @ dy if self.transposed else dy.T @ x
 
     def bias_gradient(self, dy: torch.Tensor) -> torch.Tensor:
-        return dy.reshape(-1, dy.shape[-1]).sum(0)
+        return _rows(dy).sum(0)
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,11 @@ class _MaskedSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
         return None, None, *_gradients(ctx.deltas, ctx.needs_input_grad[2:], lambda: dy.clone())
+
+
+def _rows(tensor):
+    """Return a tensor (..., n) as a matrix (rows, n), where n may be 0."""
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
 def _total(frozen, values, dtype):

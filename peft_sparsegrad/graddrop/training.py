@@ -180,16 +180,16 @@ class GradDrop:
     def _moved(self) -> Iterator[tuple[MaskedParameter, float]]:
         for masked, before in zip(self._parameters, self._before, strict=True):
             now = self._sample(masked.parameter)
-            yield masked, (now != before.to(now.device)).double().mean().item()
+            yield masked, torch.count_nonzero(now != before.to(now.device)).item() / max(now.numel(), 1)
         for layer in self._adapter_layers:
             for masked in layer.masked_parameters():
                 if any(masked.sampler is sampler for sampler in self.samplers):
-                    yield masked, torch.count_nonzero(masked.parameter).item() / masked.parameter.numel()
+                    yield masked, torch.count_nonzero(masked.parameter).item() / max(masked.parameter.numel(), 1)
 
     @staticmethod
     def _sample(parameter: torch.Tensor) -> torch.Tensor:
         flat = parameter.detach().flatten()
-        return flat[:: -(-flat.numel() // _SAMPLE)].clone()
+        return flat[:: max(-(-flat.numel() // _SAMPLE), 1)].clone()
 
 
 def _remove_masks_from(parameters: set[int], optimizer: torch.optim.Optimizer | None) -> None:

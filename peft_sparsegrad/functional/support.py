@@ -62,9 +62,9 @@ def spread_support(num_entries: int, k: int) -> torch.Tensor:
     Returns:
         Sorted flat indices, int64, shape (k,). The global random state is not touched.
     """
-    generator = torch.Generator().manual_seed(0)
-    edges = torch.arange(k + 1) * num_entries // k
-    offset = torch.rand(k, dtype=torch.float64, generator=generator) * edges.diff()
+    generator = torch.Generator("cpu").manual_seed(0)
+    edges = torch.arange(k + 1, device="cpu") * num_entries // k
+    offset = torch.rand(k, dtype=torch.float64, generator=generator, device="cpu") * edges.diff()
     return edges[:-1] + offset.long()
 
 

@@ -160,8 +160,9 @@ class GradDropLayer(DeltaLayer, nn.Module):
     def _check_is_here(self, tensor: torch.Tensor, x: torch.Tensor) -> None:
         if tensor.is_meta and not x.is_meta:
             raise RuntimeError(
-                f"what GradDrop needs of {self.graddrop_name!r} is offloaded: linear layers must be offloaded before "
-                "the adapter is added, and other modules not at all (name them in `exclude_modules`)"
+                f"what GradDrop needs of {self.graddrop_name!r} is on the meta device: load a saved adapter after "
+                "`low_cpu_mem_usage`, offload linear layers before the adapter is added, and other modules not at all "
+                "(name them in `exclude_modules`)"
             )
 
     def _forward_with(

@@ -72,9 +72,10 @@ class LayerAdapter(nn.Module):
         self.values = nn.Parameter(values)
         packed = None if plan.dynamic else pack_support(spread_support(plan.num_entries, plan.k), plan.num_entries)
         self.register_buffer("support", packed)
-        self.register_buffer("slots", None if plan.dynamic else torch.arange(plan.k, dtype=torch.int32))
-        self.register_buffer("weight_shape", torch.tensor(plan.weight_shape, dtype=torch.int32))
-        self.register_buffer("steps", torch.tensor([-1 if plan.warmup_steps else 0]))
+        slots = None if plan.dynamic else torch.arange(plan.k, dtype=torch.int32, device="cpu")
+        self.register_buffer("slots", slots)
+        self.register_buffer("weight_shape", torch.tensor(plan.weight_shape, dtype=torch.int32, device="cpu"))
+        self.register_buffer("steps", torch.tensor([-1 if plan.warmup_steps else 0], device="cpu"))
         object.__setattr__(self, "basis", basis)  # a plain reference: the basis is no part of this module's state
         self.warmup: WarmUp | None = None
         self.probe: Observer | None = None

@@ -29,8 +29,8 @@ class Basis(nn.Module):
         super().__init__()
         self.weight_shape, self.ranks = weight_shape, ranks
         (out_features, in_features), (r_out, r_in) = weight_shape, ranks
-        self.register_buffer("U", None if r_in is None else torch.eye(in_features, r_in))
-        self.register_buffer("V", None if r_out is None else torch.eye(out_features, r_out))
+        self.register_buffer("U", None if r_in is None else torch.eye(in_features, r_in, device="cpu"))
+        self.register_buffer("V", None if r_out is None else torch.eye(out_features, r_out, device="cpu"))
 
     @torch.no_grad()
     def fill(self, U: torch.Tensor | None, V: torch.Tensor | None) -> None:

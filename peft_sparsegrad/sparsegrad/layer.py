@@ -140,6 +140,11 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         if self.disable_adapters or self.merged:
             return base_layer(x, *args, **kwargs)
         active = [self.adapter(name) for name in self.active_adapters if self.has_adapter(name)]
+        if any(adapter.values.is_meta for adapter in active) and not x.is_meta:
+            raise RuntimeError(
+                "the values of a SparseGrad adapter are on the meta device: load a saved adapter after "
+                "`low_cpu_mem_usage`, and offload a model before the adapter is added"
+            )
         for adapter in active:
             adapter.begin_pass()
         if len(active) == 1 and not args and not kwargs and self._is_materialised(active[0], x):

@@ -405,14 +405,17 @@ def test_offloaded_normalisation_layer_is_refused_in_one_sentence():
     model = llama()
     accelerate.cpu_offload(model)
     get_peft_model(model, GradDropConfig())
-    with pytest.raises(RuntimeError, match=r"'model\.layers\.0\.input_layernorm' is offloaded.*`exclude_modules`"):
+    with pytest.raises(RuntimeError, match=r"'model\.layers\.0\.input_layernorm' is on the meta.*`exclude_modules`"):
         model(**batch())
 
 
 def test_offloaded_delta_is_refused_in_one_sentence():
     model = get_peft_model(llama(), GradDropConfig(exclude_modules=r".*norm"))
     accelerate.cpu_offload(model.get_base_model())
-    with pytest.raises(RuntimeError, match=r"'model\.layers\.0\.self_attn\.q_proj' is offloaded"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"'model\.layers\.0\.self_attn\.q_proj' is on the meta",
+    ):
         model(**batch())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
 
@@ -10,12 +10,10 @@ class DeltaTuner(BaseTuner):
     """A tuner whose layers wrap modules of the base model, and give them back as they are when it is unloaded."""
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        """Put a module in the place of another; one that is unloaded from its wrapper already holds its own weight.
+        """Put a layer in the place of the module that it wraps, or an unloaded module in the place of its wrapper.
 
-        PEFT would assign it the wrapper's `weight`, which for trained tokens is no parameter and for a head of several
-        layers is not there.
+        PEFT also moves a new layer to the device of the base weight, and assigns the wrapper's `weight` to an unloaded
+        module. The layers move themselves, except to the meta device, where an adapter would lose its support. And an
+        unloaded module has its weight; that of a wrapper of trained tokens is no parameter.
         """
-        if isinstance(new_module, BaseTunerLayer):
-            super()._replace_module(parent, child_name, new_module, child)
-        else:
-            setattr(parent, child_name, new_module)
+        setattr(parent, child_name, new_module)

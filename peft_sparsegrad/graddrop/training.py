@@ -164,6 +164,11 @@ class GradDrop:
                 "GradDrop found nothing to mask: no parameter that trains is inside a transformer block, or inside "
                 f"`target_modules={config.target_modules!r}`"
             )
+        if empty := [name for name, parameter in chosen.items() if parameter.is_meta]:
+            raise ValueError(
+                f"GradDrop masks the parameters themselves, and {empty[0]!r} is on the meta device, so that loading "
+                "replaces it: load the model before the masks are put on"
+            )
         block_of_name = {name: block_of(name, blocks) or name.rpartition(".")[0] for name in chosen}
         sampler = MaskSampler(config, list(dict.fromkeys(block_of_name.values())))
         self._parameters = [

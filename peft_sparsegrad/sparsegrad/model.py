@@ -92,7 +92,9 @@ class SparseGradModel(DeltaTuner):
         self._bases: dict[tuple[Any, ...], Basis] = {}  # by group key
         self._transition_file: TransitionFile | None = None
         _maybe_include_all_linear_layers(peft_config, model)  # PEFT calls it too, but only after this method
-        targets = targeted_modules(model, peft_config, self._check_target_module_exists)
+        targets = list(targeted_modules(model, peft_config, self._check_target_module_exists))
+        if peft_config.basis == "svd" and not peft_config.inference_mode:
+            _check_weights_are_loaded(targets)
         plans = [self._plan(peft_config, name, module) for name, module in targets]
         if peft_config.transition_matrices is not None and not peft_config.inference_mode:
             self._transition_file = TransitionFile.read(peft_config.transition_matrices)
@@ -155,3 +157,12 @@ class SparseGradModel(DeltaTuner):
         remapped = with_slots(model, adapter_name, remapped, cls.prefix)
         check_adapter_tensors(model, adapter_name, remapped, cls.prefix)
         return remapped
+
+
+def _check_weights_are_loaded(targets: list[tuple[str, nn.Module]]) -> None:
+    for name, module in targets:
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise ValueError(
+                f"`basis='svd'` is computed from the weights, and that of {name!r} is on the meta device: load the "
+                "model before the adapter is added, or take another basis"
+            )

@@ -21,18 +21,16 @@ import torch
 from ..common.distributed import copy_from_main, is_main_process, mean_over_ranks, sum_over_ranks
 from ..common.optimizer_watcher import OptimizerStep, forget, watch
 from ..functional import (
-    SUPPORT_SCORES,
     ExactHosvd,
     Hosvd,
     SketchedHosvd,
-    core_gradient,
-    gradient_energy,
     hosvd_accumulator,
     select_support,
 )
 from .adapter import LayerAdapter
 from .basis import Basis
 from .report import GroupReport, WarmUpReport
+from .support_sums import SupportSums
 
 logger = logging.getLogger("peft_sparsegrad")
 
@@ -64,7 +62,7 @@ class WarmUpCollector:
         self.stage = "basis" if needs_basis else "support"
         self.hosvd: dict[Basis, ExactHosvd | SketchedHosvd] = {}
         self.found: dict[Basis, Hosvd] = {}
-        self.sums: dict[LayerAdapter, _SupportSums] = {}
+        self.sums: dict[LayerAdapter, SupportSums] = {}
         self.seen: set[LayerAdapter] = set()  # layers with a gradient in this sweep
         self.count, self.passes, self.passed_over = 0, 0, 0
         self._observed = self._has_signal = False
@@ -98,7 +96,7 @@ class WarmUpCollector:
             self._accumulator(adapter.basis, x.device).update(x, dy, mean_over_ranks)
         else:
             if adapter not in self.sums:
-                self.sums[adapter] = _SupportSums(adapter, x.dtype)
+                self.sums[adapter] = SupportSums(adapter, x.dtype)
             self.sums[adapter].update(x, dy)
         return True
 
@@ -242,46 +240,6 @@ class WarmUpCollector:
             spectrum_in=found.spectrum_in.tolist() if found else [],
             spectrum_out=found.spectrum_out.tolist() if found else [],
         )
-
-
-class _SupportSums:
-    """Sums for one layer: that of the support's score and Σ G̃², both (r_out, r_in), and Σ ‖G‖²."""
-
-    def __init__(self, adapter: LayerAdapter, x_dtype: torch.dtype) -> None:
-        self.adapter, self.total = adapter, 0.0
-        self._score = SUPPORT_SCORES[adapter.plan.support_score]
-        shape, device = adapter.plan.core_shape, adapter.values.device
-        dtype = torch.promote_types(x_dtype, torch.float32)
-        self.scored = torch.zeros(shape, dtype=dtype, device=device)
-        self.squared = torch.zeros_like(self.scored)
-
-    def update(self, x: torch.Tensor, dy: torch.Tensor) -> None:
-        """Add one backward pass with x (tokens, in) and dy (tokens, out)."""
-        gradient = core_gradient(x, dy, self.adapter.basis.U, self.adapter.basis.V)
-        self.scored += self._score.of_pass(gradient)
-        self.squared += gradient.square()
-        self.total += gradient_energy(x, dy).item()
-
-    def reduce(self) -> None:
-        """Sum over the ranks, each of which has observed its own share of every batch."""
-        sum_over_ranks(self.scored)
-        sum_over_ranks(self.squared)
-        self.total = sum_over_ranks(self.squared.new_tensor([self.total], dtype=torch.float64)).item()
-
-    @property
-    def score(self) -> torch.Tensor:
-        """Score of each entry of the core, shape (r_out, r_in); larger is better."""
-        return self._score.of_total(self.scored)
-
-    @property
-    def energy_in_core(self) -> float:
-        """Energy Σ ‖G̃‖² of all entries of the core."""
-        return self.squared.sum().item()
-
-    @property
-    def energy_in_support(self) -> float:
-        """Energy Σ G̃² of the chosen entries."""
-        return self.squared.flatten()[self.adapter.indices].sum().item()
 
 
 def _copy_buffers_from_main(module: torch.nn.Module) -> None:

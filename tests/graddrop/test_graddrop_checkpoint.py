@@ -298,7 +298,7 @@ UP, DOWN = WEIGHT, WEIGHT.replace("up", "down")  # as a bit mask, and as indices
 DAMAGE = {
     "missing": (
         lambda t: t.pop(UP),
-        r"1 tensors of the adapter are missing.*layers.0.up.graddrop_adapter.*weight_delta|up\.graddrop_adapter.*weight_delta_s\w+' has no values",
+        r"1 tensors of the adapter are missing.*up.*weight_delta|weight_delta_s\w+' has no values",
     ),
     "missing bias": (
         lambda t: t.pop(UP.replace("weight", "bias")),
@@ -332,7 +332,7 @@ DAMAGE = {
         lambda t: t.update(
             {UP.replace("layers.0.up", "layers.0.norm") + "_support": torch.zeros(2, dtype=torch.uint8)}
         ),
-        r"has no place for 1 tensors.*layers\.0\.norm\.graddrop_adapter.*weight_delta|weight_delta_support' has no values",
+        r"has no place for 1 tensors.*norm\.graddrop_adapter.*weight_delta|weight_delta_support' has no values",
     ),
     "shape": (
         lambda t: t.update({UP.replace("weight", "bias"): torch.zeros(15)}),

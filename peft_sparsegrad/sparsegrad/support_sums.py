@@ -1,0 +1,49 @@
+"""The sums over a warm-up's passes from which the support of one layer is chosen."""
+
+from __future__ import annotations
+
+import torch
+
+from ..common.distributed import sum_over_ranks
+from ..functional import SUPPORT_SCORES, core_gradient, gradient_energy
+from .adapter import LayerAdapter
+
+
+class SupportSums:
+    """Sums for one layer: that of the support's score and Σ G̃², both (r_out, r_in), and Σ ‖G‖²."""
+
+    def __init__(self, adapter: LayerAdapter, x_dtype: torch.dtype) -> None:
+        self.adapter, self.total = adapter, 0.0
+        self._score = SUPPORT_SCORES[adapter.plan.support_score]
+        shape, device = adapter.plan.core_shape, adapter.values.device
+        dtype = torch.promote_types(x_dtype, torch.float32)
+        self.scored = torch.zeros(shape, dtype=dtype, device=device)
+        self.squared = torch.zeros_like(self.scored)
+
+    def update(self, x: torch.Tensor, dy: torch.Tensor) -> None:
+        """Add one backward pass with x (tokens, in) and dy (tokens, out)."""
+        gradient = core_gradient(x, dy, self.adapter.basis.U, self.adapter.basis.V)
+        self.scored += self._score.of_pass(gradient)
+        self.squared += gradient.square()
+        self.total += gradient_energy(x, dy).item()
+
+    def reduce(self) -> None:
+        """Sum over the ranks, each of which has observed its own share of every batch."""
+        sum_over_ranks(self.scored)
+        sum_over_ranks(self.squared)
+        self.total = sum_over_ranks(self.squared.new_tensor([self.total], dtype=torch.float64)).item()
+
+    @property
+    def score(self) -> torch.Tensor:
+        """Score of each entry of the core, shape (r_out, r_in); larger is better."""
+        return self._score.of_total(self.scored)
+
+    @property
+    def energy_in_core(self) -> float:
+        """Energy Σ ‖G̃‖² of all entries of the core."""
+        return self.squared.sum().item()
+
+    @property
+    def energy_in_support(self) -> float:
+        """Energy Σ G̃² of the chosen entries."""
+        return self.squared.flatten()[self.adapter.indices].sum().item()

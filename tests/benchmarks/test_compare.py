@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fresh import environment
 from tiny import bert, tokenizer
 from transformers import TrainerCallback
 
@@ -75,9 +75,8 @@ def compared(tmp_path_factory) -> SimpleNamespace:
 
 
 def command(arguments: list[str]) -> subprocess.CompletedProcess:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", "benchmarks.compare", *arguments]
-    return subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
 
 
 def test_every_run_is_a_line_with_all_that_was_measured(compared):

@@ -9,6 +9,7 @@ import sys
 import pytest
 import tiny
 import torch
+from fresh import environment
 from safetensors.torch import load_file
 
 from peft_sparsegrad import SparseGradConfig, WarmUpReport
@@ -82,7 +83,7 @@ def test_killed_in_the_middle_and_started_again(shelf, command, text, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "peft_sparsegrad", *map(str, words), str(out)],
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment(),
     )
     shown = b""
     while b"sweep 1" not in shown:

@@ -2,7 +2,6 @@
 
 import ast
 import html
-import os
 import re
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import environment
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny import batch, bert, llama, train
@@ -97,8 +97,7 @@ for name, logits in expected.items():
     with torch.no_grad():
         assert torch.equal(names["model"].eval()(**inputs).logits, logits), name
 """
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert 'LlamaForCausalLM.from_pretrained("../../models/plain")' in Path("runs/plain/README.md").read_text("utf-8")
 

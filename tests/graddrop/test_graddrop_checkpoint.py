@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import environment
 from graddrop_tools import adamw, deltas, dropped, graddrop_layers, loss_of, masks_of, sgd, step, tower
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -93,7 +94,7 @@ for number in range(int(sys.argv[2])):
     loaded = PeftModel.from_pretrained(llama().to(expected.dtype), root / str(number))
     print("equal", number, torch.equal(logits(loaded), expected))
 """
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    env = environment(PYTHONPATH=os.pathsep.join([str(TESTS), *sys.path]))
     done = subprocess.run(
         [sys.executable, "-c", code, str(root), str(len(CASES))], env=env, capture_output=True, text=True
     )

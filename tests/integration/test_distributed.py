@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import environment
 
 sys.path.insert(0, str(Path(__file__).parent))
 from ddp_script import RUNS
@@ -15,7 +16,7 @@ HERE = Path(__file__).parent
 
 
 def on_two_ranks(*arguments: str) -> None:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)])}
+    env = environment(PYTHONPATH=os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]))
     env["OMP_NUM_THREADS"] = "1"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [sys.executable, *launcher, str(HERE / "ddp_script.py"), *arguments]

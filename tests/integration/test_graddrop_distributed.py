@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import environment
 
 sys.path.insert(0, str(Path(__file__).parent))
 import graddrop_ddp_script
@@ -22,7 +23,7 @@ STEPS = graddrop_ddp_script.EPOCHS * graddrop_ddp_script.STEPS_IN_EPOCH
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     out = str(tmp_path_factory.mktemp("ranks") / "out")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)])}
+    env = environment(PYTHONPATH=os.pathsep.join([str(HERE.parent), str(HERE.parent.parent)]))
     env["OMP_NUM_THREADS"] = "1"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [sys.executable, *launcher, str(HERE / "graddrop_ddp_script.py"), out]

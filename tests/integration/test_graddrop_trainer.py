@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from fresh import environment
 from peft import LoraConfig, get_peft_model
 from tiny import adapted, batch, bert, llama, logits, rows
 from torch.utils.data import IterableDataset
@@ -531,13 +532,13 @@ def test_adapter_saved_by_the_trainer_gives_equal_logits_in_a_fresh_process(tmp_
     models = {variant: (graddrop(variant), [GradDropCallback()]) for variant in variants}
     models |= {name: (other(name), callbacks_for(name, GradDropConfig(**MASKED))) for name in OTHERS}
     for name, (model, callbacks) in models.items():
-        run = trainer(model, tmp_path / "run", callbacks, num_train_epochs=2)
+        run = trainer(model, tmp_path / "run", callbacks, num_train_epochs=1)
         run.train()
         run.save_model(str(tmp_path / name))
         torch.save(logits(model), tmp_path / name / "logits")
     done = subprocess.run(
         [sys.executable, "-c", RELOAD, str(tmp_path), json.dumps(list(models))], capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[n]) for n in (1, 2))}, timeout=120,
+        env=environment(PYTHONPATH=os.pathsep.join(str(Path(__file__).parents[n]) for n in (1, 2))), timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 

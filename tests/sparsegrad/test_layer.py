@@ -10,6 +10,7 @@ from tiny import adapted, batch, bert, llama, logits, train
 from torch import nn
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear
+from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
 
 def sparsegrad_layers(model):
@@ -243,9 +244,12 @@ def test_compiled_layer_agrees():
 
 
 def test_compiled_model_warms_up_and_trains():
-    eager = train(adapted(warmup_steps=4), steps=8)
-    compiled = train(torch.compile(adapted(warmup_steps=4), backend="aot_eager"), steps=8)
-    assert compiled == pytest.approx(eager, abs=1e-4)
+    plain, model = (adapted(llama(num_hidden_layers=1), warmup_steps=2, renewal_steps=2) for _ in range(2))
+    losses = train(plain, steps=7)
+    assert train(torch.compile(model, backend="aot_eager"), steps=7) == pytest.approx(losses, abs=1e-4)
+    for compiled, other in zip(layer_adapters(model, "default"), layer_adapters(plain, "default"), strict=True):
+        assert compiled.num_steps == other.num_steps == 6
+        assert torch.equal(compiled.indices, other.indices)
 
 
 @pytest.mark.parametrize("low_cpu_mem_usage", [True, False])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import environment
 from paper_layer import random_orthogonal
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.conversion import convert_to_lora as peft_convert_to_lora
@@ -109,7 +110,7 @@ def elsewhere(tmp_path_factory):
         names = {"class": type(base).__name__, "dtype": str(dtype).removeprefix("torch."), "ids": IDS.tolist()}
         jobs.append({**names, **paths, "adapter": str(directory / "lora")})
     command = [sys.executable, "-c", LOAD, json.dumps(jobs)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     got = [torch.load(job["output"]) for job in jobs]
     return {case: (expected[case], theirs) for case, theirs in zip(CASES, got, strict=True)}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import environment
 from paper_layer import random_orthogonal
 from peft import PeftModel, get_peft_model
 from tiny import adapted, batch, llama, logits, rows, train
@@ -529,6 +530,7 @@ def test_sum_is_no_buffer_so_that_ddp_does_not_overwrite_it():
 # Compiled ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow  # `test_compiled_model_warms_up_and_trains` renews a compiled model too
 def test_compiled_model_renews_the_same():
     plain, model = (adapted(llama(num_hidden_layers=1), renewal_steps=2) for _ in range(2))
     before = supports(model)
@@ -587,7 +589,7 @@ assert supports() == after
 train(model, steps=1)
 assert supports() != after
 """
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
+    env = environment(PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent)]))
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

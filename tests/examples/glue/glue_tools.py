@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import signal
 import subprocess
@@ -15,12 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fresh import environment
 from tiny import VOCAB, bert, tokenizer
 
 from examples.glue.runs import Run
 
 ROOT = Path(__file__).parents[3]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 SMALL = ["--epochs", "3", "--patience", "3", "--warmup-steps", "2", "--head-steps", "2", "--density", "0.05"]
 
 
@@ -64,7 +63,7 @@ def start(module: str, *arguments: object) -> subprocess.Popen:
     """What a user's command does."""
     line = [sys.executable, "-m", f"examples.glue.{module}", *map(str, arguments)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
 
 
 def finish(process: subprocess.Popen) -> Finished:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -12,6 +11,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fresh import environment
 
 ROOT = Path(__file__).parents[3]
 NOUNS = ["dog", "cat", "bird", "fish", "tree", "house", "river", "stone"]
@@ -59,14 +60,23 @@ def command(program: str, *options: object) -> list[str]:
 
 def run(program: str, *options: object, **settings) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(program, *options), cwd=ROOT, env=environment(), capture_output=True, text=True, **settings
+        command(program, *options),
+        cwd=ROOT,
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        capture_output=True,
+        text=True,
+        **settings,
     )
 
 
 def kill_when(path: Path, is_time, program: str, *options: object) -> None:
     """Start a program and send it SIGKILL as soon as `is_time(path)`."""
     process = subprocess.Popen(
-        command(program, *options), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        command(program, *options),
+        cwd=ROOT,
+        env=environment(CUDA_VISIBLE_DEVICES=""),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
     )
     deadline = time.monotonic() + 200
     while not is_time(path):
@@ -86,10 +96,6 @@ def limited_files(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def options(model: Path, data: Path, out: Path, /, **changes: object) -> list[str]:

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 import torch
+from fresh import environment
 from llama2_chat_runs import (
     ROOT,
     command,
     conversations,
-    environment,
     kill_when,
     options,
     read_metrics,
@@ -53,7 +53,11 @@ def test_two_processes_train_what_one_trains_on_twice_the_batch(base, data, tmp_
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     two = [*command("finetune", *options(base, data, tmp_path / "two", batch_size=2, **settings))[1:]]
     ended = subprocess.run(
-        [*launcher, *two], cwd=ROOT, env={**environment(), "ACCELERATE_USE_CPU": "1"}, capture_output=True, text=True
+        [*launcher, *two],
+        cwd=ROOT,
+        env=environment(CUDA_VISIBLE_DEVICES="", ACCELERATE_USE_CPU="1"),
+        capture_output=True,
+        text=True,
     )
     assert ended.returncode == 0, ended.stderr
     main(options(base, data, tmp_path / "one", batch_size=4, **settings))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fresh import environment
 from matplotlib.image import imread
 
 from examples.xglue.comparison import gains, paired_test, understanding_scores
@@ -190,7 +191,7 @@ def test_no_gain_figure_of_the_baseline_alone(tmp_path):
 def test_report_writes_what_it_promises_and_the_same_again(results, tmp_path):
     out = tmp_path / "report"
     command = [sys.executable, "-m", "examples.xglue.report", str(results), "--out", str(out), "--epoch", "last"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
     names = {
         "report.md",
         "t-test.png",

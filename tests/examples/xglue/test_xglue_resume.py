@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh import environment
 from transformers import TrainerCallback
 from xglue_files import runs_of
 
@@ -26,7 +27,8 @@ PROGRAM = [sys.executable, "-m", "examples.xglue.train"]
 
 def kill_in_run(command: list[str], checkpoints: Path) -> None:
     """Start the program, and kill it as soon as the run's second checkpoint is begun: then there is a whole one."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    settings = {"cwd": ROOT, "env": environment(), "text": True}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **settings)
     deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
         if any(path.name != "checkpoint-3" for path in checkpoints.glob("checkpoint-*")):
@@ -44,7 +46,8 @@ def test_killed_and_started_again_gives_the_same_results(options, tmp_path):
     train.main([*options, "--out", str(tmp_path / "whole")])
     kill_in_run([*PROGRAM, *options], tmp_path / "out" / "checkpoints" / runs_of(options)[1].folder_name)
     first_line = (tmp_path / "out" / "results.jsonl").read_text().splitlines()[0]
-    again = subprocess.run([*PROGRAM, *options], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    settings = {"cwd": ROOT, "env": environment(), "text": True}
+    again = subprocess.run([*PROGRAM, *options], capture_output=True, check=True, **settings).stdout
     assert "1 of 2 runs to do" in again
     assert "goes on from" in again
     text = (tmp_path / "out" / "results.jsonl").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import shutil
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh import environment
 from tiny import bert
 from torch import nn
 from xglue_files import LANGUAGES, runs_of
@@ -87,7 +87,7 @@ def test_a_full_disk_ends_in_one_sentence(options):
     """Files cannot grow beyond 40 kB, which is less than a checkpoint."""
     command = [*PROGRAM, *options, "--tasks", "QAM", "--methods", "graddrop"]
     limit = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, **limit)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment(), **limit)
     assert done.returncode == 2, done.stderr
     assert len(errors(done.stderr)) == 1
     assert "the disk is full" in errors(done.stderr)[0]
@@ -95,7 +95,7 @@ def test_a_full_disk_ends_in_one_sentence(options):
 
 def test_a_wrong_path_ends_in_one_sentence(options, tmp_path):
     command = [*PROGRAM, *options, "--data", str(tmp_path / "nowhere"), "--tasks", "WPR"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
     assert done.returncode == 2
     (message,) = errors(done.stderr)
     assert re.search(r"cannot read .*nowhere/WPR/xglue\.wpr\.en\.train", message)

@@ -129,6 +129,8 @@ class LayerAdapter(nn.Module):
         """Note that a forward pass comes to this layer, so that a warm-up that is complete ends before it."""
         if self.warmup is not None and (torch.is_grad_enabled() or self.training) and not in_backward():
             self.warmup.begin_pass()
+        if self.plan.dynamic and self.observer is None and not torch.compiler.is_compiling():
+            self.training_state.check_values()
 
     def add_delta(self, result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return `result + ((x U) Sᵀ) Vᵀ` for x (..., in) and result (..., out), and let the observer see x and dy."""

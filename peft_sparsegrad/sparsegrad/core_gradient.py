@@ -25,7 +25,7 @@ class CoreGradient:
         shape: Shape (r_out, r_in) of the core.
         score: Key of `SUPPORT_SCORES`, which says what of a pass is added up.
         indices: Called without arguments; returns the positions of the values, shape (k,).
-        on_pass: Called with the values in each backward pass that adds to their gradient.
+        on_pass: Called in each backward pass that adds to the gradient of the values.
 
     Attributes:
         total: Sum over the steps since the last renewal, float32 (r_out, r_in); None for zero. It is not a buffer,
@@ -39,7 +39,7 @@ class CoreGradient:
         shape: tuple[int, int],
         score: str,
         indices: Callable[[], torch.Tensor],
-        on_pass: Callable[[torch.Tensor], None],
+        on_pass: Callable[[], None],
     ) -> None:
         self._shape, self._score = shape, SUPPORT_SCORES[score]
         self._indices, self._on_pass = indices, on_pass
@@ -78,7 +78,7 @@ class CoreGradient:
 
     def _values_accumulated(self, values: torch.Tensor) -> None:
         self.has_passed = True
-        self._on_pass(values)
+        self._on_pass()
         self._arrived("values", values.grad)
 
     def _arrived(self, name: str, gradient: torch.Tensor | None) -> None:

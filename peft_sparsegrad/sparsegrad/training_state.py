@@ -37,7 +37,7 @@ class TrainingState:
 
     def __init__(self, adapter: LayerAdapter) -> None:
         self.adapter, plan = adapter, adapter.plan
-        self.core_gradient = CoreGradient(plan.core_shape, plan.support_score, self._positions, self._check_values)
+        self.core_gradient = CoreGradient(plan.core_shape, plan.support_score, self._positions, self.check_values)
         if self.is_renewed:
             self.core_gradient.watch(self.values)  # pyright: ignore[reportAttributeAccessIssue]
         self.begin_again()
@@ -117,12 +117,15 @@ class TrainingState:
         assert self.adapter.indices is not None
         return self.adapter.indices
 
-    def _check_values(self, values: torch.Tensor) -> None:
-        if self._unseen.found(values):
+    def check_values(self) -> None:
+        """Raise a RuntimeError if something other than an optimizer that holds the values has changed them."""
+        if self.values.requires_grad and self.adapter.is_settled and self._unseen.found(self.values):
+            dynamic = self.adapter.plan.dynamic
+            kept = "only its own optimizer keeps a dynamic support" if dynamic else "a copy cannot follow a renewal"
+            setting = "support='static'" if dynamic else "`renewal_steps=0`"
             raise RuntimeError(
                 f"the SparseGrad values of {self.adapter.plan.name!r} have changed without a step of an optimizer "
-                "that holds them, and a copy cannot follow a renewal of the support: give the optimizer the model's "
-                "own parameters, or set `renewal_steps=0`"
+                f"that holds them, and {kept}: give the optimizer the model's own parameters, or set {setting}"
             )
 
     def _check_new_values(self) -> None:

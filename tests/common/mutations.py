@@ -106,10 +106,11 @@ def _bits(tensors, name, random):
 
 
 def _numbers(tensors, name, random):
-    whole = [each for each, tensor in tensors.items() if tensor.dtype in (torch.int32, torch.int64)]
-    if whole:
-        key = random.choice([each for each in whole if not each.endswith("steps")] or whole)
-        tensors[key].view(-1)[0] += random.choice((-1000, -1, 1, 7, 1000))
+    """Not of steps: any count from 0 on is right."""
+    whole = (torch.int32, torch.int64)
+    names = [each for each, tensor in tensors.items() if tensor.dtype in whole and not each.endswith("steps")]
+    if names:
+        tensors[random.choice(names)].view(-1)[0] += random.choice((-1000, -1, 1, 7, 1000))
     else:
         _shape(tensors, name, random)
 

@@ -68,9 +68,12 @@ def test_methods_train_as_many_values(base, data, tmp_path, method):
 
 @pytest.mark.parametrize(("further", "renewed"), [({}, True), ({"renewal_steps": 0}, False)])
 def test_renewal_can_be_switched_off(base, data, tmp_path, further, renewed):
-    """Supports that are not renewed keep no gradient sums, in checkpoints neither."""
+    """Supports that are not renewed keep no gradient sums, in the optimizer's checkpoint neither."""
     main(options(base, data, tmp_path / "out", steps=1, save_steps=1, **further))
-    assert (tmp_path / "out" / "checkpoint-1" / "sparsegrad_gradient_sums_0.safetensors").exists() == renewed
+    saved = torch.load(tmp_path / "out" / "checkpoint-1" / "optimizer.pt")
+    carried = [layer for group in saved["param_groups"] for layer in group.get("sparsegrad", {}).values()]
+    assert len(carried) == len(LAYERS)
+    assert {layer["total"] is not None for layer in carried} == {renewed}
 
 
 @pytest.mark.parametrize("base_precision", ["bf16", "4bit"])

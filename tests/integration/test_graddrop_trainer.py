@@ -532,7 +532,7 @@ def test_adapter_saved_by_the_trainer_gives_equal_logits_in_a_fresh_process(tmp_
     models = {variant: (graddrop(variant), [GradDropCallback()]) for variant in variants}
     models |= {name: (other(name), callbacks_for(name, GradDropConfig(**MASKED))) for name in OTHERS}
     for name, (model, callbacks) in models.items():
-        run = trainer(model, tmp_path / "run", callbacks, num_train_epochs=1)
+        run = trainer(model, tmp_path / "run", callbacks, num_train_epochs=2)
         run.train()
         run.save_model(str(tmp_path / name))
         torch.save(logits(model), tmp_path / name / "logits")

@@ -67,10 +67,10 @@ class CoreGradient:
         """Watch the gradient of the values that train, before others hook an optimizer to it."""
         dtype = torch.promote_types(values.dtype, torch.float32)
         self._leaf = torch.zeros((), dtype=dtype, device=values.device).expand(self._shape).requires_grad_()
-        self._leaf.register_post_accumulate_grad_hook(self._leaf_accumulated)
+        self._leaf.register_post_accumulate_grad_hook(_weakly(self._leaf_accumulated))
         if self._values is not values:
             self._values = values
-            values.register_post_accumulate_grad_hook(self._values_accumulated)
+            values.register_post_accumulate_grad_hook(_weakly(self._values_accumulated))
 
     def _leaf_accumulated(self, leaf: torch.Tensor) -> None:
         gradient, leaf.grad = leaf.grad, None
@@ -135,3 +135,18 @@ class CoreGradient:
         """Return the score of each entry of the core by the total, shape (r_out, r_in); larger is better."""
         assert self.total is not None
         return self._score.of_total(self.total)
+
+
+def _weakly(method: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:
+    """Return a function that calls a method for as long as its object lives.
+
+    A tensor keeps its hooks where Python's garbage collector cannot see that they lead back to the tensor.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call(tensor: torch.Tensor) -> None:
+        bound = reference()
+        if bound is not None:
+            bound(tensor)
+
+    return call

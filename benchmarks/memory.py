@@ -11,6 +11,8 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
+from peft_sparsegrad.sparsegrad.adapter import LayerAdapter
+
 # Parameters of mallopt in glibc's <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 
@@ -35,11 +37,13 @@ def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
 
 
 def resident_tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Iterator[torch.Tensor]:
-    """Parameters, buffers, tensors that modules keep as plain attributes, and the optimizer's state."""
+    """Parameters, buffers, plain attributes of modules, SparseGrad's gradient sums, and the optimizer's state."""
     yield from model.parameters()
     yield from model.buffers()
     for module in model.modules():
         yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
+        if isinstance(module, LayerAdapter) and module.gradient_sum is not None:
+            yield module.gradient_sum
     for state in optimizer.state.values() if optimizer is not None else ():
         yield from (value for value in state.values() if isinstance(value, torch.Tensor))
 

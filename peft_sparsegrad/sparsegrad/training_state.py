@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -175,7 +176,10 @@ class TrainingState:
         return bool((slots.diff() == 1).all())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of each value (k,), the total of the core's gradient, and how many ranks it lacks."""
+        """Return the position of each value (k,), the total of the core's gradient, and the ranks that share it.
+
+        The total of several ranks is complete after `gather`, and is then that of one.
+        """
         ranks = 1 if self._is_gathered else world_size()
         return {"indices": self._positions().int(), "total": self.core_gradient.total, "ranks": ranks}
 
@@ -201,6 +205,12 @@ class TrainingState:
     def _load_total(self, total: torch.Tensor | None, ranks: int) -> None:
         if ranks == 1 and not is_main_process():
             total = None  # rank 0 has the sum of all
+        if ranks > 1 and total is not None:
+            warnings.warn(
+                f"The checkpoint was written by one of {ranks} ranks, without the gradients of the others: the next "
+                "renewal of the supports goes by its share of them. `SparseGradCallback` saves those of all ranks.",
+                stacklevel=2,
+            )
         self.core_gradient.total = None if total is None else total.to(self.values.device, torch.float32, copy=True)
 
     def gather(self) -> None:

@@ -140,6 +140,21 @@ def test_optimizer_saved_before_its_first_step_after_resuming_carries_on(tmp_pat
         assert step(resumed, again, number) == step(model, optimizer, number)
 
 
+def test_sums_of_one_rank_of_several_are_not_taken_for_all_in_silence(tmp_path):
+    model, optimizer = made("AdamW")
+    for number in range(5):
+        step(model, optimizer, number)
+    model.save_pretrained(tmp_path)
+    saved = copy.deepcopy(optimizer.state_dict())
+    for layer in saved["param_groups"][0]["sparsegrad"].values():
+        layer["ranks"] = 2
+    resumed = PeftModel.from_pretrained(llama(num_hidden_layers=1), tmp_path, is_trainable=True).train()
+    again = OPTIMIZERS["AdamW"]([p for p in resumed.parameters() if p.requires_grad])
+    again.load_state_dict(saved)
+    with pytest.warns(UserWarning, match="written by one of 2 ranks"):
+        step(resumed, again, 5)
+
+
 def test_new_optimizer_for_a_loaded_adapter_needs_no_order(tmp_path):
     model, optimizer = made("AdamW")
     for number in range(5):

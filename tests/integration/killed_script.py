@@ -35,9 +35,10 @@ def newest_checkpoint(folder: Path) -> str | None:
 
 
 def main(folder: Path, callback: bool) -> None:
+    """Train; no checkpoint is inside the warm-up of four passes, which would begin again after it."""
     model = adapted(llama(attention_dropout=0.1), warmup_steps=4, renewal_steps=4)
     arguments = TrainingArguments(
-        str(folder), max_steps=STEPS, save_steps=3, per_device_train_batch_size=4, learning_rate=0.02, report_to=[],
+        str(folder), max_steps=STEPS, save_steps=4, per_device_train_batch_size=4, learning_rate=0.02, report_to=[],
         disable_tqdm=True, use_cpu=True, seed=3,
     )  # fmt: skip
     callbacks = [Say(), *([SparseGradCallback(steps=3)] if callback else [])]

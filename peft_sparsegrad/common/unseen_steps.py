@@ -18,10 +18,6 @@ class UnseenSteps:
         self._before: torch.Tensor | None = None
         self._is_over = False
 
-    def begin_again(self) -> None:
-        """Forget the parameter's values, which have been replaced, by a loader for instance."""
-        self._before = None
-
     def step_seen(self) -> None:
         """Note that an optimizer that holds the parameter has taken a step, after which nothing is compared."""
         self._before, self._is_over = None, True

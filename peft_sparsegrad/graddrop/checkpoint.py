@@ -16,7 +16,7 @@ from ..common.adapter_file import ADVICE, check_finite, check_tensors
 from ..functional import pack_support, packed_support_size, unpack_support
 from .config import GradDropConfig
 from .layer import GradDropLayer
-from .step_count import checked_step_counts, is_step_count
+from .step_count import check_step_counts, is_step_count
 
 _SUPPORT, _SHAPE = "_support", "_shape"
 _SHAPE_DTYPE = torch.int32
@@ -70,7 +70,7 @@ def decompress(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Ten
         f"{name}.graddrop_adapter.{adapter_name}.{kind}": delta
         for name, module in model.named_modules()
         if isinstance(module, GradDropLayer) and module.has_adapter(adapter_name)
-        for kind, delta in module.deltas(adapter_name).named_parameters()
+        for kind, delta in module.deltas(adapter_name).state_dict().items()
     }
     given = {name: tensor for name, tensor in tensors.items() if ".graddrop_" in name}
     for name, own in expected.items():
@@ -95,7 +95,7 @@ def check_stored(config: GradDropConfig, tensors: Mapping[str, torch.Tensor]) ->
     Raises:
         ValueError: If a tensor is missing, of another shape or dtype, or damaged. The message names it.
     """
-    checked_step_counts(tensors)
+    check_step_counts(tensors)
     names = [name for name in tensors if ".graddrop_" in name and not is_step_count(name)]
     deltas = [name for name in names if not name.endswith((_SUPPORT, _SHAPE))]
     if not deltas:

@@ -56,6 +56,12 @@ class GradDropLayer(DeltaLayer, nn.Module):
         super().__setstate__(state)
         watch(self)  # a copy, or an unpickled layer, is watched like the original
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if any(name.startswith(f"{prefix}graddrop_adapter.") for name in state_dict):
+            for sampler in self.graddrop_sampler.values():
+                sampler.values_replaced()
+
     def has_adapter(self, adapter_name: str) -> bool:
         return adapter_name in self.graddrop_adapter
 

@@ -142,6 +142,10 @@ class MaskSampler:
         self._sees_steps = True
         self._unseen.clear()
 
+    def values_replaced(self) -> None:
+        """Note that parameters have been loaded, which is no step."""
+        self._unseen.clear()
+
     def check_steps_are_seen(self, name: str, parameter: torch.Tensor) -> None:
         """Check, until the first step is seen, that `parameter` has not changed since the last pass without one.
 

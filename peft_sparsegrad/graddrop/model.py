@@ -19,7 +19,7 @@ from .checkpoint import check_stored, compress, decompress
 from .config import GradDropConfig
 from .layer import GradDropLayer
 from .mask_sampler import MaskSampler
-from .step_count import checked_step_counts, is_step_count
+from .step_count import check_step_counts, is_step_count
 from .targets import default_targets, layer_class
 
 
@@ -115,6 +115,5 @@ class GradDropModel(DeltaTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        steps = checked_step_counts(remapped)
-        deltas = {name: tensor for name, tensor in remapped.items() if name not in steps}
-        return {**steps, **decompress(model, adapter_name, deltas)}
+        check_step_counts(remapped)
+        return decompress(model, adapter_name, remapped)

@@ -59,14 +59,10 @@ def is_step_count(name: str) -> bool:
     return ".graddrop_" in name and name.endswith(_END)
 
 
-def checked_step_counts(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the step counts among an adapter's tensors.
-
-    Raises:
-        ValueError: If one of them is no number of steps.
-    """
-    counts = {name: tensor for name, tensor in tensors.items() if is_step_count(name)}
-    for name, tensor in counts.items():
+def check_step_counts(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError if a step count among an adapter's tensors is no number of steps."""
+    for name, tensor in tensors.items():
+        if not is_step_count(name):
+            continue
         if tensor.dtype != torch.int64 or tensor.shape != (1,) or tensor.item() < 0:
             raise ValueError(f"{name!r} must be one whole number from 0 on, int64, not {tensor}. {ADVICE}")
-    return counts

@@ -81,8 +81,9 @@ class SparseGradCallback(TrainerCallback):
             "before it: the adapter trains from then on.",
             steps,
         )
-        assert isinstance(adapters[0].warmup, WarmUpCollector)
-        self._collector = adapters[0].warmup
+        collector = next(adapter.warmup for adapter in adapters if not adapter.is_settled)
+        assert isinstance(collector, WarmUpCollector)
+        self._collector = collector
         self._collector.budget = steps
 
     def on_step_begin(

@@ -8,6 +8,7 @@ import torch
 from graddrop_tools import deltas, dropped, masks_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from pytorch_optimizer import Lookahead
+from safetensors.torch import load_file, save_file
 from tiny import batch, llama, rows
 from transformers import Trainer, TrainingArguments
 
@@ -102,6 +103,25 @@ def test_optimizer_on_copies_is_right_with_announced_steps_and_masked_gradients(
         own.step()
         own.zero_grad()
     assert all(torch.equal(deltas(plain)[name], delta) for name, delta in deltas(model).items())
+
+
+def test_adapter_loaded_between_two_passes_is_no_step(tmp_path):
+    dropped(p=0.5, init_weights=False).save_pretrained(tmp_path)
+    model = dropped(p=0.5).train()
+    backward(model, 0)
+    model.load_adapter(str(tmp_path), "default", is_trainable=True)
+    model.train()
+    backward(model, 1)
+    assert all(delta.any() for delta in deltas(model).values())
+
+
+def test_file_without_the_number_of_steps_is_refused(tmp_path):
+    dropped(p=0.5).save_pretrained(tmp_path)
+    path = tmp_path / "adapter_model.safetensors"
+    stored = {name: tensor for name, tensor in load_file(path).items() if not name.endswith("num_steps")}
+    save_file(stored, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 tensors of the adapter are missing.*num_steps"):
+        PeftModel.from_pretrained(llama(), tmp_path)
 
 
 def test_masks_on_other_parameters_refuse_steps_on_copies():

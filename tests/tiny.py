@@ -67,6 +67,26 @@ def train(model, steps: int = 5, lr: float = 0.05, optimizer=None) -> list[float
     return losses
 
 
+def train_with_an_optimizer_each(model, steps: int, inside: bool) -> list[float]:
+    """A loop with one SGD for each parameter, which steps after the backward pass or inside it; the losses."""
+    optimizers = {p: torch.optim.SGD([p], lr=0.5) for p in model.parameters() if p.requires_grad}
+
+    def update(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    losses = []
+    for parameter in optimizers if inside else ():
+        parameter.register_post_accumulate_grad_hook(update)
+    for step in range(steps):
+        loss = model(**batch(step % 4)).loss
+        loss.backward()
+        for parameter in () if inside else optimizers:
+            update(parameter)
+        losses.append(loss.item())
+    return losses
+
+
 def logits(model) -> torch.Tensor:
     model.eval()
     with torch.no_grad():

@@ -9,7 +9,7 @@ from graddrop_tools import deltas, dropped, masks_of
 from peft import LoraConfig, PeftModel, get_peft_model
 from pytorch_optimizer import Lookahead
 from safetensors.torch import load_file, save_file
-from tiny import batch, llama, rows
+from tiny import batch, llama, rows, train_with_an_optimizer_each
 from transformers import Trainer, TrainingArguments
 
 from peft_sparsegrad import GradDrop, GradDropConfig
@@ -36,21 +36,7 @@ def test_optimizer_inside_the_backward_pass_is_the_one_after_it(settings, checkp
         if checkpointing is not None:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
-        optimizers = {p: torch.optim.SGD([p], lr=0.5) for p in trained(model)}
-
-        def update(parameter, optimizers=optimizers):
-            optimizers[parameter].step()
-            optimizers[parameter].zero_grad()
-
-        if inside:
-            for parameter in optimizers:
-                parameter.register_post_accumulate_grad_hook(update)
-        losses.append([])
-        for number in range(6):
-            losses[-1].append(backward(model, number))
-            if not inside:
-                for parameter in optimizers:
-                    update(parameter)
+        losses.append(train_with_an_optimizer_each(model, 6, inside))
         assert masks_of(model).steps_taken.value == 6
     assert losses[0] == losses[1]
 

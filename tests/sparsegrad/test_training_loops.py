@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
-from tiny import adapted, batch, llama, logits
+from tiny import adapted, batch, llama, logits, train_with_an_optimizer_each
 from transformers import AlbertConfig, AlbertForSequenceClassification
 
 from peft_sparsegrad import SparseGradConfig, warmup
@@ -153,23 +153,7 @@ def test_optimizer_inside_the_backward_pass_is_the_one_after_it(checkpointing):
         if checkpointing is not None:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
-        optimizers = {p: torch.optim.SGD([p], lr=0.5) for p in trained(model)}
-
-        def update(parameter, optimizers=optimizers):
-            optimizers[parameter].step()
-            optimizers[parameter].zero_grad()
-
-        if inside:
-            for parameter in optimizers:
-                parameter.register_post_accumulate_grad_hook(update)
-        losses.append([])
-        for number in range(8):
-            loss = model(**batch(number % 4)).loss
-            loss.backward()
-            if not inside:
-                for parameter in optimizers:
-                    update(parameter)
-            losses[-1].append(loss.item())
+        losses.append(train_with_an_optimizer_each(model, 8, inside))
         counted.append({adapter.num_steps for adapter in layer_adapters(model, "default")})
     assert losses[0] == losses[1]
     assert counted == [{8}, {8}]

@@ -505,6 +505,7 @@ def test_copy_renews_by_itself(how):
 
 
 def test_models_are_not_kept_alive():
+    gc.collect()  # the models of other tests
     before = len(observers())
     model = adapted()
     assert len(observers()) == before + 6

@@ -1,0 +1,16 @@
+"""The server that runs the functions of a script on several ranks."""
+
+from pathlib import Path
+
+import pytest
+from fresh import environment
+from ranks import Ranks
+
+
+@pytest.fixture(scope="module")
+def ranks(request, tmp_path_factory):
+    """Runs the functions of the script `SCRIPT`, which lies beside the test module that names it."""
+    script = Path(__file__).parent / f"{request.module.SCRIPT}.py"
+    server = Ranks(script, tmp_path_factory.mktemp("ranks"), environment())
+    yield server
+    server.stop()

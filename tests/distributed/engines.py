@@ -1,0 +1,147 @@
+"""Train a tiny model under each engine, on fixed global batches that are split over the ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from tiny import batch, llama
+from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.nn.parallel import DistributedDataParallel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from peft_sparsegrad import GradDrop, GradDropConfig, SparseGradConfig, create_sparsegrad_optimizer, warmup
+from peft_sparsegrad.sparsegrad.layer import SparseGradLayer
+
+STEPS, EPOCHS, LEARNING_RATE = 10, 2, 1e-3
+LAYERS = {"p": 0.5, "seed": 19}  # in some steps all layers are masked, in others none
+
+
+def sparsegrad(**settings: Any) -> Callable[[], Any]:
+    settings = {"density": 0.2, "warmup_steps": 4, "renewal_steps": 3, "task_type": "CAUSAL_LM", **settings}
+    return lambda: SparseGradConfig(**settings)
+
+
+def graddrop(variant: str, **settings: Any) -> Callable[[], Any]:
+    return lambda: GradDropConfig.from_variant(variant, task_type="CAUSAL_LM", **settings)
+
+
+def lora() -> LoraConfig:
+    return LoraConfig(r=4, target_modules=["up_proj", "down_proj"], task_type="CAUSAL_LM")
+
+
+HELD = graddrop("GradDrop", p=0.5, frozen="hold")
+METHODS: dict[str, dict[str, Any]] = {
+    "LoRA": {"config": lora},
+    "default": {"config": sparsegrad(), "warm_up": "before"},
+    "default, warmed up afterwards": {"config": sparsegrad(), "warm_up": "after"},
+    "default, warmed up in training": {"config": sparsegrad()},
+    "not renewed": {"config": sparsegrad(renewal_steps=0), "warm_up": "before"},
+    "dynamic": {"config": sparsegrad(support="dynamic"), "warm_up": "before"},
+    "GradDrop": {"config": graddrop("GradDrop", p=0.5)},
+    "GradDrop held": {"config": HELD},
+    "GradDrop-Epoch": {"config": graddrop("GradDrop-Epoch")},
+    "GradDrop-Epoch-Toggle": {"config": graddrop("GradDrop-Epoch-Toggle")},
+    "Layer-GradDrop": {"config": graddrop("Layer-GradDrop", **LAYERS)},
+    "Layer-GradDrop, not held": {"config": graddrop("Layer-GradDrop", frozen="gradient", **LAYERS)},
+    "GradDrop on LoRA": {"config": lora, "masks": HELD},
+    "GradDrop on LoRA, put on afterwards": {"config": lora, "masks": HELD, "masks_after": True},
+}
+
+
+def share(step: int, micro_batch: int = 0) -> dict[str, torch.Tensor]:
+    """This rank's rows of a global batch; there is no padding, so that equal shares weigh the same."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    ids = batch(step % 4 + 10 * micro_batch)["input_ids"][rank::world]
+    return {"input_ids": ids, "labels": ids}
+
+
+def wrap(model: Any, engine: str) -> Any:
+    """The model as an engine trains it."""
+    kind = engine.partition(",")[0]
+    if kind == "DDP":
+        return DistributedDataParallel(model)
+    if kind == "FSDP2":
+        mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
+        further = {"offload_policy": CPUOffloadPolicy(pin_memory=False)} if "offload" in engine else {}
+        for block in [each for each in model.modules() if isinstance(each, LlamaDecoderLayer)]:
+            fully_shard(block, mesh=mesh, **further)
+        return fully_shard(model, mesh=mesh, **further)
+    if kind == "FSDP1":
+        policy = ModuleWrapPolicy({LlamaDecoderLayer})
+        return FullyShardedDataParallel(
+            model, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu")
+        )
+    assert kind == "one process"
+    return model
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return full.detach().clone()
+
+
+def optimizer_for(model: Any, method: str) -> torch.optim.Optimizer:
+    if method == "dynamic":
+        return create_sparsegrad_optimizer(model, LEARNING_RATE, weight_decay=0.01)
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, weight_decay=0.01)
+
+
+def train(engine: str, method: str) -> dict[str, Any]:
+    """Train by a loop of torch; "accumulation" in the engine's name means two micro-batches a step."""
+    settings = METHODS[method]
+    torch.manual_seed(0)
+    model = get_peft_model(llama(), settings["config"]())
+    if settings.get("warm_up") == "before":
+        warmup(model, [share(step) for step in range(4)], 4, progress=False)
+    masks = None
+    if "masks" in settings and not settings.get("masks_after"):
+        masks = GradDrop(model, settings["masks"]())
+    wrapped = wrap(model, engine)
+    if settings.get("warm_up") == "after":
+        warmup(wrapped, [share(step) for step in range(4)], 4, progress=False)
+    if settings.get("masks_after"):
+        masks = GradDrop(wrapped, settings["masks"]())
+    if "Epoch" in method:
+        masks = GradDrop(model, num_epochs=EPOCHS)
+    optimizer = optimizer_for(model, method)
+    micro_batches = 2 if "accumulation" in engine else 1
+    for step in range(STEPS):
+        if "Epoch" in method and step % (STEPS // EPOCHS) == 0:
+            masks.set_epoch(step * EPOCHS // STEPS)
+        for micro_batch in range(micro_batches):
+            with not_reduced(wrapped, engine) if micro_batch < micro_batches - 1 else contextlib.nullcontext():
+                (wrapped(**share(step, micro_batch)).loss / micro_batches).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return results(model)
+
+
+@contextlib.contextmanager
+def not_reduced(wrapped: Any, engine: str):
+    """The passes inside leave their gradients on their ranks; with "reduced each time" they do not."""
+    if "reduced each time" in engine or engine.startswith("one process"):
+        yield
+    elif engine.startswith("FSDP2"):
+        wrapped.set_requires_gradient_sync(False)
+        yield
+        wrapped.set_requires_gradient_sync(True)
+    else:
+        with wrapped.no_sync():
+            yield
+
+
+def results(model: Any, state: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
+    """Everything of the adapter, in one piece."""
+    state = model.state_dict() if state is None else state
+    own = {name: tensor for name, tensor in state.items() if any(key in name for key in ("lora_", "sparsegrad_", "graddrop_"))}
+    supports = {
+        name: layer.adapter("default").indices for name, layer in model.named_modules() if isinstance(layer, SparseGradLayer)
+    }
+    return {"state": {name: whole(tensor) for name, tensor in own.items()}, "supports": supports}

@@ -1,0 +1,139 @@
+"""Run functions on several ranks that talk through gloo.
+
+A server that has imported everything is forked for each rank of each call, so that a call takes a second or two and
+not the ten that imports take. Used as a script it is that server:
+
+    python ranks.py FOLDER MODULE        # FOLDER contains MODULE
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TIMEOUT = 20  # seconds after which a rank that waits for another gives up
+HANGS = 90  # seconds after which a call is said to hang
+
+
+class Failure(Exception):
+    """Some ranks ended with an error.
+
+    Attributes:
+        errors: The message of each rank, "" where there was no error, "hangs" or "died" where there was no message.
+    """
+
+    def __init__(self, errors: list[str], logs: list[str]) -> None:
+        super().__init__("\n\n".join(f"rank {rank}: {error}\n{logs[rank]}" for rank, error in enumerate(errors)))
+        self.errors = errors
+
+
+class Ranks:
+    """A server for the functions of one module.
+
+    Args:
+        module: Path of the module. Its functions take keyword arguments and return what `torch.save` can save.
+        folder: Folder for the results.
+    """
+
+    def __init__(self, module: Path, folder: Path, environment: dict[str, str]) -> None:
+        self._folder, self._calls = folder, 0
+        path = os.pathsep.join([str(module.parent), str(HERE), str(HERE.parent)])
+        command = [sys.executable, str(HERE / "ranks.py"), str(module.parent), module.stem]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._server = subprocess.Popen(command, env={**environment, "PYTHONPATH": path}, text=True, **pipes)
+
+    def run(self, function: str, world: int = 2, **arguments: Any) -> list[Any]:
+        """Return what a function returned on each rank.
+
+        Raises:
+            Failure: If it ended with an error on some rank.
+        """
+        import torch
+
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._calls += 1
+        out = self._folder / f"{self._calls}-{function}"
+        out.mkdir()
+        print(json.dumps([function, world, str(out), arguments]), file=self._server.stdin, flush=True)
+        errors = json.loads(self._server.stdout.readline())
+        if any(errors):
+            raise Failure(errors, [(out / f"log{rank}").read_text()[-3000:] for rank in range(world)])
+        return [torch.load(out / f"result{rank}") for rank in range(world)]
+
+    def stop(self) -> None:
+        """End the server."""
+        self._server.kill()
+        self._server.wait()
+
+
+def _serve(module: Any) -> None:
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # nothing else may write to the pipe
+    for line in sys.stdin:
+        function, world, folder, arguments = json.loads(line)
+        print(json.dumps(_call(getattr(module, function), world, Path(folder), arguments)), file=out, flush=True)
+
+
+def _call(function: Any, world: int, folder: Path, arguments: dict[str, Any]) -> list[str]:
+    """Run a function on every rank, and return the error of each."""
+    processes = {}
+    for rank in range(world):
+        process = os.fork()
+        if process == 0:
+            _run_as(rank, world, function, folder, arguments)
+        processes[process] = rank
+    errors, end = [""] * world, time.monotonic() + HANGS
+    while processes and time.monotonic() < end:
+        process, status = os.waitpid(-1, os.WNOHANG)
+        if process:
+            rank = processes.pop(process)
+            written = folder / f"error{rank}"
+            errors[rank] = "" if status == 0 else written.read_text() if written.exists() else "died"
+        else:
+            time.sleep(0.02)
+    for process, rank in processes.items():
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+        errors[rank] = "hangs"
+    return errors
+
+
+def _run_as(rank: int, world: int, function: Any, folder: Path, arguments: dict[str, Any]) -> None:
+    import torch
+    import torch.distributed as dist
+
+    log = os.open(folder / f"log{rank}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    try:
+        if world > 1:
+            limit = datetime.timedelta(seconds=TIMEOUT)
+            store = f"file://{folder}/store"
+            dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=limit)
+        torch.save(function(**arguments), folder / f"result{rank}")
+    except BaseException as error:
+        traceback.print_exc()
+        (folder / f"error{rank}").write_text(f"{type(error).__name__}: {error}")
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)  # without destructors, which wait for gloo's threads
+
+
+if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    _serve(importlib.import_module(sys.argv[2]))

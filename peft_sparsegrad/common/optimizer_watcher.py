@@ -17,12 +17,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from .pieces import Piece, piece_of
+from .zero import pieces_of_step
+
 
 class OptimizerStep:
     """A step that an optimizer is about to take.
 
     Attributes:
-        optimizer: The optimizer.
+        optimizer: The optimizer that torch runs, also where DeepSpeed calls it.
         has_closure: True if the step runs its own forward and backward passes, so that gradients are still to come.
         optimizers: The optimizer, and those that have stepped inside its step, as a Lookahead lets another do.
     """
@@ -32,12 +35,17 @@ class OptimizerStep:
         self.optimizers = [optimizer]
         self._outer = outer
         self._parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        self._pieces = pieces_of_step(optimizer)
         for step in outer:
             step.optimizers.append(optimizer)
 
     def holds(self, parameter: nn.Parameter) -> bool:
-        """Return whether the optimizer holds this parameter."""
-        return id(parameter) in self._parameters
+        """Return whether the optimizer holds this parameter, or a piece of it, on any rank."""
+        return id(parameter) in self._parameters or id(parameter) in self._pieces
+
+    def piece(self, parameter: nn.Parameter) -> Piece:
+        """Return the piece of a parameter that the optimizer holds on this rank."""
+        return self._pieces.get(id(parameter)) or piece_of(parameter)
 
     def updates(self, parameter: nn.Parameter) -> bool:
         """Return whether the optimizer holds this parameter, and is the outermost of those in a step that do."""

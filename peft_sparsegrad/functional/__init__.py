@@ -21,6 +21,7 @@ from .streams import stream_key
 from .support import (
     SUPPORT_SCORES,
     core_gradient,
+    keep_largest,
     pack_support,
     packed_support_size,
     renew_support,
@@ -52,6 +53,7 @@ __all__ = [
     "gradient_energy",
     "hosvd_accumulator",
     "hosvd_of_weight",
+    "keep_largest",
     "masked_layer",
     "masked_linear",
     "masked_sum",

@@ -18,8 +18,6 @@ class Core(NamedTuple):
         U: Input transition matrix (in, r_in), or None for the identity.
         V: Output transition matrix (out, r_out), or None for the identity.
         shape: (r_out, r_in).
-        top_k: Number of entries of the values' gradient to keep, those of largest magnitude: the paper's dynamic
-            support. None keeps them all.
         leaf: Tensor (r_out, r_in) that requires a gradient and receives that of the whole core, including the entries
             outside the support. Its contents are not read. None if nobody needs that gradient, and for a dense core,
             whose values have it already.
@@ -30,7 +28,6 @@ class Core(NamedTuple):
     U: torch.Tensor | None
     V: torch.Tensor | None
     shape: tuple[int, int]
-    top_k: int | None = None
     leaf: torch.Tensor | None = None
 
     def on(self, tensor: torch.Tensor) -> Core:
@@ -58,7 +55,6 @@ class Core(NamedTuple):
         """Return ∂L/∂values (k,) computed from ∂L/∂S (r_out, r_in)."""
         gradient = core_gradient.flatten()
         gradient = gradient if self.indices is None else gradient[self.indices]
-        gradient = gradient if self.top_k is None else keep_largest(gradient, self.top_k)
         return gradient.to(self.values.dtype)
 
 
@@ -69,11 +65,3 @@ def leaf_gradient(core_gradient: torch.Tensor) -> torch.Tensor:
     the step.
     """
     return core_gradient.nan_to_num(0.0, 0.0, 0.0) if core_gradient.dtype == torch.float16 else core_gradient
-
-
-def keep_largest(gradient: torch.Tensor, k: int) -> torch.Tensor:
-    """Return `gradient` (n,) with all but its `k` entries of largest magnitude set to zero."""
-    if k >= gradient.numel():
-        return gradient
-    kept = gradient.abs().topk(k, sorted=False).indices
-    return torch.zeros_like(gradient).index_copy(0, kept, gradient[kept])

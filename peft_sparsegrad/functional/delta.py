@@ -75,7 +75,7 @@ class _DeltaProduct(torch.autograd.Function):
         xu = core.rotate_input(x)
         S = core.matrix(result.dtype)
         inner, outer = (xu, S) if core.V is None else (xu @ S.T, core.V)
-        ctx.skip_zeros, ctx.settings = skip_zeros, (given.shape, given.top_k)
+        ctx.skip_zeros, ctx.shape = skip_zeros, given.shape
         ctx.save_for_backward(xu if given.values.requires_grad else None, *given[:4])
         # Detached, because autograd forbids to modify a view that was made in here.
         return torch.addmm(rows, inner, outer.T).view(result.shape).detach()
@@ -84,7 +84,7 @@ class _DeltaProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
         xu, *tensors = ctx.saved_tensors
-        core = Core(*tensors, *ctx.settings).on(dy)
+        core = Core(*tensors, shape=ctx.shape).on(dy)
         dz = core.rotate_output(dy.reshape(-1, dy.shape[-1]))
         dx = dvalues = dleaf = None
         if ctx.needs_input_grad[1]:
@@ -93,8 +93,8 @@ class _DeltaProduct(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             gradient = sparse_by_dense(dz.T, xu) if ctx.skip_zeros else dz.T @ xu
             dvalues = core.values_gradient(gradient)
-            dleaf = leaf_gradient(gradient) if ctx.needs_input_grad[9] else None
-        return (dy if ctx.needs_input_grad[0] else None), dx, None, dvalues, *(None,) * 5, dleaf
+            dleaf = leaf_gradient(gradient) if ctx.needs_input_grad[8] else None
+        return (dy if ctx.needs_input_grad[0] else None), dx, None, dvalues, *(None,) * 4, dleaf
 
 
 class _ObserveGradient(torch.autograd.Function):

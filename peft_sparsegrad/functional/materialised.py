@@ -64,7 +64,7 @@ class _MaterialisedLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, *parts):
         given = Core(*parts)
         core = given.on(weight)
-        ctx.settings = (given.shape, given.top_k)
+        ctx.shape = given.shape
         xu = core.rotate_input(x) if given.values.requires_grad else None
         ctx.save_for_backward(xu, weight, *given[:4])
         # Detached, because autograd forbids to modify a view that was made in here.
@@ -74,7 +74,7 @@ class _MaterialisedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
         xu, weight, *tensors = ctx.saved_tensors
-        core = Core(*tensors, *ctx.settings).on(dy)
+        core = Core(*tensors, shape=ctx.shape).on(dy)
         dx = dvalues = dleaf = None
         if ctx.needs_input_grad[0]:
             dx = dy @ _sum(weight, core)
@@ -82,5 +82,5 @@ class _MaterialisedLinear(torch.autograd.Function):
             dz = core.rotate_output(dy)
             gradient = dz.reshape(-1, dz.shape[-1]).T @ xu.reshape(-1, xu.shape[-1])
             dvalues = core.values_gradient(gradient)
-            dleaf = leaf_gradient(gradient) if ctx.needs_input_grad[9] else None
-        return dx, None, None, dvalues, *(None,) * 5, dleaf
+            dleaf = leaf_gradient(gradient) if ctx.needs_input_grad[8] else None
+        return dx, None, None, dvalues, *(None,) * 4, dleaf

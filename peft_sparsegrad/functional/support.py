@@ -92,6 +92,14 @@ def renew_support(indices: torch.Tensor, values: torch.Tensor, score: torch.Tens
     return renewed
 
 
+def keep_largest(gradient: torch.Tensor, k: int) -> torch.Tensor:
+    """Return `gradient` (n,) with all but its `k` entries of largest magnitude set to zero: a dynamic support."""
+    if k >= gradient.numel():
+        return gradient
+    kept = gradient.abs().topk(k, sorted=False).indices
+    return torch.zeros_like(gradient).index_copy(0, kept, gradient[kept])
+
+
 def packed_support_size(num_entries: int, k: int) -> tuple[int, torch.dtype]:
     """Return length and dtype of a packed support: a bit mask (uint8), or int32 indices where those are smaller."""
     mask_bytes = -(-num_entries // 8)

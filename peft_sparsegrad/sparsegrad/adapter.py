@@ -115,7 +115,6 @@ class LayerAdapter(nn.Module):
             U=self.basis.U,
             V=self.basis.V,
             shape=self.plan.core_shape,
-            top_k=self.plan.top_k,
             leaf=self.training_state.leaf(),
         )
 

@@ -15,6 +15,10 @@ import torch
 from torch import nn
 
 from ..common.backward import backward_id
+from ..common.distributed import sum_over_ranks
+from ..common.kept_gradient import Keeper, keeper_of
+from ..common.pieces import refuse_views
+from ..common.zero import is_managed
 from ..functional import SUPPORT_SCORES
 
 
@@ -45,6 +49,7 @@ class CoreGradient:
         self._indices, self._on_pass = indices, on_pass
         self._leaf: torch.Tensor | None = None
         self._values: nn.Parameter | None = None
+        self._keeper: Keeper | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -60,6 +65,8 @@ class CoreGradient:
         """Return the leaf of the core, see `Core`, for the values that train: it takes the bytes of one entry."""
         if self._leaf is None or self._values is not values or self._leaf.device != values.device:
             self.watch(values)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        if self._keeper is None and is_managed(values):
+            self._keeper = keeper_of(values)
         return self._leaf  # pyright: ignore[reportReturnType]
 
     @torch.compiler.disable  # hooks are put on tensors before a compiled graph uses them
@@ -69,7 +76,8 @@ class CoreGradient:
         self._leaf = torch.zeros((), dtype=dtype, device=values.device).expand(self._shape).requires_grad_()
         self._leaf.register_post_accumulate_grad_hook(_weakly(self._leaf_accumulated))
         if self._values is not values:
-            self._values = values
+            refuse_views(values, "renew the support of SparseGrad", "set `renewal_steps=0`")
+            self._values, self._keeper = values, keeper_of(values)
             values.register_post_accumulate_grad_hook(_weakly(self._values_accumulated))
 
     def _leaf_accumulated(self, leaf: torch.Tensor) -> None:
@@ -112,7 +120,7 @@ class CoreGradient:
         """Return whether the values' gradient holds this pass alone, so that earlier passes were discarded."""
         last, version = self._last or (None, 0)
         if last is None or last() is not values_gradient:
-            return True
+            return self._keeper is None or not self._keeper()
         if values_gradient._version == version + 1:  # written to by this pass alone
             return False
         # Set to zero, or clipped or averaged between two micro-batches.
@@ -131,10 +139,17 @@ class CoreGradient:
         """Drop what is pending, because no step will be taken with it."""
         self.pending = None
 
-    def score(self) -> torch.Tensor:
-        """Return the score of each entry of the core by the total, shape (r_out, r_in); larger is better."""
-        assert self.total is not None
-        return self._score.of_total(self.total)
+    def sum_over_ranks(self, device: torch.device) -> torch.Tensor | None:
+        """Return the sum of the totals of all ranks, (r_out, r_in), or None if it is zero; a collective operation."""
+        total = self.total
+        if sum_over_ranks(torch.tensor(float(total is not None), device=device)) == 0:
+            return None
+        return sum_over_ranks(torch.zeros(self._shape, device=device) if total is None else total.to(device))
+
+    def score(self, device: torch.device) -> torch.Tensor | None:
+        """Return the score of each entry of the core by the totals of all ranks, see `sum_over_ranks`."""
+        total = self.sum_over_ranks(device)
+        return None if total is None else self._score.of_total(total)
 
 
 def _weakly(method: Callable[[torch.Tensor], None]) -> Callable[[torch.Tensor], None]:

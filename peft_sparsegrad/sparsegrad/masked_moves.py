@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import nn
+
+from ..common.pieces import Piece
 
 _STEPS = 3  # the first of Adam does not show it, as there is no momentum yet
 
@@ -21,21 +22,22 @@ class MaskedMoves:
     def __init__(self) -> None:
         self._steps_left = _STEPS
 
-    def before_step(self, name: str, values: nn.Parameter) -> Callable[[], None] | None:
+    def before_step(self, name: str, piece: Piece, gradient: torch.Tensor) -> Callable[[], None] | None:
         """Return a function to call after the step; None once the first steps are over.
 
         Args:
             name: Name of the layer.
-            values: Values of the whole core.
+            piece: Piece of the values of the whole core, shape (length,).
+            gradient: Gradient of the piece, shape (length,).
         """
-        if not self._steps_left or values.grad is None:
+        if not self._steps_left:
             return None
-        rests = values.grad == 0
-        return partial(self._check, name, values, rests, values.detach()[rests])
+        rests = gradient == 0
+        return partial(self._check, name, piece, rests, piece.values[rests])
 
-    def _check(self, name: str, values: nn.Parameter, rests: torch.Tensor, before: torch.Tensor) -> None:
+    def _check(self, name: str, piece: Piece, rests: torch.Tensor, before: torch.Tensor) -> None:
         self._steps_left -= 1
-        if not torch.equal(values.detach()[rests], before):
+        if not torch.equal(piece.values[rests], before):
             raise RuntimeError(
                 f"the optimizer has moved values of {name!r} whose gradient is zero, and with support='dynamic' only "
                 "the entries chosen in the step may move: use `create_sparsegrad_optimizer(model, lr)`, with a "

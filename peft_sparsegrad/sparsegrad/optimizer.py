@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from ..common.pieces import local_part
 from .adapter import LayerAdapter
 
 
@@ -73,11 +74,13 @@ class SparseGradAdam(Optimizer):
         state = self._moments(parameter)
         state["step"] += 1
         step, (beta1, beta2) = state["step"].item(), group["betas"]
+        parameter, gradient = local_part(parameter), local_part(gradient)
+        exp_avg, exp_avg_sq = local_part(state["exp_avg"]), local_part(state["exp_avg_sq"])
         where = gradient.nonzero(as_tuple=True)
         g = gradient[where]
-        m = state["exp_avg"][where].lerp_(g, 1 - beta1)
-        v = state["exp_avg_sq"][where].mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        state["exp_avg"][where], state["exp_avg_sq"][where] = m, v
+        m = exp_avg[where].lerp_(g, 1 - beta1)
+        v = exp_avg_sq[where].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        exp_avg[where], exp_avg_sq[where] = m, v
         denominator = (v / (1 - beta2**step)).sqrt_().add_(group["eps"])
         update = m.div_(1 - beta1**step).div_(denominator)
         theta = parameter[where]

@@ -55,11 +55,6 @@ class LayerPlan:
         return core_shape(*self.weight_shape, self.ranks)
 
     @property
-    def top_k(self) -> int | None:
-        """Number of entries of each step's gradient that are kept with a dynamic support, else None."""
-        return self.k if self.dynamic else None
-
-    @property
     def num_entries(self) -> int:
         """Number of entries of the core."""
         return self.core_shape[0] * self.core_shape[1]

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 
-from ..common.distributed import copy_from_main, sum_over_ranks
+from ..common.distributed import copy_from_main
+from ..common.pieces import Piece
 from ..functional import renew_support
-from .core_gradient import CoreGradient
-from .plan import LayerPlan
 
 FRACTION = 0.3  # of the values that each renewal replaces
 
@@ -32,33 +31,23 @@ def next_renewal(steps: int, first: int) -> int:
     return renewal
 
 
-def is_sharded(values: torch.Tensor, k: int) -> bool:
-    """Return whether a rank holds only some of the `k` values, so that they cannot be chosen by size."""
-    return values.shape != (k,) or hasattr(values, "placements")  # a DTensor tells the shape of the whole
-
-
-def renewed_support(
-    plan: LayerPlan, values: torch.Tensor, indices: torch.Tensor, core_gradient: CoreGradient
-) -> torch.Tensor:
+def renewed_support(values: torch.Tensor, indices: torch.Tensor, score: torch.Tensor | None) -> torch.Tensor:
     """Choose the entries that train from now on, the same on every rank.
 
     Args:
-        plan: The plan of the layer's adapter.
         values: Trained values, shape (k,).
         indices: Positions of the values in the core, shape (k,).
-        core_gradient: Gradient of the core. Its total is summed over the ranks in place.
+        score: Score of each entry of the core, shape (r_out, r_in); None if its gradient was zero.
 
     Returns:
         Positions, int64, shape (k,); see `renew_support`.
     """
-    assert core_gradient.total is not None
-    sum_over_ranks(core_gradient.total)
-    new = renew_support(indices, values, core_gradient.score(), FRACTION)
+    new = indices.clone() if score is None else renew_support(indices, values, score, FRACTION)
     copy_from_main(new)
     return new
 
 
-def reset_state(optimizer: torch.optim.Optimizer, values: torch.Tensor, renewed: torch.Tensor) -> None:
+def reset_state(optimizer: torch.optim.Optimizer, piece: Piece, renewed: torch.Tensor) -> None:
     """Reset an optimizer's state for the values whose slots have a new entry.
 
     In a state that is nowhere negative, such as Adam's second moment, a new entry begins with the mean of the others;
@@ -68,23 +57,47 @@ def reset_state(optimizer: torch.optim.Optimizer, values: torch.Tensor, renewed:
 
     Args:
         optimizer: The optimizer.
-        values: Trained values, shape (k,).
+        piece: Piece of the trained values that the optimizer holds.
         renewed: Boolean mask of the slots with a new entry, shape (k,).
+
+    Raises:
+        RuntimeError: If a state that would have to be dropped is also that of other parameters or ranks.
     """
     if isinstance(optimizer, torch.optim.LBFGS):  # its history is under the first parameter and covers all of them
         optimizer.state.clear()
         return
-    state = list(_parts(optimizer.state.get(values, {}).values()))
+    state = list(_parts(optimizer.state.get(piece.held, {}).values()))
     tensors = [each for each in state if isinstance(each, torch.Tensor) and each.numel() > 1]
-    if not all(_is_by_value(tensor, len(values)) for tensor in tensors) or any(map(_is_unknown, state)):
-        optimizer.state.pop(values)
+    if not all(_is_by_value(tensor, piece) for tensor in tensors) or any(map(_is_unknown, state)):
+        _drop_state(optimizer, piece)
         return
     for tensor in tensors:
-        tensor[..., renewed] = tensor.mean() if bool((tensor >= 0).all()) else 0.0
+        if piece.is_whole:
+            tensor[..., renewed] = _first_state(tensor)
+        else:
+            part = piece.of(tensor)
+            part.masked_fill_(piece.cut(renewed), _first_state(piece.joined(part, renewed.device)))
 
 
-def _is_by_value(tensor: torch.Tensor, k: int) -> bool:
-    """Return whether a tensor (..., k) holds numbers for each of k values."""
+def _first_state(tensor: torch.Tensor) -> float | torch.Tensor:
+    """Return the state of a new entry by that of all entries (..., k)."""
+    return tensor.mean() if bool((tensor >= 0).all()) else 0.0
+
+
+def _drop_state(optimizer: torch.optim.Optimizer, piece: Piece) -> None:
+    if not piece.is_whole:
+        raise RuntimeError(
+            f"the state of {type(optimizer).__name__} is not one number for each value, and is split over the ranks, "
+            "so that it cannot follow a renewal of the support: take AdamW, or set `renewal_steps=0`"
+        )
+    optimizer.state.pop(piece.held)
+
+
+def _is_by_value(tensor: torch.Tensor, piece: Piece) -> bool:
+    """Return whether a tensor (..., k) holds numbers for each value that the optimizer holds with the piece."""
+    if not piece.is_whole:
+        return tensor.is_floating_point() and tensor.shape == piece.held.shape
+    k = piece.size
     return tensor.is_floating_point() and tensor.shape[-1] == k and k not in tensor.shape[:-1]
 
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..common.distributed import is_main_process, sum_over_ranks, world_size
+from ..common.distributed import is_main_process, world_size
 from ..common.optimizer_watcher import OptimizerStep, watch
+from ..common.pieces import Piece, is_dtensor
 from ..common.unseen_steps import UnseenSteps
+from ..functional import keep_largest
 from .core_gradient import CoreGradient
 from .masked_moves import MaskedMoves
 from .optimizer_state import carry, has_state, take
-from .renewal import is_sharded, next_renewal, renewed_support, reset_state
+from .renewal import next_renewal, renewed_support, reset_state
 
 if TYPE_CHECKING:
     from .adapter import LayerAdapter
@@ -54,7 +56,7 @@ class TrainingState:
 
     @property
     def values(self) -> nn.Parameter:
-        """The values of the layer, shape (k,)."""
+        """The values of the layer, shape (k,); of FSDP2 a DTensor outside of forward passes."""
         return self.adapter.values
 
     @property
@@ -64,7 +66,8 @@ class TrainingState:
 
     def leaf(self) -> torch.Tensor | None:
         """Return the leaf that receives the gradient of the whole core, see `Core`, or None if nobody needs it."""
-        return self.core_gradient.leaf(self.values) if self.is_renewed and torch.is_grad_enabled() else None
+        needed = self.is_renewed and torch.is_grad_enabled() and not is_dtensor(self.values)
+        return self.core_gradient.leaf(self.values) if needed else None
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
         """Prepare for a step of an optimizer that holds the values, and return `_after_step` if it is to be counted.
@@ -72,47 +75,72 @@ class TrainingState:
         Raises:
             RuntimeError: If the state of the optimizer is for other entries, the gradient of the values was not made
                 by a backward pass, or earlier values were written over those of a renewal.
-            ValueError: If the support is to be renewed and the values are sharded.
         """
         if not step.holds(self.values) or not self.values.requires_grad:
             return None
-        self._meet(step.optimizer)
+        piece = step.piece(self.values)
+        self._meet(step.optimizer, piece)
         self._unseen.step_seen()
         if not step.updates(self.values):
             return None
-        self._check_new_values()
+        self._check_new_values(piece)
         if not self.adapter.is_settled:
             return None
         if self.adapter.plan.dynamic:
-            return self._moves.before_step(self.adapter.plan.name, self.values)
+            return self._before_dynamic_step(step, piece)
         if not self.is_renewed:
             return None
         if not step.has_closure:
-            if self.values.grad is None:  # optimizers skip values without a gradient
+            if piece.gradient is None:  # optimizers skip values without a gradient
                 self.core_gradient.discard()
                 return None
-            self._check_gradient(self.values.grad)
-        return partial(self.core_gradient.when_complete, partial(self._after_step, step))
+            self._check_gradient(piece, piece.gradient)
+        return partial(self.core_gradient.when_complete, partial(self._after_step, step, piece))
 
     @torch.no_grad()
-    def _after_step(self, step: OptimizerStep) -> None:
+    def _before_dynamic_step(self, step: OptimizerStep, piece: Piece) -> Callable[[], None] | None:
+        """Keep the largest entries of the gradient, now that micro-batches and ranks have been added up."""
+        if step.has_closure:
+            raise RuntimeError(
+                "`support='dynamic'` chooses entries by the gradient before a step, and a closure computes it inside: "
+                "call `optimizer.step()` after `loss.backward()`, without a closure"
+            )
+        gradient = piece.gradient
+        if gradient is None:
+            return None
+        whole = piece.joined(gradient, self._device)
+        gradient.copy_(piece.cut(keep_largest(whole, self.adapter.plan.k)))
+        return self._moves.before_step(self.adapter.plan.name, piece, gradient)
+
+    @torch.no_grad()
+    def _after_step(self, step: OptimizerStep, piece: Piece) -> None:
         """Count a step, and renew the support if a renewal is due."""
-        if not self.core_gradient.commit():
+        if not self.core_gradient.commit() and not self._is_of_other_ranks(piece):
             return
         self._is_gathered = False
         taken = self.adapter.count_step()
         if taken == next_renewal(taken - 1, self.adapter.plan.renewal_steps):
-            self._renew({*self._optimizers, *step.optimizers})
+            self._renew({*self._optimizers, *step.optimizers}, piece)
 
-    def _renew(self, optimizers: set[torch.optim.Optimizer]) -> None:
+    def _is_of_other_ranks(self, piece: Piece) -> bool:
+        """Return whether others have a gradient for a layer that this rank's batch has not reached."""
+        return world_size() > 1 and piece.gradient is not None and bool(piece.gradient.any())
+
+    def _renew(self, optimizers: set[torch.optim.Optimizer], piece: Piece) -> None:
         old = self._positions()
-        new = renewed_support(self.adapter.plan, self.values, old, self.core_gradient)
+        values = piece.joined(piece.values, self._device)
+        new = renewed_support(values, old, self.core_gradient.score(self._device))
         renewed = new != old
         for optimizer in optimizers:
-            reset_state(optimizer, self.values, renewed)
-        self.values.masked_fill_(renewed, 0.0)
+            reset_state(optimizer, piece, renewed)
+        piece.values.masked_fill_(piece.cut(renewed), 0.0)
         self.adapter.settle(new)
         self.core_gradient.total, self._renewed = None, renewed
+
+    @property
+    def _device(self) -> torch.device:
+        """The device of the layer, where collective operations are possible."""
+        return self.adapter.steps.device
 
     def _positions(self) -> torch.Tensor:
         assert self.adapter.indices is not None
@@ -129,44 +157,39 @@ class TrainingState:
                 f"that holds them, and {kept}: give the optimizer the model's own parameters, or set {setting}"
             )
 
-    def _check_new_values(self) -> None:
+    def _check_new_values(self, piece: Piece) -> None:
         """Check in the step after a renewal that new values are still zero, as no optimizer has moved them."""
         renewed, self._renewed = self._renewed, None
-        if renewed is not None and bool(self.values.detach()[renewed].any()):
+        if renewed is not None and piece.any(piece.values * piece.cut(renewed), self._device):
             raise RuntimeError(
                 f"after a renewal of the support of {self.adapter.plan.name!r} something other than an optimizer of "
                 "torch has written earlier values over the new ones, slow weights of a wrapper for instance: set "
                 "`renewal_steps=0`"
             )
 
-    def _check_gradient(self, gradient: torch.Tensor) -> None:
-        if not self.core_gradient.has_passed and bool(gradient.any()):
+    def _check_gradient(self, piece: Piece, gradient: torch.Tensor) -> None:
+        if not self.core_gradient.has_passed and piece.any(gradient, self._device):
             raise RuntimeError(
                 f"the gradient of the SparseGrad values of {self.adapter.plan.name!r} was not made by `backward()`, "
                 "which is what a renewal of the support goes by: use `loss.backward()`, or set `renewal_steps=0`"
             )
 
     @torch.no_grad()
-    def _meet(self, optimizer: torch.optim.Optimizer) -> None:
+    def _meet(self, optimizer: torch.optim.Optimizer, piece: Piece) -> None:
         """Take over what the optimizer's state dict has carried, and let it carry the state of this layer."""
-        if self.is_renewed and is_sharded(self.values, self.adapter.plan.k):
-            raise ValueError(
-                f"the values of {self.adapter.plan.name!r} are sharded over the ranks, and their support cannot be "
-                "renewed: set `renewal_steps=0`"
-            )
-        carried = take(optimizer, self.values)
+        carried = take(optimizer, piece.held, self.adapter.plan.name)
         if carried is not None:
-            self.load_state_dict(carried)
+            self.load_state_dict(carried, piece)
         if optimizer in self._optimizers:
             return
-        if carried is None and not self._optimizers and self._was_sorted() and has_state(optimizer, self.values):
+        if carried is None and not self._optimizers and self._was_sorted() and has_state(optimizer, piece):
             raise RuntimeError(
                 "the optimizer has a state without the order of the SparseGrad values that it belongs to: load one "
                 "that `optimizer.state_dict()` of the training run has returned, or begin with a new optimizer"
             )
         self._optimizers.add(optimizer)
         if self.adapter.support is not None:
-            carry(optimizer, self)
+            carry(optimizer, piece.held, self.adapter.plan.name, self)
 
     def _was_sorted(self) -> bool:
         """Return whether the values were in another order before they were saved, as they are after a renewal."""
@@ -183,23 +206,24 @@ class TrainingState:
         ranks = 1 if self._is_gathered else world_size()
         return {"indices": self._positions().int(), "total": self.core_gradient.total, "ranks": ranks}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], piece: Piece) -> None:
         """Restore what `state_dict` returned, and put the values into the slots to which the moments belong.
 
         Raises:
             RuntimeError: If the state is that of another support.
         """
-        own, indices = self._positions(), state["indices"].to(self.values.device).long()
+        own, indices = self._positions(), state["indices"].to(self._device).long()
         order, rank = own.argsort(), indices.argsort().argsort()
         if not torch.equal(own[order[rank]], indices):
             raise RuntimeError(
                 f"the optimizer's state is for other entries of {self.adapter.plan.name!r} than the adapter has: load "
                 "the optimizer and the adapter from the same checkpoint, or begin with a new optimizer"
             )
-        for tensor in (self.values, self.values.grad):
-            if tensor is not None:
-                tensor.copy_(tensor[order[rank]])
-        self.adapter.place(indices)
+        if not torch.equal(own, indices):
+            for part in (piece.values, piece.gradient):
+                if part is not None:
+                    part.copy_(piece.cut(piece.joined(part, self._device)[order[rank]]))
+            self.adapter.place(indices)
         self._load_total(state["total"], state["ranks"])
 
     def _load_total(self, total: torch.Tensor | None, ranks: int) -> None:
@@ -211,12 +235,11 @@ class TrainingState:
                 "renewal of the supports goes by its share of them. `SparseGradCallback` saves those of all ranks.",
                 stacklevel=2,
             )
-        self.core_gradient.total = None if total is None else total.to(self.values.device, torch.float32, copy=True)
+        self.core_gradient.total = None if total is None else total.to(self._device, torch.float32, copy=True)
 
     def gather(self) -> None:
         """Bring the totals of all ranks to rank 0, which writes the checkpoint."""
-        total = self.core_gradient.total
-        if world_size() > 1 and total is not None:
-            sum_over_ranks(total)
+        if world_size() > 1 and not self._is_gathered:
+            total = self.core_gradient.sum_over_ranks(self._device)
             self.core_gradient.total = total if is_main_process() else None
             self._is_gathered = True

@@ -87,11 +87,13 @@ class Piece:
 
 
 def piece_of(parameter: nn.Parameter) -> Piece:
-    """Return the piece of a parameter that an optimizer holds as a tensor or a DTensor.
+    """Return this rank's piece of a parameter that is a tensor, a DTensor, or partitioned by ZeRO-3.
 
     Raises:
         ValueError: If the parameter is split along another dimension than the first, or along two.
     """
+    if hasattr(parameter, "ds_tensor"):
+        return _piece_of_partition(parameter)
     if not is_dtensor(parameter):
         return Piece(parameter, parameter.numel(), 0, parameter.numel())
     mesh, placements = parameter.device_mesh, parameter.placements  # pyright: ignore[reportAttributeAccessIssue]
@@ -107,6 +109,13 @@ def piece_of(parameter: nn.Parameter) -> Piece:
     rows_of_rank = -(-rows // mesh.size(split[0]))
     start = min(mesh.get_local_rank(split[0]) * rows_of_rank, rows) * row
     return Piece(parameter, rows * row, start, local_part(parameter).numel(), group=mesh.get_group(split[0]))
+
+
+def _piece_of_partition(parameter: Any) -> Piece:
+    """Return the piece of a parameter that ZeRO-3 has cut into as many padded pieces as there are ranks."""
+    size, padded, ranks = parameter.ds_numel, parameter.partition_numel(), parameter.ds_process_group
+    start = min(dist.get_rank(ranks) * padded, size)
+    return Piece(parameter.ds_tensor, size, start, min(padded, size - start), group=ranks)
 
 
 def refuse_views(tensor: torch.Tensor, purpose: str, way_out: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from .pieces import local_part
+
 _SAMPLE = 4096  # entries of a parameter that are compared
 
 
@@ -27,7 +29,7 @@ class UnseenSteps:
         """Return whether the parameter has changed since the last training pass, though no step was seen."""
         if self._is_over:
             return False
-        flat = parameter.detach().flatten()
+        flat = local_part(parameter.detach()).flatten()
         now, before = flat[:: max(1, flat.numel() // _SAMPLE)].clone(), self._before
         self._before = now
         return before is not None and before.shape == now.shape and not torch.equal(before.to(now), now)

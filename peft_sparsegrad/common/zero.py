@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from .kept_gradient import callers
-from .pieces import Piece
+from .pieces import Piece, piece_of
 
 
 def is_managed(parameter: torch.Tensor) -> bool:
@@ -59,10 +59,8 @@ def _by_fragment(zero: Any) -> Iterator[tuple[nn.Parameter, Piece]]:
 
 
 def _by_partition(zero: Any) -> Iterator[tuple[nn.Parameter, Piece]]:
-    """Yield the pieces of ZeRO-3, which cuts each parameter into as many padded pieces as there are ranks."""
+    """Yield the pieces of ZeRO-3."""
     for group, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
         for parameter in group:
-            _, offset, padded = zero.grad_position[zero.get_param_id(parameter)]
-            size, ranks = parameter.ds_numel, parameter.ds_process_group
-            start = min(dist.get_rank(ranks) * padded, size)
-            yield parameter, Piece(flat, size, start, min(padded, size - start), offset, ranks)
+            _, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
+            yield parameter, replace(piece_of(parameter), held=flat, offset=offset)

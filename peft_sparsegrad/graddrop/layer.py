@@ -15,6 +15,7 @@ from ..common.backward import in_backward
 from ..common.delta_layer import DeltaLayer, restore_float32
 from ..common.distributed import world_size
 from ..common.optimizer_watcher import OptimizerStep, watch
+from ..common.pieces import refuse_views
 from ..common.targeting import in_out_features
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .deltas import Deltas
@@ -140,6 +141,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
 
     def _delta(self, name: str, value: torch.Tensor, sampler: MaskSampler) -> Delta:
         if value.requires_grad and (torch.is_grad_enabled() or self.training) and not in_backward():
+            refuse_views(value, "mask its gradient", "another method")
             sampler.begin_pass()
             sampler.check_steps_are_seen(name, value)
         trains = sampler.trains(name, self.graddrop_block)

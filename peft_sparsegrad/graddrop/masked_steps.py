@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from ..common.optimizer_watcher import OptimizerStep
+from ..common.pieces import Piece
 from ..functional import GradientMask
 from .mask_sampler import MaskSampler
 
@@ -26,8 +27,18 @@ class MaskedParameter(NamedTuple):
 
 class _Held(NamedTuple):
     parameter: torch.nn.Parameter
+    piece: Piece
     mask: GradientMask
     before: torch.Tensor
+
+    def restore(self) -> None:
+        """Set every entry of the piece that is not kept to its value before the step."""
+        piece = self.piece
+        if piece.is_whole:
+            self.mask.restore_(self.parameter, self.before)
+            return
+        kept = self.mask.keep(torch.Size([piece.size]), self.before.device)
+        piece.values.copy_(torch.where(piece.cut(kept), piece.values, self.before))
 
 
 def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerStep) -> Callable[[], None] | None:
@@ -47,8 +58,8 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
     held = [entries for masked in updated if (entries := _hold(masked, step)) is not None]
 
     def after_step() -> None:
-        for parameter, mask, before in held:
-            mask.restore_(parameter, before)
+        for entries in held:
+            entries.restore()
         for masked in updated:
             masked.sampler.step_taken()
 
@@ -62,13 +73,26 @@ def _hold(masked: MaskedParameter, step: OptimizerStep) -> _Held | None:
         sampler.begin_pass()  # the closure runs the passes of this step only now
     if sampler.config.frozen == "hold":
         _check_moves_in_steps(step.optimizer)
-    if sampler.config.frozen != "hold" or (parameter.grad is None and not step.has_closure):
+    piece = step.piece(parameter)
+    if sampler.config.frozen != "hold" or (piece.gradient is None and not step.has_closure):
         return None
     mask = sampler.mask(name, block)
     if mask.keeps_nothing and not step.has_closure:
+        _check_can_be_skipped(piece)
         parameter.grad = None  # optimizers skip parameters without a gradient
         return None
-    return _Held(parameter, mask, parameter.detach().clone()) if mask.keeps_nothing or mask.chooses else None
+    if not mask.keeps_nothing and not mask.chooses:
+        return None
+    return _Held(parameter, piece, mask, (parameter.detach() if piece.is_whole else piece.values).clone())
+
+
+def _check_can_be_skipped(piece: Piece) -> None:
+    """Raise a RuntimeError if an optimizer cannot skip a parameter, as DeepSpeed's flat tensors hold many."""
+    if not piece.is_alone:
+        raise RuntimeError(
+            "GradDrop leaves the moments of a held layer as they are, and DeepSpeed ZeRO lets those of all layers "
+            "decay in one flat tensor: set frozen='gradient', or use FSDP2"
+        )
 
 
 def _check_moves_in_steps(optimizer: torch.optim.Optimizer) -> None:

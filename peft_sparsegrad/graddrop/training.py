@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
-from peft.tuners.tuners_utils import (
-    _ExcludedModule,
-    _maybe_include_all_linear_layers,
-    check_target_module_exists,
-)
 from torch import nn
 
 from ..common.optimizer_watcher import OptimizerStep, forget, observers, watch
-from .blocks import block_of, find_blocks, selected_blocks
+from ..common.pieces import piece_of
 from .config import GradDropConfig
 from .layer import GradDropLayer
 from .mask_sampler import MaskSampler
 from .masked_steps import MaskedParameter, before_masked_step
+from .parameter_masks import ParameterMasks, put_masks_on
 
 _SAMPLE = 4096  # entries of a tensor that are compared with their earlier values
 
@@ -61,24 +53,23 @@ class GradDrop:
         num_epochs: int | None = None,
         optimizer: torch.optim.Optimizer | None = None,
     ) -> None:
-        self._parameters: list[MaskedParameter] = []
-        self._hooks: list[Any] = []
+        self._masks: ParameterMasks | None = None
         self._adapter_layers = [layer for layer in model.modules() if isinstance(layer, GradDropLayer)]
         if config is None:
             self.samplers = self._adapter_samplers()
         else:
-            self.samplers = [self._put_masks_on(model, config)]
+            self._check_has_no_adapter()
+            self._masks = put_masks_on(model, config)
+            self.samplers = [self._masks.sampler]
         if num_epochs is not None:
             for sampler in self.samplers:
                 sampler.set_num_epochs(num_epochs)
-        _remove_masks_from({id(masked.parameter) for masked in self._parameters}, optimizer)
+        self._remove_earlier_masks(optimizer)
         if optimizer is not None:
             for sampler in self.samplers:
                 sampler.bind(optimizer)
-        self._before = [self._sample(masked.parameter) for masked in self._parameters]
-        for masked in self._parameters:
-            self._hooks.append(masked.parameter.register_hook(partial(self._masked_gradient, masked)))
-        if self._parameters:
+        self._before = [_sample(masked.parameter) for masked in self.masked_parameters()]
+        if self._masks is not None:
             watch(self)
 
     def set_epoch(self, epoch: int) -> None:
@@ -97,20 +88,20 @@ class GradDrop:
 
     def remove(self) -> None:
         """Remove the masks; a GradDrop adapter keeps its own masks but forgets everything that was announced."""
-        for hook in self._hooks:
-            hook.remove()
+        if self._masks is not None:
+            self._masks.remove()
         for sampler in self.samplers:
             sampler.reset()
-        self._hooks, self._parameters, self._before, self.samplers = [], [], [], []
+        self._masks, self._before, self.samplers = None, [], []
         forget(self)
 
     def masked_parameters(self) -> list[MaskedParameter]:
         """Return the parameters that this object masks itself; the deltas of GradDrop adapters are not among them."""
-        return self._parameters
+        return [] if self._masks is None else self._masks.masked_parameters()
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
         """Prepare the parameters that this object masks itself for a step of an optimizer that holds them."""
-        return before_masked_step(self._parameters, step)
+        return before_masked_step(self.masked_parameters(), step)
 
     def report(self) -> dict[str, float]:
         """Return the shares of entries that are dropped, train and have moved.
@@ -119,7 +110,7 @@ class GradDrop:
             `rate`: share that the schedule drops now. `active`: share of the masked entries that train in this step;
             for element-wise masks the expected share. `moved`: share of the entries whose value has changed. In a
             GradDrop adapter every entry is compared with 0, in other parameters a sample with its values from when
-            this object was created.
+            this object was created; of sharded parameters, what this rank has.
 
         Raises:
             ValueError: If `remove` was called.
@@ -128,7 +119,7 @@ class GradDrop:
             raise ValueError("there is nothing to report: `remove` was called")
         total = active = moved = 0.0
         for masked, now_moved in self._moved():
-            count = masked.parameter.numel()
+            count = piece_of(masked.parameter).size
             total += count
             active += count * masked.sampler.mask(masked.name, masked.block).share
             moved += count * now_moved
@@ -147,89 +138,43 @@ class GradDrop:
             )
         return list(samplers.values())
 
-    def _put_masks_on(self, model: nn.Module, config: GradDropConfig) -> MaskSampler:
+    def _check_has_no_adapter(self) -> None:
         if self._adapter_layers:
             raise ValueError(
                 "this model has a GradDrop adapter with settings of its own: leave `config` out to use those"
             )
-        blocks = [_plain(block) for block in find_blocks(model)]
-        targets = _explicit_targets(model, blocks, config)
-        chosen = {
-            _plain(name): parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and _is_masked(_plain(name), targets)
-        }
-        if not chosen:
-            raise ValueError(
-                "GradDrop found nothing to mask: no parameter that trains is inside a transformer block, or inside "
-                f"`target_modules={config.target_modules!r}`"
-            )
-        if empty := [name for name, parameter in chosen.items() if parameter.is_meta]:
-            raise ValueError(
-                f"GradDrop masks the parameters themselves, and {empty[0]!r} is on the meta device, so that loading "
-                "replaces it: load the model before the masks are put on"
-            )
-        block_of_name = {name: block_of(name, blocks) or name.rpartition(".")[0] for name in chosen}
-        sampler = MaskSampler(config, list(dict.fromkeys(block_of_name.values())))
-        self._parameters = [
-            MaskedParameter(parameter, sampler, name, block_of_name[name]) for name, parameter in chosen.items()
-        ]
-        return sampler
 
-    def _masked_gradient(self, masked: MaskedParameter, gradient: torch.Tensor) -> torch.Tensor:
-        masked.sampler.begin_backward()
-        masked.sampler.check_steps_are_seen(masked.name, masked.parameter)
-        own = gradient.clone(memory_format=torch.contiguous_format)
-        return masked.sampler.mask_gradient_(own, masked.name, masked.block)
+    def _remove_earlier_masks(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Remove the masks that an earlier `GradDrop` has put on the same parameters, as two masks would multiply.
+
+        Raises:
+            ValueError: If the earlier `GradDrop` serves the run of `optimizer`.
+        """
+        own = {id(masked.parameter) for masked in self.masked_parameters()}
+        for other in observers():
+            if not isinstance(other, GradDrop) or other is self:
+                continue
+            if any(id(masked.parameter) in own for masked in other.masked_parameters()):
+                if optimizer is not None and other.samplers[0].is_bound_to(optimizer):
+                    self.remove()
+                    raise ValueError("two `GradDropCallback`s mask the same parameters in one run: use one of them")
+                other.remove()
 
     def _moved(self) -> Iterator[tuple[MaskedParameter, float]]:
-        for masked, before in zip(self._parameters, self._before, strict=True):
-            now = self._sample(masked.parameter)
-            yield masked, torch.count_nonzero(now != before.to(now.device)).item() / max(now.numel(), 1)
+        for masked, (first_before, before) in zip(self.masked_parameters(), self._before, strict=True):
+            first, now = _sample(masked.parameter)
+            before = before[first - first_before :][: now.numel()].to(now.device)
+            yield masked, torch.count_nonzero(now != before).item() / max(now.numel(), 1)
         for layer in self._adapter_layers:
             for masked in layer.masked_parameters():
                 if any(masked.sampler is sampler for sampler in self.samplers):
-                    yield masked, torch.count_nonzero(masked.parameter).item() / max(masked.parameter.numel(), 1)
-
-    @staticmethod
-    def _sample(parameter: torch.Tensor) -> torch.Tensor:
-        flat = parameter.detach().flatten()
-        return flat[:: max(-(-flat.numel() // _SAMPLE), 1)].clone()
+                    values = piece_of(masked.parameter).values
+                    yield masked, torch.count_nonzero(values).item() / max(values.numel(), 1)
 
 
-def _remove_masks_from(parameters: set[int], optimizer: torch.optim.Optimizer | None) -> None:
-    """Remove the masks that an earlier [`GradDrop`] has put on any of these parameters, as two masks would multiply.
-
-    Args:
-        parameters: `id` of each parameter.
-        optimizer: Optimizer of the new run, or None.
-
-    Raises:
-        ValueError: If the earlier `GradDrop` serves the run of `optimizer`.
-    """
-    for owner in observers():
-        if isinstance(owner, GradDrop) and any(id(each.parameter) in parameters for each in owner._parameters):
-            if optimizer is not None and owner.samplers[0].is_bound_to(optimizer):
-                raise ValueError("two `GradDropCallback`s mask the same parameters in one run: use one of them")
-            owner.remove()
-
-
-def _explicit_targets(model: nn.Module, blocks: list[str], config: GradDropConfig) -> PeftConfig:
-    """Return a configuration whose `target_modules` are names, in place of None (the blocks) or `"all-linear"`."""
-    if config.target_modules is None:
-        return dataclasses.replace(config, target_modules=selected_blocks(blocks, config))
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return _maybe_include_all_linear_layers(dataclasses.replace(config), base)
-
-
-def _plain(name: str) -> str:
-    """Return a parameter's name without the prefixes of data parallelism and compilation."""
-    return name.replace("_orig_mod.", "").removeprefix("module.")
-
-
-def _is_masked(name: str, config: PeftConfig) -> bool:
-    """Return whether a parameter is inside a targeted module and not inside an excluded one."""
-    parts = name.split(".")
-    inside = [".".join(parts[:length]) for length in range(1, len(parts))]
-    found = [check_target_module_exists(config, module) for module in inside]
-    return any(found) and not any(isinstance(match, _ExcludedModule) for match in found)
+def _sample(parameter: nn.Parameter) -> tuple[int, torch.Tensor]:
+    """Return a sample of what this rank has of a parameter, and its position in the sample of the whole parameter."""
+    piece = piece_of(parameter)
+    distance = max(-(-piece.size // _SAMPLE), 1)
+    first = -(-piece.start // distance)
+    return first, piece.values[first * distance - piece.start :: distance].clone()

@@ -88,13 +88,14 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def optimizer_for(model: Any, method: str) -> torch.optim.Optimizer:
+    settings = {"lr": LEARNING_RATE, "weight_decay": 0.01}
     if method == "dynamic":
-        return create_sparsegrad_optimizer(model, LEARNING_RATE, weight_decay=0.01)
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, weight_decay=0.01)
+        return create_sparsegrad_optimizer(model, **settings)
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], **settings)
 
 
-def train(engine: str, method: str) -> dict[str, Any]:
-    """Train by a loop of torch; "accumulation" in the engine's name means two micro-batches a step."""
+def make(method: str) -> tuple[Any, GradDrop | None]:
+    """A model as it is before an engine wraps it, and the object that masks it or announces its epochs."""
     settings = METHODS[method]
     torch.manual_seed(0)
     model = get_peft_model(llama(), settings["config"]())
@@ -103,13 +104,20 @@ def train(engine: str, method: str) -> dict[str, Any]:
     masks = None
     if "masks" in settings and not settings.get("masks_after"):
         masks = GradDrop(model, settings["masks"]())
+    if "Epoch" in method:
+        masks = GradDrop(model, num_epochs=EPOCHS)
+    return model, masks
+
+
+def train_by_torch(engine: str, method: str) -> dict[str, Any]:
+    """Train by a loop of torch; "accumulation" in the engine's name means two micro-batches a step."""
+    settings = METHODS[method]
+    model, masks = make(method)
     wrapped = wrap(model, engine)
     if settings.get("warm_up") == "after":
         warmup(wrapped, [share(step) for step in range(4)], 4, progress=False)
     if settings.get("masks_after"):
         masks = GradDrop(wrapped, settings["masks"]())
-    if "Epoch" in method:
-        masks = GradDrop(model, num_epochs=EPOCHS)
     optimizer = optimizer_for(model, method)
     micro_batches = 2 if "accumulation" in engine else 1
     for step in range(STEPS):
@@ -140,8 +148,14 @@ def not_reduced(wrapped: Any, engine: str):
 def results(model: Any, state: dict[str, torch.Tensor] | None = None) -> dict[str, Any]:
     """Everything of the adapter, in one piece."""
     state = model.state_dict() if state is None else state
-    own = {name: tensor for name, tensor in state.items() if any(key in name for key in ("lora_", "sparsegrad_", "graddrop_"))}
+    own = {
+        name: tensor
+        for name, tensor in state.items()
+        if any(key in name for key in ("lora_", "sparsegrad_", "graddrop_"))
+    }
     supports = {
-        name: layer.adapter("default").indices for name, layer in model.named_modules() if isinstance(layer, SparseGradLayer)
+        name: layer.adapter("default").indices
+        for name, layer in model.named_modules()
+        if isinstance(layer, SparseGradLayer)
     }
     return {"state": {name: whole(tensor) for name, tensor in own.items()}, "supports": supports}

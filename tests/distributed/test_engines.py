@@ -7,23 +7,12 @@ import torch
 SCRIPT = "engines"
 
 
-@pytest.fixture(scope="module")
-def one_process(ranks):
-    done = {}
-
-    def of(method, accumulation):
-        engine = "one process, accumulation" if accumulation else "one process"
-        if (engine, method) not in done:
-            done[engine, method] = ranks.run("train", world=1, engine=engine, method=method)[0]
-        return done[engine, method]
-
-    return of
-
-
 @pytest.mark.parametrize("method", engines.METHODS)
-@pytest.mark.parametrize("engine", ["DDP", "FSDP2", "FSDP2, offload", "FSDP2, accumulation", "FSDP2, accumulation, reduced each time"])
+@pytest.mark.parametrize(
+    "engine", ["DDP", "FSDP2", "FSDP2, offload", "FSDP2, accumulation", "FSDP2, accumulation, reduced each time"]
+)
 def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, method):
-    first, second = ranks.run("train", engine=engine, method=method)
+    first, second = ranks.run("train_by_torch", engine=engine, method=method)
     one = one_process(method, "accumulation" in engine)
     for name, tensor in first["state"].items():
         assert torch.equal(tensor, second["state"][name]), f"the ranks disagree on {name}"

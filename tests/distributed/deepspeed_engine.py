@@ -1,0 +1,50 @@
+"""Train a tiny model under DeepSpeed ZeRO, as `engines.py` does under torch's engines."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+os.environ.update(DS_ACCELERATOR="cpu", DS_SKIP_CUDA_CHECK="1")
+
+import deepspeed
+import torch
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from engines import EPOCHS, METHODS, STEPS, make, optimizer_for, results, share, train_by_torch  # noqa: F401
+
+from peft_sparsegrad import GradDrop
+
+sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # it would compile an extension
+
+
+def train_by_deepspeed(engine: str, method: str) -> dict[str, Any]:
+    """Train by DeepSpeed's loop with ZeRO of the stage that ends the engine's name."""
+    settings = METHODS[method]
+    model, masks = make(method)
+    micro_batches = 2 if "accumulation" in engine else 1
+    deepspeed.init_distributed(dist_backend="gloo")
+    wrapped, *_ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer_for(model, method),
+        config={
+            "train_micro_batch_size_per_gpu": 4,
+            "gradient_accumulation_steps": micro_batches,
+            "zero_optimization": {"stage": int(engine[-1]), "stage3_param_persistence_threshold": 0},
+            "gradient_clipping": 0.0,  # the default is 1
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 1000,
+        },
+    )
+    if settings.get("masks_after"):
+        masks = GradDrop(wrapped, settings["masks"]())
+    for step in range(STEPS):
+        if "Epoch" in method and step % (STEPS // EPOCHS) == 0:
+            masks.set_epoch(step * EPOCHS // STEPS)
+        for micro_batch in range(micro_batches):
+            wrapped.backward(wrapped(**share(step, micro_batch)).loss)
+            wrapped.step()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with GatheredParameters(parameters) if engine.endswith("3") else torch.no_grad():
+        return results(model)

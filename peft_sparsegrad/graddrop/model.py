@@ -6,14 +6,13 @@ from typing import Any, cast
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
 from ..common.bitsandbytes_cpu import restore_scales
 from ..common.delta_tuner import DeltaTuner
 from ..common.model_card import collect_facts
-from ..common.targeting import targeted_modules
 from .blocks import block_of, find_blocks, selected_blocks
 from .checkpoint import check_stored, compress, decompress
 from .config import GradDropConfig
@@ -58,8 +57,7 @@ class GradDropModel(DeltaTuner):
             targets: Any = default_targets(model, selected_blocks(self._blocks, peft_config), **kwargs)
             peft_config.target_modules = targets
             peft_config.layers_to_transform = peft_config.layers_pattern = None  # they have had their effect
-        _maybe_include_all_linear_layers(peft_config, model)  # PEFT calls it too, but only after this method
-        targeted = list(targeted_modules(model, peft_config, self._check_target_module_exists))
+        targeted = self._targets(peft_config, model)
         for name, module in targeted:
             layer_class(name, module, model, **kwargs)
         blocks = dict.fromkeys(self._block_of(name) for name, _ in targeted)

@@ -7,14 +7,13 @@ from typing import Any, cast
 
 import torch
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
 from ..common.bitsandbytes_cpu import restore_scales
 from ..common.delta_tuner import DeltaTuner
 from ..common.model_card import collect_facts
-from ..common.targeting import targeted_modules
 from .basis import Basis
 from .checkpoint import check_adapter_tensors, check_complete, in_file_order, warn_if_not_settled, with_slots
 from .config import SparseGradConfig
@@ -91,8 +90,7 @@ class SparseGradModel(DeltaTuner):
         assert isinstance(peft_config, SparseGradConfig)
         self._bases: dict[tuple[Any, ...], Basis] = {}  # by group key
         self._transition_file: TransitionFile | None = None
-        _maybe_include_all_linear_layers(peft_config, model)  # PEFT calls it too, but only after this method
-        targets = list(targeted_modules(model, peft_config, self._check_target_module_exists))
+        targets = self._targets(peft_config, model)
         if peft_config.basis == "svd" and not peft_config.inference_mode:
             _check_weights_are_loaded(targets)
         plans = [self._plan(peft_config, name, module) for name, module in targets]

@@ -1,0 +1,57 @@
+"""Weights that are not in one piece on one device: the refusals of those that no adapter can be added to.
+
+FSDP and tensor parallelism split the weights of a model, and accelerate's hooks offload them to the CPU or a disk.
+"""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch import nn
+
+_ADD_BEFORE = (
+    "is split over devices: load the model without `tp_plan` and `distributed_config`, add the adapter, and split the "
+    "model afterwards, with FSDP"
+)
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that transformers or FSDP1 has split; other splits show in the weights.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if getattr(model, "is_distributed_loading_by_transformers", False) or _is_wrapped_by_fsdp1(model):
+        raise ValueError(f"the model {_ADD_BEFORE}")
+
+
+def check_targets(targets: list[tuple[str, nn.Module]], trains: bool) -> None:
+    """Refuse modules whose weights are split over devices and, if the adapter is to be trained, offloaded ones.
+
+    Args:
+        targets: Name and base layer of each module that is to have an adapter.
+        trains: True if the adapter is to be trained.
+
+    Raises:
+        ValueError: For the first such module.
+    """
+    for name, module in targets:
+        if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+            raise ValueError(f"the weight of the target module {name!r} {_ADD_BEFORE}")
+        if trains and _is_offloaded(module):
+            raise ValueError(
+                f"the weight of the target module {name!r} is offloaded, so that an adapter on it cannot be trained: "
+                "load the model without offloading, quantised if it does not fit, or set `exclude_modules`"
+            )
+
+
+def _is_wrapped_by_fsdp1(model: nn.Module) -> bool:
+    if not dist.is_available():
+        return False
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    """Return whether a hook of accelerate loads the module's weights for each forward pass."""
+    return hasattr(module, "_hf_hook") and any(parameter.is_meta for parameter in module.parameters())

@@ -1,0 +1,42 @@
+"""Models that are split over two ranks before the adapter is added."""
+
+import re
+
+import pytest
+import split_models
+from peft import get_peft_model
+from tiny import llama
+
+SCRIPT = "split_models"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Folders of the model and of an adapter of each method."""
+    folder = tmp_path_factory.mktemp("saved")
+    llama().save_pretrained(folder / "base")
+    adapters = {"SparseGrad": folder / "SparseGrad", "GradDrop": folder / "GradDrop"}
+    for method, path in adapters.items():
+        get_peft_model(llama(), split_models.CONFIGS[method]()).save_pretrained(path)
+    return {"base": str(folder / "base"), "adapters": {method: str(path) for method, path in adapters.items()}}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "from_pretrained, tensors",
+        "from_pretrained, FSDP",
+        "from_pretrained, pipeline",
+        "FSDP2",
+        "FSDP1",
+        "FSDP1, original parameters",
+    ],
+)
+def test_an_adapter_on_a_model_that_is_split_already(ranks, saved, kind):
+    for messages in ranks.run("refusals", kind=kind, **saved):
+        for message in messages:
+            assert re.fullmatch(
+                r"the (model|weight of the target module '.*_proj') is split over devices: load the model without "
+                "`tp_plan` and `distributed_config`, add the adapter, and split the model afterwards, with FSDP",
+                message,
+            )

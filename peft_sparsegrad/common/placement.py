@@ -5,6 +5,7 @@ FSDP and tensor parallelism split the weights of a model, and accelerate's hooks
 
 from __future__ import annotations
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -55,3 +56,22 @@ def _is_wrapped_by_fsdp1(model: nn.Module) -> bool:
 def _is_offloaded(module: nn.Module) -> bool:
     """Return whether a hook of accelerate loads the module's weights for each forward pass."""
     return hasattr(module, "_hf_hook") and any(parameter.is_meta for parameter in module.parameters())
+
+
+def check_data_parallel(adapters: nn.Module) -> None:
+    """Refuse to copy a layer for `torch.nn.DataParallel` while its adapters train.
+
+    The copies would lose their steps and the sums of their gradients.
+
+    Args:
+        adapters: The layer's adapters.
+
+    Raises:
+        RuntimeError: If some of their parameters train and gradients are enabled.
+    """
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in adapters.parameters()):
+        raise RuntimeError(
+            "torch.nn.DataParallel, which the Trainer takes for several GPUs in one process, cannot train an adapter: "
+            "start a process for each GPU with `torchrun` or `accelerate launch`, or show this one a single GPU with "
+            "`CUDA_VISIBLE_DEVICES`"
+        )

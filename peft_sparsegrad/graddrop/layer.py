@@ -16,6 +16,7 @@ from ..common.delta_layer import DeltaLayer, restore_float32
 from ..common.distributed import world_size
 from ..common.optimizer_watcher import OptimizerStep, watch
 from ..common.pieces import refuse_views
+from ..common.placement import check_data_parallel
 from ..common.targeting import in_out_features
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .deltas import Deltas
@@ -177,6 +178,10 @@ class GradDropLayer(DeltaLayer, nn.Module):
         self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         raise NotImplementedError
+
+    def _replicate_for_data_parallel(self) -> GradDropLayer:
+        check_data_parallel(self.graddrop_adapter)
+        return super()._replicate_for_data_parallel()  # pyright: ignore[reportAttributeAccessIssue]
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)

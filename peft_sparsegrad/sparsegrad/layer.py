@@ -11,6 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..common.delta_layer import DeltaLayer, restore_float32
+from ..common.placement import check_data_parallel
 from ..common.targeting import in_out_features
 from ..functional import delta_weight, hosvd_of_weight, materialised_linear, materialising_pays
 from .adapter import LayerAdapter
@@ -162,6 +163,10 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         if not is_plain_linear(self.base_layer, x) or not adapter.is_settled or adapter.observer is not None:
             return False
         return self.materialising_pays(x.numel() // self.in_features, adapter.plan.weight_shape, adapter.plan.ranks)
+
+    def _replicate_for_data_parallel(self) -> SparseGradLinear:
+        check_data_parallel(self.sparsegrad_adapter)
+        return super()._replicate_for_data_parallel()  # pyright: ignore[reportAttributeAccessIssue]
 
     def extra_repr(self) -> str:
         return quantization_extra_repr(self)

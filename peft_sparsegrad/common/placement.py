@@ -1,9 +1,13 @@
 """Weights that are not in one piece on one device: the refusals of those that no adapter can be added to.
 
 FSDP and tensor parallelism split the weights of a model, and accelerate's hooks offload them to the CPU or a disk.
+DeepSpeed's ZeRO-3 may split them while the model is made, and puts them together whenever a module is called.
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -75,3 +79,25 @@ def check_data_parallel(adapters: nn.Module) -> None:
             "start a process for each GPU with `torchrun` or `accelerate launch`, or show this one a single GPU with "
             "`CUDA_VISIBLE_DEVICES`"
         )
+
+
+def is_split_by_zero(module: nn.Module) -> bool:
+    """Return whether DeepSpeed's ZeRO-3 has split some parameter of a module."""
+    return any(hasattr(parameter, "ds_shape") for parameter in module.parameters())
+
+
+def whole_shape(tensor: torch.Tensor) -> torch.Size:
+    """Return the shape of a parameter, also if ZeRO-3 has split it and left an empty one."""
+    return getattr(tensor, "ds_shape", tensor.shape)
+
+
+@contextlib.contextmanager
+def in_one_piece(module: nn.Module) -> Iterator[None]:
+    """Hold the parameters of a module together that ZeRO-3 has split, to be read; every rank has to come here."""
+    if not is_split_by_zero(module):
+        yield
+        return
+    import deepspeed  # pyright: ignore[reportMissingImports]
+
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
+        yield

@@ -16,7 +16,7 @@ from ..common.delta_layer import DeltaLayer, restore_float32
 from ..common.distributed import world_size
 from ..common.optimizer_watcher import OptimizerStep, watch
 from ..common.pieces import refuse_views
-from ..common.placement import check_data_parallel
+from ..common.placement import check_data_parallel, whole_shape
 from ..common.targeting import in_out_features
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .deltas import Deltas
@@ -79,7 +79,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
         bias = getattr(self.get_base_layer(), "bias", None)
         deltas = self.graddrop_adapter[adapter_name] = Deltas(
             self._new_delta(self.weight_shape, init_weights),
-            None if bias is None else self._new_delta(bias.shape, init_weights),
+            None if bias is None else self._new_delta(whole_shape(bias), init_weights),
         )
         if not sampler.is_shared:
             sampler.share(StepCount(deltas._buffers, "num_steps"))
@@ -89,7 +89,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
     @property
     def weight_shape(self) -> torch.Size:
         """Shape of the base weight, before any quantisation."""
-        return self.get_base_layer().weight.shape  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+        return whole_shape(self.get_base_layer().weight)  # pyright: ignore[reportArgumentType]
 
     def _new_delta(self, shape: Any, init_weights: bool) -> torch.Tensor:
         _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..common.delta_layer import DeltaLayer, restore_float32
-from ..common.placement import check_data_parallel
+from ..common.placement import check_data_parallel, in_one_piece
 from ..common.targeting import in_out_features
 from ..functional import delta_weight, hosvd_of_weight, materialised_linear, materialising_pays
 from .adapter import LayerAdapter
@@ -69,8 +69,9 @@ class SparseGradLayer(DeltaLayer):
         if basis is None:
             basis = self.sparsegrad_basis[adapter_name] = Basis(plan.weight_shape, plan.ranks)
         if plan.basis == "svd" and not inference_mode:
-            weight = self.get_base_weight()
-            found = hosvd_of_weight(weight.T if self.fan_in_fan_out else weight, plan.ranks)
+            with in_one_piece(self.get_base_layer()):
+                weight = self.get_base_weight()
+                found = hosvd_of_weight(weight.T if self.fan_in_fan_out else weight, plan.ranks)
             basis.fill(found.U, found.V)
         self.sparsegrad_adapter[adapter_name] = LayerAdapter(plan, self._initial_values(plan), basis)
         self._move_adapter_to_device_of_base_layer(adapter_name)

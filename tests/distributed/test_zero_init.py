@@ -1,0 +1,32 @@
+"""Models whose weights DeepSpeed's ZeRO-3 splits over two ranks while they are made."""
+
+import pytest
+import torch
+from tiny import llama
+
+pytest.importorskip("deepspeed")
+
+SCRIPT = "zero_init"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    llama(attention_bias=True, mlp_bias=True).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("method", ["LoRA", "SparseGrad", "a basis of the weights", "GradDrop"])
+def test_an_adapter_on_weights_that_are_split_is_that_on_whole_ones(ranks, base, method):
+    for found in ranks.run("adapted", base=base, method=method):
+        whole, split = found["one piece"], found["split"]
+        for name, tensor in whole["tensors"].items():
+            assert torch.equal(tensor, split["tensors"][name]), name
+        assert whole["tensors"].keys() == split["tensors"].keys()
+        assert torch.allclose(whole["logits"], split["logits"], atol=1e-5)
+
+
+def test_layers_that_do_not_see_their_weight_in_one_piece(ranks, base):
+    for message in ranks.run("norms", base=base):
+        assert "input_layernorm' is a LlamaRMSNorm whose weight ZeRO-3 has split" in message
+        assert "Set `exclude_modules`" in message

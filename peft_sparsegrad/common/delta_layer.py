@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from .bitsandbytes_cpu import unpack_weight
+from .placement import check_merge
 
 
 class DeltaLayer(BaseTunerLayer):
@@ -43,7 +44,9 @@ class DeltaLayer(BaseTunerLayer):
 
         Raises:
             ValueError: With `safe_merge`, if the merged weight is not finite.
+            RuntimeError: If the base weight is split over devices.
         """
+        check_merge(self.get_base_layer())
         for adapter_name in check_adapters_to_merge(self, adapter_names):
             if self.has_adapter(adapter_name):
                 self._add_to_base(adapter_name, 1, safe_merge)

@@ -40,13 +40,30 @@ def check_targets(targets: list[tuple[str, nn.Module]], trains: bool) -> None:
         ValueError: For the first such module.
     """
     for name, module in targets:
-        if any(hasattr(parameter, "full_tensor") for parameter in module.parameters()):
+        if _has_dtensors(module):
             raise ValueError(f"the weight of the target module {name!r} {_ADD_BEFORE}")
         if trains and _is_offloaded(module):
             raise ValueError(
                 f"the weight of the target module {name!r} is offloaded, so that an adapter on it cannot be trained: "
                 "load the model without offloading, quantised if it does not fit, or set `exclude_modules`"
             )
+
+
+def check_merge(base_layer: nn.Module) -> None:
+    """Refuse to merge into a layer whose weight FSDP2, tensor parallelism or ZeRO-3 has split.
+
+    Raises:
+        RuntimeError: If it is split.
+    """
+    if _has_dtensors(base_layer) or is_split_by_zero(base_layer):
+        raise RuntimeError(
+            "the weights are split over devices, where an adapter cannot be merged: save it, load it in one process "
+            "onto a model in one piece, and merge it there"
+        )
+
+
+def _has_dtensors(module: nn.Module) -> bool:
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
 
 
 def _is_wrapped_by_fsdp1(model: nn.Module) -> bool:

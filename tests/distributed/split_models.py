@@ -61,3 +61,17 @@ def refusals(kind: str, base: str, adapters: dict[str, str]) -> list[str]:
     return added + [
         refusal(model, lambda path=path: PeftModel.from_pretrained(model, path)) for path in adapters.values()
     ]
+
+
+def merged_afterwards() -> list[str]:
+    """The refusal of each method to merge into a model that FSDP2 has split."""
+    messages = []
+    for config in CONFIGS.values():
+        model = get_peft_model(llama(), config())
+        for block in model.get_base_model().model.layers:
+            fully_shard(block)
+        try:
+            model.merge_adapter()
+        except RuntimeError as error:
+            messages.append(str(error))
+    return messages

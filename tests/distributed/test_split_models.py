@@ -40,3 +40,9 @@ def test_an_adapter_on_a_model_that_is_split_already(ranks, saved, kind):
                 "`tp_plan` and `distributed_config`, add the adapter, and split the model afterwards, with FSDP",
                 message,
             )
+
+
+def test_merging_into_a_model_that_is_split(ranks):
+    for messages in ranks.run("merged_afterwards"):
+        assert len(messages) == len(split_models.CONFIGS)
+        assert all("split over devices, where an adapter cannot be merged: save it" in each for each in messages)

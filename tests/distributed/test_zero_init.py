@@ -1,10 +1,12 @@
 """Models whose weights DeepSpeed's ZeRO-3 splits over two ranks while they are made."""
 
+import importlib.util
+
 import pytest
 import torch
 from tiny import llama
 
-pytest.importorskip("deepspeed")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs DeepSpeed")
 
 SCRIPT = "zero_init"
 
@@ -30,3 +32,9 @@ def test_layers_that_do_not_see_their_weight_in_one_piece(ranks, base):
     for message in ranks.run("norms", base=base):
         assert "input_layernorm' is a LlamaRMSNorm whose weight ZeRO-3 has split" in message
         assert "Set `exclude_modules`" in message
+
+
+def test_merging_into_weights_that_are_split(ranks, base):
+    for messages in ranks.run("merged", base=base):
+        assert len(messages) == 2
+        assert all("split over devices, where an adapter cannot be merged: save it" in each for each in messages)

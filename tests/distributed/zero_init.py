@@ -60,6 +60,17 @@ def adapted(base: str, method: str) -> dict[str, Any]:
     return found
 
 
+def merged(base: str) -> list[str]:
+    """The refusal of each of our methods to merge."""
+    messages = []
+    for method in ("SparseGrad", "GradDrop"):
+        try:
+            split(base, METHODS[method]()).merge_adapter()
+        except RuntimeError as error:
+            messages.append(str(error))
+    return messages
+
+
 def norms(base: str) -> str:
     """The refusal of normalisation layers."""
     try:

@@ -23,7 +23,7 @@ class Derived(Generic[T]):
     def __init__(self, compute: Callable[..., T]) -> None:
         self._compute = compute
         self._tensors: tuple[torch.Tensor, ...] = ()
-        self._versions: tuple[int, ...] | None = None
+        self._versions: tuple[tuple[int, int], ...] | None = None
         self._value: T | None = None
 
     def of(self, *tensors: torch.Tensor) -> T:
@@ -44,6 +44,11 @@ class Derived(Generic[T]):
         return {"_compute": self._compute, "_tensors": (), "_versions": None, "_value": None}
 
 
-def _versions(tensors: tuple[torch.Tensor, ...]) -> tuple[int, ...] | None:
-    """Return the numbers of writes to tensors, or None if one is an inference tensor, which does not count them."""
-    return None if any(tensor.is_inference() for tensor in tensors) else tuple(tensor._version for tensor in tensors)
+def _versions(tensors: tuple[torch.Tensor, ...]) -> tuple[tuple[int, int], ...] | None:
+    """Return address and number of writes of tensors, or None if one is an inference tensor, which counts no writes.
+
+    A tensor whose `data` has been replaced, as FSDP2 moves buffers to a GPU, has another address.
+    """
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)

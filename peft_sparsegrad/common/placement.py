@@ -12,6 +12,9 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 from torch import nn
+from transformers.integrations.fsdp import is_fsdp_enabled, is_fsdp_managed_module
+
+from .distributed import world_size
 
 _ADD_BEFORE = (
     "is split over devices: load the model without `tp_plan` and `distributed_config`, add the adapter, and split the "
@@ -118,3 +121,20 @@ def in_one_piece(module: nn.Module) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(list(module.parameters())):
         yield
+
+
+def check_weights_are_on_all_ranks(model: nn.Module, reader: str, way_out: str) -> None:
+    """Raise a ValueError on every rank if rank 0 alone may have a model's weights, as it has until they are sharded.
+
+    Args:
+        model: The model.
+        reader: The setting or function that needs the weights.
+        way_out: A way out beside `cpu_ram_efficient_loading=False`.
+    """
+    is_sharded = any(hasattr(each, "full_tensor") for each in model.parameters())
+    is_sharded = is_sharded or any(is_fsdp_managed_module(each) for each in model.modules())
+    if world_size() > 1 and is_fsdp_enabled() and not is_sharded:
+        raise ValueError(
+            f"{reader} needs the weights, which `cpu_ram_efficient_loading` reads on rank 0 alone: {way_out}, or set "
+            "`cpu_ram_efficient_loading` to false"
+        )

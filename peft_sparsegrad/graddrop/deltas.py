@@ -7,8 +7,10 @@ from typing import cast
 import torch
 from torch import nn
 
+from ..common.kept_buffers import KeptBuffers
 
-class Deltas(nn.Module):
+
+class Deltas(KeptBuffers):
     """The trained deltas of one adapter on one module.
 
     They are in a module of their own so that their names contain the adapter's name and do not end in it. TRL finds by

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..common.backward import in_backward
 from ..common.derived import Derived
+from ..common.kept_buffers import KeptBuffers
 from ..functional import Core, delta_product, observe_gradient, pack_support, spread_support, unpack_support
 from .basis import Basis
 from .plan import LayerPlan
@@ -32,7 +33,7 @@ class WarmUp(Protocol):
         ...
 
 
-class LayerAdapter(nn.Module):
+class LayerAdapter(KeptBuffers):
     """The delta `V S Uᵀ` of one adapter on one layer.
 
     All state that a copy must carry is in parameters and persistent buffers whose shapes are fixed when the adapter is

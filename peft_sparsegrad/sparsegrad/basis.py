@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+
+from ..common.kept_buffers import KeptBuffers
 
 
-class Basis(nn.Module):
+class Basis(KeptBuffers):
     """The pair of transition matrices U (in, r_in) and V (out, r_out) that the layers of a group share.
 
     One layer of the group, the owner, registers this module, so the pair is in the state dict once; the others hold a

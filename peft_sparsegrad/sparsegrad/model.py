@@ -14,6 +14,7 @@ from torch import nn
 from ..common.bitsandbytes_cpu import restore_scales
 from ..common.delta_tuner import DeltaTuner
 from ..common.model_card import collect_facts
+from ..common.placement import check_weights_are_on_all_ranks
 from .basis import Basis
 from .checkpoint import check_adapter_tensors, check_complete, in_file_order, warn_if_not_settled, with_slots
 from .config import SparseGradConfig
@@ -92,6 +93,7 @@ class SparseGradModel(DeltaTuner):
         self._transition_file: TransitionFile | None = None
         targets = self._targets(peft_config, model)
         if peft_config.basis == "svd" and not peft_config.inference_mode:
+            check_weights_are_on_all_ranks(model, "`basis='svd'`", "take another basis")
             _check_weights_are_loaded(targets)
         plans = [self._plan(peft_config, name, module) for name, module in targets]
         if peft_config.transition_matrices is not None and not peft_config.inference_mode:

@@ -11,6 +11,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..common.distributed import is_main_process
+from ..common.placement import check_weights_are_on_all_ranks
 from .adapter import LayerAdapter
 from .layer import SparseGradLayer, layer_adapters
 from .report import WarmUpReport
@@ -45,10 +46,11 @@ def warmup(
         A report with the duration and, for each group, spectrum, rank and gradient energy captured.
 
     Raises:
-        ValueError: If there is nothing to warm up, or the batches are too few, have no loss, have gradients that are
-            all zero, or give NaN or Inf. The adapter is then unchanged.
+        ValueError: If there is nothing to warm up, rank 0 alone has the weights, or the batches are too few, have no
+            loss, have gradients that are all zero, or give NaN or Inf. The adapter is then unchanged.
     """
     adapter_name, adapters = _adapters_to_warm_up(model, adapter_name)
+    check_weights_are_on_all_ranks(model, "the warm-up", "run it after `accelerator.prepare(model, optimizer)`")
     plan = adapters[0].plan
     passes, without_labels = _passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS)
     collector = WarmUpCollector(adapter_name, adapters, needs_basis=plan.basis == "hosvd")

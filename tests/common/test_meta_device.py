@@ -113,3 +113,27 @@ def test_a_basis_of_weights_that_are_not_there():
 def test_masks_on_parameters_that_loading_replaces():
     with pytest.raises(ValueError, match=r"q_proj\.weight' is on the meta device, .*: load the model before"):
         GradDrop(on_meta(), GradDropConfig())
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_model_whose_parameters_are_taken_away_and_given_back(method):
+    """As accelerate's FSDP2 does, which shards and loads parameters only."""
+    model, twin = real(method), real(method)
+    assert train(model.train(), steps=4) == train(twin.train(), steps=4)
+    state = model.state_dict()
+    model.to("meta")
+    names = model.state_dict().keys()
+    assert names == dict(model.named_parameters()).keys()
+    model.load_state_dict({name: state[name] for name in names}, assign=True)
+    load_base(model)
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert train(model, steps=5) == train(twin, steps=5)
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_buffers_are_missed_unless_the_parameters_were_taken_away(method):
+    model = real(method)
+    model.to("meta").to_empty(device="cpu")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict(dict(model.named_parameters()))

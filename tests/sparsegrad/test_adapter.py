@@ -173,3 +173,13 @@ def test_step_is_counted_once(nested):
         adapter.add_delta(torch.zeros(3, 6), torch.randn(3, 8)).sum().backward()
         optimizer.step()
         assert adapter.num_steps == steps
+
+
+def test_what_is_derived_follows_data_that_has_been_replaced():
+    """As FSDP2 moves buffers to a GPU."""
+    adapter = new_adapter()
+    indices = adapter.indices
+    adapter.slots.data = adapter.slots.flip(0)
+    adapter.steps.data = torch.tensor([3])
+    assert torch.equal(adapter.indices, indices.flip(0))
+    assert adapter.num_steps == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from torch import nn
@@ -36,3 +37,28 @@ class DeltaTuner(BaseTuner):
         unloaded module has its weight; that of a wrapper of trained tokens is no parameter.
         """
         setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, torch.Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors of a state dict that are the adapter's.
+
+        Raises:
+            ValueError: If PEFT does not find all of them.
+        """
+        tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
+        own = [name for name in state_dict if f".{cls.prefix}" in name and f".{adapter_name}." in name]
+        lost = [name for name in own if name not in tensors]
+        if lost:
+            raise ValueError(
+                f"PEFT would leave {lost[0]!r} and {len(lost) - 1} other tensors out of the file, because a wrapper "
+                "inside the model, of FSDP1 or of activation checkpointing, has changed the names of its modules: use "
+                "FSDP2 (`fsdp_version: 2`) and `model.gradient_checkpointing_enable()`"
+            )
+        return tensors

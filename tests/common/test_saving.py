@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import adapted, batch, llama, logits, train
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from peft_sparsegrad import GradDropConfig, save_transition_matrices, warmup
 from peft_sparsegrad.common.checksum import CHECKSUM
@@ -182,3 +184,12 @@ def test_tensors_that_were_changed_on_purpose_raise_no_alarm(tmp_path, how):
         loaded = PeftModel.from_pretrained(llama(), tmp_path)
     values = {key: t for key, t in get_peft_model_state_dict(loaded).items() if key.endswith("values")}
     assert all(torch.equal(values[key], tensors[key].float()) for key in values)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_wrapper_whose_names_peft_does_not_know_is_an_error_and_no_file_without_its_tensors(tmp_path, name):
+    model = METHODS[name]()
+    layers: Any = model.get_submodule("base_model.model.model.layers")
+    layers[0] = checkpoint_wrapper(layers[0])
+    with pytest.raises(ValueError, match=r"PEFT would leave 'base_model.*layers\.0.* out of the file.* use FSDP2"):
+        model.save_pretrained(tmp_path, state_dict=model.state_dict())

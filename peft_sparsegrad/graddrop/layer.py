@@ -14,9 +14,10 @@ from transformers.pytorch_utils import Conv1D
 from ..common.backward import in_backward
 from ..common.delta_layer import DeltaLayer, restore_float32
 from ..common.distributed import world_size
+from ..common.forward_replaced import Calling, forward_replaced
 from ..common.optimizer_watcher import OptimizerStep, watch
 from ..common.pieces import refuse_views
-from ..common.placement import check_data_parallel, whole_shape
+from ..common.placement import check_data_parallel, is_split_by_zero, whole_shape
 from ..common.targeting import in_out_features
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .deltas import Deltas
@@ -228,7 +229,11 @@ class _GradDropProduct(GradDropLayer):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         base: Any = self.get_base_layer()
-        return self.product(x, base.weight, base.bias, weight_deltas, bias_deltas)
+        if not is_split_by_zero(base):
+            return self.product(x, base.weight, base.bias, weight_deltas, bias_deltas)
+        # DeepSpeed's hooks on the layer bring its weight, for the backward pass too.
+        with forward_replaced(base, lambda _, x: self.product(x, base.weight, base.bias, weight_deltas, bias_deltas)):
+            return base(x)
 
 
 class GradDropLinear(_GradDropProduct):
@@ -272,8 +277,12 @@ class GradDropParameters(GradDropLayer):
     ) -> torch.Tensor:
         base: Any = self.get_base_layer()
         self._check_is_here(base.weight, x)
-        names = {id(parameter): name for name, parameter in self.base_layer.named_parameters()}
-        parameters = {names[id(base.weight)]: masked_sum(base.weight, weight_deltas)}
-        if bias_deltas:
-            parameters[names[id(base.bias)]] = masked_sum(base.bias, bias_deltas)
-        return torch.func.functional_call(self.base_layer, parameters, (x, *args), kwargs)
+
+        def with_deltas(forward: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+            parameters = {"base.weight": masked_sum(base.weight, weight_deltas)}
+            if bias_deltas:
+                parameters["base.bias"] = masked_sum(base.bias, bias_deltas)
+            return torch.func.functional_call(Calling(base, forward), parameters, args, kwargs)
+
+        with forward_replaced(base, with_deltas):
+            return cast(Callable[..., torch.Tensor], self.base_layer)(x, *args, **kwargs)

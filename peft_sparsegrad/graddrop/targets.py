@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from ..common.placement import is_split_by_zero
 from ..common.targeting import base_modules, is_linear
 from .blocks import block_of
 from .layer import GradDropConv2d, GradDropLayer, GradDropLinear, GradDropParameters
@@ -30,11 +29,6 @@ def layer_class(name: str, module: nn.Module, model: nn.Module, **backend_kwargs
         raise TypeError(
             f"the target module {name!r} is part of a MultiheadAttention, which reads its weight without calling it, "
             "so that an adapter on it would do nothing. Set `exclude_modules`."
-        )
-    if kind is GradDropParameters and is_split_by_zero(module):
-        raise TypeError(
-            f"the target module {name!r} is a {type(module).__name__} whose weight ZeRO-3 has split: there GradDrop "
-            "trains Linear, Conv1D and Conv2d layers. Set `exclude_modules`, or use ZeRO-2."
         )
     return kind
 

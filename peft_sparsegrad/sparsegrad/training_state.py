@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..common.distributed import is_main_process, world_size
+from ..common.distributed import agree, is_main_process, refuse_join, world_size
 from ..common.optimizer_watcher import OptimizerStep, watch
 from ..common.pieces import Piece, is_dtensor
 from ..common.unseen_steps import UnseenSteps
@@ -66,8 +66,11 @@ class TrainingState:
 
     def leaf(self) -> torch.Tensor | None:
         """Return the leaf that receives the gradient of the whole core, see `Core`, or None if nobody needs it."""
-        needed = self.is_renewed and torch.is_grad_enabled() and not is_dtensor(self.values)
-        return self.core_gradient.leaf(self.values) if needed else None
+        if not self.is_renewed or not torch.is_grad_enabled() or is_dtensor(self.values):
+            return None
+        if not torch.compiler.is_compiling():
+            refuse_join("the renewal of SparseGrad's supports (`renewal_steps`)")
+        return self.core_gradient.leaf(self.values)
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
         """Prepare for a step of an optimizer that holds the values, and return `_after_step` if it is to be counted.
@@ -120,7 +123,16 @@ class TrainingState:
         self._is_gathered = False
         taken = self.adapter.count_step()
         if taken == next_renewal(taken - 1, self.adapter.plan.renewal_steps):
+            self._agree("renewal")
             self._renew({*self._optimizers, *step.optimizers}, piece)
+
+    def _agree(self, what: str) -> None:
+        """Check that all ranks have come to the same layer, before collective operations on its tensors."""
+        agree(
+            f"the {what} of the support of {self.adapter.plan.name!r}",
+            self._device,
+            "every rank must train every layer, and count the same steps for it; else set `renewal_steps=0`",
+        )
 
     def _is_of_other_ranks(self, piece: Piece) -> bool:
         """Return whether others have a gradient for a layer that this rank's batch has not reached."""
@@ -177,11 +189,18 @@ class TrainingState:
     @torch.no_grad()
     def _meet(self, optimizer: torch.optim.Optimizer, piece: Piece) -> None:
         """Take over what the optimizer's state dict has carried, and let it carry the state of this layer."""
+        if self.is_renewed and piece.size != self.adapter.plan.k:
+            raise RuntimeError(
+                f"the optimizer holds {piece.size} of the {self.adapter.plan.k} values of {self.adapter.plan.name!r}, "
+                "cut in a way that a renewal does not know: use FSDP2 or DeepSpeed, or set `renewal_steps=0`"
+            )
         carried = take(optimizer, piece.held, self.adapter.plan.name)
         if carried is not None:
             self.load_state_dict(carried, piece)
         if optimizer in self._optimizers:
             return
+        if self.is_renewed and not self._optimizers:
+            self._agree("first step")
         if carried is None and not self._optimizers and self._was_sorted() and has_state(optimizer, piece):
             raise RuntimeError(
                 "the optimizer has a state without the order of the SparseGrad values that it belongs to: load one "

@@ -13,7 +13,7 @@ import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from engines import EPOCHS, METHODS, STEPS, make, optimizer_for, results, share, train_by_torch  # noqa: F401
 
-from peft_sparsegrad import GradDrop
+from peft_sparsegrad import GradDrop, warmup
 
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # it would compile an extension
 
@@ -37,6 +37,8 @@ def train_by_deepspeed(engine: str, method: str) -> dict[str, Any]:
             "steps_per_print": 1000,
         },
     )
+    if settings.get("warm_up") == "after":
+        warmup(wrapped, [share(step) for step in range(4)], 4, progress=False)
     if settings.get("masks_after"):
         masks = GradDrop(wrapped, settings["masks"]())
     for step in range(STEPS):

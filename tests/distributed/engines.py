@@ -41,6 +41,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {"config": lora},
     "default": {"config": sparsegrad(), "warm_up": "before"},
     "default, warmed up afterwards": {"config": sparsegrad(), "warm_up": "after"},
+    "default and a head, warmed up afterwards": {
+        "config": sparsegrad(modules_to_save=["lm_head"]),
+        "warm_up": "after",
+    },
     "default, warmed up in training": {"config": sparsegrad()},
     "not renewed": {"config": sparsegrad(renewal_steps=0), "warm_up": "before"},
     "dynamic": {"config": sparsegrad(support="dynamic"), "warm_up": "before"},

@@ -3,6 +3,7 @@ import torch
 
 from peft_sparsegrad.functional import (
     core_gradient,
+    keep_largest,
     pack_support,
     packed_support_size,
     renew_support,
@@ -245,3 +246,13 @@ def test_core_gradient_is_formed_where_the_input_is():
     """A group's basis is on one device, and in a model that is spread over several the layers are on others."""
     x, dy = torch.randn(5, 8, device="meta"), torch.randn(5, 6, device="meta")
     assert core_gradient(x, dy, torch.randn(8, 4), torch.randn(6, 3)).device.type == "meta"
+
+
+@pytest.mark.parametrize("k", [1, 3, 5, 12, 100])
+def test_keep_largest(k):
+    gradient = torch.randn(12, dtype=torch.float64)
+    largest = sorted(range(12), key=lambda i: -abs(gradient[i].item()))[:k]
+    expected = torch.zeros_like(gradient)
+    expected[largest] = gradient[largest]
+    assert torch.equal(keep_largest(gradient, k), expected)
+    assert gradient.min() < 0 < gradient.max(), "magnitudes and signed values must differ for this to say anything"

@@ -23,6 +23,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear, create_sparsegrad_optimizer, warmup
 from peft_sparsegrad.common.optimizer_watcher import observers
+from peft_sparsegrad.common.pieces import piece_of
 from peft_sparsegrad.sparsegrad.renewal import next_renewal, reset_state
 
 TESTS = Path(__file__).parent.parent
@@ -267,7 +268,7 @@ def test_scales_begin_with_their_mean_and_all_else_with_zero():
     )
     state = optimizer.state[values]
     scale = state["scale"]
-    reset_state(optimizer, values, RENEWED)
+    reset_state(optimizer, piece_of(values), RENEWED)
     assert state["scale"] is scale, "in place, for whoever else holds it"
     assert {key: s.tolist() if isinstance(s, torch.Tensor) else s for key, s in state.items()} == {
         "scale": [1, 3, 0, 3],
@@ -286,10 +287,10 @@ def test_state_in_blocks_begins_anew(dtype):
     values, other = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4))
     optimizer = fake_optimizer(values, state1=torch.ones(4, dtype=dtype), scale=torch.ones(4), absmax1=torch.ones(1))
     optimizer.state[other] = {"scale": torch.ones(4)}
-    reset_state(optimizer, values, RENEWED)
+    reset_state(optimizer, piece_of(values), RENEWED)
     assert values not in optimizer.state
     assert optimizer.state[other] == {"scale": optimizer.state[other]["scale"]}
-    reset_state(optimizer, values, RENEWED)
+    reset_state(optimizer, piece_of(values), RENEWED)
     assert values not in optimizer.state, "an optimizer without state has nothing to move, and gets none"
 
 
@@ -357,14 +358,13 @@ def test_survivors_keep_their_slots():
         assert all(new[slot] == index for slot, index in enumerate(old) if index in kept)
 
 
-def test_sharded_values_are_refused():
-    """FSDP leaves each rank a part of the vector."""
+def test_values_that_an_unknown_engine_has_cut_are_refused():
     model = adapted(renewal_steps=2)
     optimizer = torch.optim.SGD(trained_parameters(model), lr=0.1)
     for parameter in trained_parameters(model):
         parameter.data = parameter.data[:10]
         parameter.grad = torch.zeros(10)
-    with pytest.raises(ValueError, match=r"0\.mlp\.up_proj' are sharded .* set `renewal_steps=0`"):
+    with pytest.raises(RuntimeError, match=r"10 of the 204 values of .*0\.mlp\.up_proj'.* set `renewal_steps=0`"):
         optimizer.step()
 
 

@@ -166,15 +166,6 @@ def test_dynamic_support_needs_only_the_basis():
         assert int((values != 0).sum()) == plan.k
 
 
-def test_gradient_of_a_dynamic_support_has_k_entries():
-    model = adapted(support="dynamic")
-    model(**batch()).loss.backward()
-    for layer in layers(model):
-        adapter = layer.adapter("default")
-        plan, values = adapter.plan, adapter.values
-        assert int((values.grad != 0).sum()) == plan.k
-
-
 # Reuse from a file ---------------------------------------------------------------------------------------------------
 
 

@@ -167,6 +167,7 @@ def train_from_last_checkpoint(trainer: SFTTrainer, out: Path) -> int:
 def save(trainer: SFTTrainer, out: Path, metrics: dict[str, Any]) -> None:
     """Save the adapter or model and the tokenizer, then metrics.json, which says that the run is finished."""
     trainer.save_model(str(out))
+    trainer.accelerator.wait_for_everyone()  # the others, too, look at what the first has written
     if trainer.is_world_process_zero():
         metrics = {**metrics, "saved_bytes": saved_bytes(out), "versions": versions()}
         write_json(out / METRICS_FILE, metrics)

@@ -13,8 +13,12 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank_of_process() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
 def is_main_process() -> bool:
-    return world_size() == 1 or dist.get_rank() == 0
+    return rank_of_process() == 0
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
@@ -71,7 +75,7 @@ def agree(point: str, device: torch.device, way_out: str, ok: bool = True) -> bo
 def numbers_of_ranks(number: int, device: torch.device) -> list[int]:
     """Return the number that each rank passes, in the order of the ranks."""
     numbers = torch.zeros(world_size(), dtype=torch.int64, device=device)
-    numbers[dist.get_rank() if world_size() > 1 else 0] = number
+    numbers[rank_of_process()] = number
     return sum_over_ranks(numbers).tolist()
 
 

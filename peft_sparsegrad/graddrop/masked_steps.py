@@ -46,14 +46,14 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
 
     Returns:
         A function to call after the step, which restores the entries and counts the step; None if the optimizer holds
-        none of the parameters.
+        none of the parameters, or there was no pass.
 
     Raises:
         RuntimeError: If the masks are bound to another run's optimizer, or entries are to be held from an optimizer
             that moves them outside of its steps.
     """
     updated = [masked for masked in parameters if step.updates(masked.parameter)]
-    if not updated:
+    if not any(masked.sampler.has_passed or step.has_closure for masked in updated):
         return None
     held = [entries for masked in updated if (entries := _hold(masked, step)) is not None]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..common.distributed import agree, is_main_process, refuse_join, world_size
+from ..common.distributed import agree, rank_of_process, refuse_join, world_size
 from ..common.optimizer_watcher import OptimizerStep, watch
 from ..common.pieces import Piece, is_dtensor
 from ..common.unseen_steps import UnseenSteps
@@ -218,12 +218,21 @@ class TrainingState:
         return bool((slots.diff() == 1).all())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of each value (k,), the total of the core's gradient, and the ranks that share it.
+        """Return the positions of the values and the sum from which the next support is chosen.
 
-        The total of several ranks is complete after `gather`, and is then that of one.
+        Returns:
+            `indices`: position of each value, int32 (k,). `total`: total of the core's gradient, (r_out, r_in).
+            `share`: number of ranks of whose totals it is one, and the number of this rank, int64 (2,); after `gather`
+            one rank, 0. All are tensors of fixed shapes, as torch's distributed checkpoints need them.
         """
-        ranks = 1 if self._is_gathered else world_size()
-        return {"indices": self._positions().int(), "total": self.core_gradient.total, "ranks": ranks}
+        total, ranks = self.core_gradient.total, world_size()
+        total = torch.zeros(self.adapter.plan.core_shape, device=self._device) if total is None else total
+        share = torch.tensor([1, 0] if self._is_gathered else [ranks, rank_of_process()])
+        return {
+            "indices": self._positions().int(),
+            "total": total * ranks if self._is_gathered else total,
+            "share": share,
+        }
 
     def load_state_dict(self, state: dict[str, Any], piece: Piece) -> None:
         """Restore what `state_dict` returned, and put the values into the slots to which the moments belong.
@@ -243,22 +252,21 @@ class TrainingState:
                 if part is not None:
                     part.copy_(piece.cut(piece.joined(part, self._device)[order[rank]]))
             self.adapter.place(indices)
-        self._load_total(state["total"], state["ranks"])
+        self._load_total(state["total"].to(self._device, torch.float32), *state["share"].tolist())
 
-    def _load_total(self, total: torch.Tensor | None, ranks: int) -> None:
-        if ranks == 1 and not is_main_process():
-            total = None  # rank 0 has the sum of all
-        if ranks > 1 and total is not None:
+    def _load_total(self, total: torch.Tensor, ranks: int, rank: int) -> None:
+        own = ranks == world_size() and rank == rank_of_process()
+        if not own and ranks > 1 and bool(total.any()):
             warnings.warn(
                 f"The checkpoint was written by one of {ranks} ranks, without the gradients of the others: the next "
                 "renewal of the supports goes by its share of them. `SparseGradCallback` saves those of all ranks.",
                 stacklevel=2,
             )
-        self.core_gradient.total = None if total is None else total.to(self._device, torch.float32, copy=True)
+        self.core_gradient.total = total.clone() if own else total / world_size()
 
     def gather(self) -> None:
-        """Bring the totals of all ranks to rank 0, which writes the checkpoint."""
+        """Give each rank an equal share of the sum of all totals, so that a checkpoint of any rank has the sum."""
         if world_size() > 1 and not self._is_gathered:
             total = self.core_gradient.sum_over_ranks(self._device)
-            self.core_gradient.total = total if is_main_process() else None
+            self.core_gradient.total = None if total is None else total / world_size()
             self._is_gathered = True

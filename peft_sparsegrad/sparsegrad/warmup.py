@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from ..common.distributed import is_main_process
 from ..common.placement import check_weights_are_on_all_ranks
+from ..common.zero import is_managed
 from .adapter import LayerAdapter
 from .layer import SparseGradLayer, layer_adapters
 from .report import WarmUpReport
@@ -189,12 +190,18 @@ def _watching(adapters: list[LayerAdapter], collector: WarmUpCollector) -> Itera
 
 @contextmanager
 def _gradients_kept_aside(model: nn.Module) -> Iterator[None]:
-    """Set the parameters' gradients aside inside the block, so that the passes leave no gradient behind."""
+    """Set the parameters' gradients aside inside the block, so that the passes leave no gradient behind.
+
+    DeepSpeed keeps gradients elsewhere, so there only the values have some, and those are zero.
+    """
     kept = [(parameter, parameter.grad) for parameter in model.parameters() if parameter.requires_grad]
+    values = {adapter.values for adapter in model.modules() if isinstance(adapter, LayerAdapter)}
     for parameter, _ in kept:
         parameter.grad = None
+        parameter.requires_grad_(parameter in values or not is_managed(parameter))
     try:
         yield
     finally:
         for parameter, gradient in kept:
+            parameter.requires_grad_()
             parameter.grad = gradient

@@ -28,8 +28,8 @@ class WarmUp(Protocol):
         """Observe x (tokens, in) and dy (tokens, out), and return whether they could be used."""
         ...
 
-    def begin_pass(self) -> None:
-        """End what the passes so far have completed."""
+    def enter(self, adapter: LayerAdapter) -> None:
+        """Note that a forward pass comes to a layer, and end what the passes so far have completed."""
         ...
 
 
@@ -128,7 +128,7 @@ class LayerAdapter(KeptBuffers):
     def begin_pass(self) -> None:
         """Note that a forward pass comes to this layer, so that a warm-up that is complete ends before it."""
         if self.warmup is not None and (torch.is_grad_enabled() or self.training) and not in_backward():
-            self.warmup.begin_pass()
+            self.warmup.enter(self)
         if self.plan.dynamic and self.observer is None and not torch.compiler.is_compiling():
             self.training_state.check_values()
 

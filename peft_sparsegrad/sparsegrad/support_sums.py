@@ -1,12 +1,13 @@
-"""The sums over a warm-up's passes from which the support of one layer is chosen."""
+"""The sums over a warm-up's passes from which the support of one layer is chosen, and the report of them."""
 
 from __future__ import annotations
 
 import torch
 
 from ..common.distributed import sum_over_ranks
-from ..functional import SUPPORT_SCORES, core_gradient, gradient_energy
+from ..functional import SUPPORT_SCORES, Hosvd, core_gradient, gradient_energy
 from .adapter import LayerAdapter
+from .report import GroupReport
 
 
 class SupportSums:
@@ -47,3 +48,29 @@ class SupportSums:
     def energy_in_support(self) -> float:
         """Energy Σ G̃² of the chosen entries."""
         return self.squared.flatten()[self.adapter.indices].sum().item()
+
+
+def group_report(
+    adapters: list[LayerAdapter], found: Hosvd | None, sums: dict[LayerAdapter, SupportSums]
+) -> GroupReport:
+    """Return the report of a group of layers.
+
+    Args:
+        adapters: The adapter on each layer of the group.
+        found: Basis that the warm-up has found for the group; None if it was known before, and on other ranks than 0.
+        sums: Sums of the layers, complete; without those that had no gradient.
+    """
+    plan, own = adapters[0].plan, [sums[adapter] for adapter in adapters if adapter in sums]
+    total = sum(each.total for each in own)
+    return GroupReport(
+        name=plan.role,
+        num_layers=len(adapters),
+        weight_shape=plan.weight_shape,
+        core_shape=plan.core_shape,
+        num_values=plan.k,
+        method=found.method if found else plan.basis,
+        energy_in_core=sum(each.energy_in_core for each in own) / total if total else None,
+        energy_in_support=sum(each.energy_in_support for each in own) / total if total else None,
+        spectrum_in=found.spectrum_in.tolist() if found else [],
+        spectrum_out=found.spectrum_out.tolist() if found else [],
+    )

@@ -15,8 +15,9 @@ from torch.utils.data.distributed import DistributedSampler
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import IterableDatasetShard
 
-from ..common.distributed import world_size
+from ..common.distributed import agree, world_size
 from .warmup import finite_loss, has_labels
+from .warmup_ranks import WAY_OUT
 
 
 def trainer_of(callback: TrainerCallback) -> Trainer:
@@ -76,14 +77,22 @@ class TrainerBatches:
         self.next_loss().backward()
 
     def next_loss(self) -> torch.Tensor:
-        """Return the loss of the next batch, as the Trainer computes it."""
-        inputs = self.trainer._prepare_inputs(next(self._batches))
+        """Return the loss of the next batch, as the Trainer computes it.
+
+        Raises:
+            ValueError: If some rank has no batch with labels.
+        """
+        batch = next(self._batches, None)
+        if not agree(f"warm-up batch {self._index}", self.trainer.args.device, WAY_OUT, ok=batch is not None):
+            raise ValueError("the training dataset is empty, or all its labels are -100: there is no gradient")
+        inputs = self.trainer._prepare_inputs(cast(dict[str, Any], batch))
         with self.trainer.compute_loss_context_manager():
             loss = cast(torch.Tensor, self.trainer.compute_loss(self.model, inputs))
         self._index += 1
         return finite_loss(loss, self._index - 1)
 
     def _endless(self, loader: DataLoader) -> Iterator[Any]:
+        """Yield the batches with labels over and over, and end if there are none."""
         while True:
             found = False
             for batch in loader:
@@ -93,7 +102,7 @@ class TrainerBatches:
                 else:
                     self.passed_over += 1
             if not found:
-                raise ValueError("the training dataset is empty, or all its labels are -100: there is no gradient")
+                return
 
     @contextmanager
     def as_in_training(self) -> Iterator[None]:

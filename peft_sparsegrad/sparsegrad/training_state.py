@@ -225,14 +225,11 @@ class TrainingState:
             `share`: number of ranks of whose totals it is one, and the number of this rank, int64 (2,); after `gather`
             one rank, 0. All are tensors of fixed shapes, as torch's distributed checkpoints need them.
         """
-        total, ranks = self.core_gradient.total, world_size()
+        total, share = self.core_gradient.total, [world_size(), rank_of_process()]
         total = torch.zeros(self.adapter.plan.core_shape, device=self._device) if total is None else total
-        share = torch.tensor([1, 0] if self._is_gathered else [ranks, rank_of_process()])
-        return {
-            "indices": self._positions().int(),
-            "total": total * ranks if self._is_gathered else total,
-            "share": share,
-        }
+        if self._is_gathered:
+            total, share = total * world_size(), [1, 0]
+        return {"indices": self._positions().int(), "total": total, "share": torch.tensor(share)}
 
     def load_state_dict(self, state: dict[str, Any], piece: Piece) -> None:
         """Restore what `state_dict` returned, and put the values into the slots to which the moments belong.

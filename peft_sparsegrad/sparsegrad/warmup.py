@@ -10,13 +10,14 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..common.distributed import is_main_process
+from ..common.distributed import agree, is_main_process, numbers_of_ranks
 from ..common.placement import check_weights_are_on_all_ranks
 from ..common.zero import is_managed
 from .adapter import LayerAdapter
 from .layer import SparseGradLayer, layer_adapters
 from .report import WarmUpReport
 from .warmup_collector import WarmUpCollector
+from .warmup_ranks import WAY_OUT
 
 Batches = Iterable[Any] | Callable[[], Any]
 DEFAULT_STEPS = 32
@@ -31,29 +32,36 @@ def warmup(
 ) -> WarmUpReport:
     """Find the transition matrices and the supports of a SparseGrad adapter (paper, section 3.1).
 
-    The gradients of `steps` batches are observed in two or more sweeps over the same batches. Nothing is trained, and
-    the model's mode (train or eval) is left as it is. Under `torch.distributed` every rank passes batches of its own,
-    and all ranks end with identical bases and supports.
+        The gradients of `steps` batches are observed in two or more sweeps over the same batches. Nothing is trained, and
+        the model's mode (train or eval) is left as it is. Under `torch.distributed` every rank passes batches of its own,
+        and all ranks end with identical bases and supports.
 
-    Args:
-        model: A model with a SparseGrad adapter that has not been trained yet.
-        batches: Batches for `model(**batch).loss`, of which those whose labels are all -100 are passed over; or, for
-            any other loss, a callable without arguments that runs one forward and one backward pass.
-        steps: Number of batches to use; None for the configuration's `warmup_steps`, or for all if there are fewer.
-        adapter_name: Name of the adapter; None for the active one.
-        progress: True to show a progress bar on rank 0.
+        Args:
+            model: A model with a SparseGrad adapter that has not been trained yet.
+            batches: Batches for `model(**batch).loss`, of which those whose labels are all -100 are passed over; or, for
+                any other loss, a callable without arguments that runs one forward and one backward pass.
+            steps: Number of batches to use; None for the configuration's `warmup_steps`, or for all if there are fewer.
+            adapter_name: Name of the adapter; None for the active one.
+            progress: True to show a progress bar on rank 0.
 
-    Returns:
-        A report with the duration and, for each group, spectrum, rank and gradient energy captured.
+        Returns:
+            A report with the duration and, for each group, spectrum, rank and gradient energy captured.
 
-    Raises:
-        ValueError: If there is nothing to warm up, rank 0 alone has the weights, or the batches are too few, have no
-            loss, have gradients that are all zero, or give NaN or Inf. The adapter is then unchanged.
+        Raises:
+    <<<<<<< HEAD
+            ValueError: If there is nothing to warm up, rank 0 alone has the weights, or the batches are too few, have no
+                loss, have gradients that are all zero, or give NaN or Inf. The adapter is then unchanged.
+    =======
+            ValueError: If there is nothing to warm up, or the batches are too few, have no loss, have gradients that are
+                all zero, or give NaN or Inf. The adapter is then unchanged. What is wrong on one rank is raised on all.
+            RuntimeError: If the ranks do not run the same layers in the same number of passes.
+    >>>>>>> 7c1e48a (Let all ranks agree on each layer and pass of a warm-up, or all end with the same error)
     """
     adapter_name, adapters = _adapters_to_warm_up(model, adapter_name)
     check_weights_are_on_all_ranks(model, "the warm-up", "run it after `accelerator.prepare(model, optimizer)`")
     plan = adapters[0].plan
-    passes, without_labels = _passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS)
+    device = adapters[0].values.device
+    passes, without_labels = _passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS, device)
     collector = WarmUpCollector(adapter_name, adapters, needs_basis=plan.basis == "hosvd")
     collector.passed_over = without_labels
     with _watching(adapters, collector), _gradients_kept_aside(model):
@@ -86,7 +94,8 @@ def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[st
         raise ValueError("the model is merged: call `unmerge_adapter` before the warm-up")
     if name not in layers[0].active_adapters or not adapters[0].values.requires_grad:
         raise ValueError(f"the adapter {name!r} does not train: call `set_adapter({name!r})` before the warm-up")
-    if any(adapter.values.any() for adapter in adapters):
+    trained = any(adapter.values.any() for adapter in adapters)
+    if not agree("the beginning of the warm-up", adapters[0].values.device, WAY_OUT, ok=not trained):
         raise ValueError(
             f"the adapter {name!r} has been trained: another basis or support would give its values, and the moments "
             "of an optimizer that has been built for them, to other entries. Add a new adapter and warm that up."
@@ -95,7 +104,7 @@ def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[st
 
 
 def _passes(
-    model: nn.Module, batches: Batches, steps: int | None, default_steps: int
+    model: nn.Module, batches: Batches, steps: int | None, default_steps: int, device: torch.device
 ) -> tuple[list[Callable[[], Any]], int]:
     """Return one callable for each pass of a sweep, and the number of batches without labels that were passed over.
 
@@ -114,6 +123,11 @@ def _passes(
             without_labels += 1
         if len(kept) == (steps or default_steps):
             break
+    counts = numbers_of_ranks(len(kept), device)
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"the ranks have {counts} batches with labels for the warm-up: give every rank the same number of them"
+        )
     if not kept or (steps is not None and len(kept) < steps):
         others = f", and {without_labels} more have no label but -100" if without_labels else ""
         raise ValueError(
@@ -135,6 +149,8 @@ def _until_dry(run_pass: Callable[[], Any]) -> Callable[[], Any]:
         try:
             run_pass()
         except StopIteration as error:
+            # On this rank alone: the others may be in a collective operation of the model's wrapper already, and end
+            # when this process does.
             raise ValueError("the batches ran dry: the warm-up calls its callable twice or more per step") from error
 
     return checked
@@ -150,10 +166,11 @@ def finite_loss(loss: torch.Tensor, index: int) -> torch.Tensor:
     """Return the loss of the warm-up's batch `index`.
 
     Raises:
-        ValueError: If the loss is NaN or Inf.
+        ValueError: If the loss is NaN or Inf on any rank.
     """
-    if not torch.isfinite(loss):
-        raise ValueError(f"warm-up batch {index} gave a loss of {loss.item()}: check its inputs and labels")
+    if not agree(f"the loss of warm-up batch {index}", loss.device, WAY_OUT, ok=bool(torch.isfinite(loss))):
+        elsewhere = ", and NaN or Inf on another rank" if torch.isfinite(loss) else ""
+        raise ValueError(f"warm-up batch {index} gave a loss of {loss.item()}{elsewhere}: check its inputs and labels")
     return loss
 
 
@@ -161,13 +178,17 @@ def batch_loss(model: nn.Module, batch: dict[str, Any], index: int) -> torch.Ten
     """Return the loss that the model computes for the batch `index`.
 
     Raises:
-        ValueError: If it computes none.
+        ValueError: If it computes none on any rank.
     """
     output = model(**batch)
     loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-    if loss is None:
-        raise ValueError(f"warm-up batch {index} gave no loss: put `labels` into the batch, it has {sorted(batch)}")
-    return loss
+    device = next(model.parameters()).device
+    if not agree(f"the output for warm-up batch {index}", device, WAY_OUT, ok=loss is not None):
+        where = "" if loss is None else " on another rank"
+        raise ValueError(
+            f"warm-up batch {index} gave no loss{where}: put `labels` into the batch, it has {sorted(batch)}"
+        )
+    return loss  # pyright: ignore[reportReturnType]
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..common.distributed import copy_from_main, is_main_process, mean_over_ranks, sum_over_ranks
+from ..common.distributed import copy_from_main, is_main_process, mean_over_ranks, refuse_join
 from ..common.optimizer_watcher import OptimizerStep, forget, watch
 from ..functional import (
     ExactHosvd,
@@ -29,8 +29,9 @@ from ..functional import (
 )
 from .adapter import LayerAdapter
 from .basis import Basis
-from .report import GroupReport, WarmUpReport
-from .support_sums import SupportSums
+from .report import WarmUpReport
+from .support_sums import SupportSums, group_report
+from .warmup_ranks import WarmUpRanks
 
 logger = logging.getLogger("peft_sparsegrad")
 
@@ -64,6 +65,7 @@ class WarmUpCollector:
         self.found: dict[Basis, Hosvd] = {}
         self.sums: dict[LayerAdapter, SupportSums] = {}
         self.seen: set[LayerAdapter] = set()  # layers with a gradient in this sweep
+        self._ranks = WarmUpRanks(adapters)
         self.count, self.passes, self.passed_over = 0, 0, 0
         self._observed = self._has_signal = False
         self.basis_sweeps, self.started = 0, time.perf_counter()
@@ -83,11 +85,14 @@ class WarmUpCollector:
 
     def __call__(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
         """Add one backward pass of one layer, x (tokens, in) and dy (tokens, out); return False for an overflow."""
-        if self.done or not x.numel():
+        if self.done:
             return True
+        self._ranks.device = x.device
+        if not self._observed:
+            self._ranks.begin_backward()
         self._observed = True
-        peaks = torch.stack([x.detach().abs().amax().float(), dy.detach().abs().amax().float()]).tolist()
-        if not all(map(math.isfinite, peaks)):
+        peaks = torch.stack([_peak(x), _peak(dy)]).tolist()
+        if not self._ranks.come_to(f"the gradient of {adapter.plan.name!r}", ok=all(map(math.isfinite, peaks))):
             return self._is_no_overflow(adapter, dy)
         if all(peaks):
             self._has_signal = True
@@ -99,6 +104,12 @@ class WarmUpCollector:
                 self.sums[adapter] = SupportSums(adapter, x.dtype)
             self.sums[adapter].update(x, dy)
         return True
+
+    def enter(self, adapter: LayerAdapter) -> None:
+        """Note that a forward pass comes to a layer, and end the pass before it."""
+        refuse_join("SparseGrad's warm-up")
+        self.begin_pass()
+        self._ranks.entered.add(adapter)
 
     def begin_pass(self) -> None:
         """End the pass before this one, and a sweep that is complete with it; call it outside of backward passes."""
@@ -113,8 +124,8 @@ class WarmUpCollector:
 
     def _end_pass(self) -> None:
         """Count a pass, on every rank if any of them had a gradient."""
-        signal = sum_over_ranks(torch.tensor([float(self._has_signal)], device=self.adapters[0].values.device))
-        self.count += bool(signal)
+        signal = not self._ranks.come_to("the end of a pass", ok=not self._has_signal)
+        self.count += signal
         self.passed_over += not signal
         self._observed = self._has_signal = False
 
@@ -122,7 +133,8 @@ class WarmUpCollector:
         """End a sweep over the batches, and return whether the warm-up is finished."""
         if self._observed:
             self._end_pass()
-        self._check_observed()
+        self._ranks.come_to("the end of a sweep")
+        self._check_observed(self._ranks.on_any(self.seen))
         self.passes += self.count
         self.count = 0
         self.seen.clear()
@@ -131,7 +143,8 @@ class WarmUpCollector:
             return True
         self.basis_sweeps += 1
         settled = [accumulator.finish_pass(mean_over_ranks) for accumulator in self.hosvd.values()]
-        if all(settled) or (self.budget is not None and self.basis_sweeps == self._basis_sweeps_planned()):
+        all_settled = self._ranks.come_to("the bases of a sweep", ok=all(settled))
+        if all_settled or (self.budget is not None and self.basis_sweeps == self._basis_sweeps_planned()):
             self._fill_in_bases()
             self.stage = "support"
             if not self.needs_support:
@@ -172,7 +185,7 @@ class WarmUpCollector:
         logger.warning("SparseGrad's warm-up leaves out a gradient of %r with NaN or Inf: check the batches.", name)
         return True
 
-    def _check_observed(self) -> None:
+    def _check_observed(self, seen: set[LayerAdapter]) -> None:
         if not self.count:
             zeros = f"the gradient of {self.passed_over} batches was zero"
             found = zeros if self.passed_over else "it saw no gradient"
@@ -181,7 +194,7 @@ class WarmUpCollector:
                 "pass through the adapted layers, with gradients enabled and the adapter active."
             )
         for adapters in self.groups.values():
-            names = [adapter.plan.name for adapter in adapters if adapter not in self.seen]
+            names = [adapter.plan.name for adapter in adapters if adapter not in seen]
             if len(names) == len(adapters):
                 raise ValueError(
                     f"SparseGrad's warm-up saw no gradient of the modules {names}: they are not part of the loss. "
@@ -216,7 +229,7 @@ class WarmUpCollector:
 
     def _make_report(self) -> WarmUpReport:
         seconds = time.perf_counter() - self.started
-        groups = [self._group_report(basis, adapters) for basis, adapters in self.groups.items()]
+        groups = [group_report(adapters, self.found.get(basis), self.sums) for basis, adapters in self.groups.items()]
         return WarmUpReport(self.adapter_name, self.passes, seconds, groups, self.passed_over)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -224,22 +237,10 @@ class WarmUpCollector:
         if self.budget is not None and not self.done:
             watch(self)  # a copy warms up by itself
 
-    def _group_report(self, basis: Basis, adapters: list[LayerAdapter]) -> GroupReport:
-        plan, found = adapters[0].plan, self.found.get(basis)
-        sums = [self.sums[adapter] for adapter in adapters if adapter in self.sums]
-        total = sum(each.total for each in sums)
-        return GroupReport(
-            name=plan.role,
-            num_layers=len(adapters),
-            weight_shape=plan.weight_shape,
-            core_shape=plan.core_shape,
-            num_values=plan.k,
-            method=found.method if found else plan.basis,
-            energy_in_core=sum(each.energy_in_core for each in sums) / total if total else None,
-            energy_in_support=sum(each.energy_in_support for each in sums) / total if total else None,
-            spectrum_in=found.spectrum_in.tolist() if found else [],
-            spectrum_out=found.spectrum_out.tolist() if found else [],
-        )
+
+def _peak(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the largest absolute value as a float32 scalar, 0 for an expert's tensor without tokens."""
+    return tensor.detach().abs().amax().float() if tensor.numel() else tensor.new_zeros((), dtype=torch.float32)
 
 
 def _copy_buffers_from_main(module: torch.nn.Module) -> None:

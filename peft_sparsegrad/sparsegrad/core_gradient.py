@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..common.backward import backward_id
-from ..common.distributed import sum_over_ranks
+from ..common.distributed import mean_over_ranks, sum_over_ranks
 from ..common.kept_gradient import Keeper, keeper_of
 from ..common.pieces import refuse_views
 from ..common.zero import is_managed
@@ -139,16 +139,19 @@ class CoreGradient:
         """Drop what is pending, because no step will be taken with it."""
         self.pending = None
 
-    def sum_over_ranks(self, device: torch.device) -> torch.Tensor | None:
-        """Return the sum of the totals of all ranks, (r_out, r_in), or None if it is zero; a collective operation."""
+    def mean_over_ranks(self, device: torch.device) -> torch.Tensor | None:
+        """Return the mean of the totals of all ranks, (r_out, r_in), or None if it is zero; a collective operation.
+
+        The mean is what one process has, whatever the number of ranks.
+        """
         total = self.total
         if sum_over_ranks(torch.tensor(float(total is not None), device=device)) == 0:
             return None
-        return sum_over_ranks(torch.zeros(self._shape, device=device) if total is None else total.to(device))
+        return mean_over_ranks(torch.zeros(self._shape, device=device) if total is None else total.to(device))
 
     def score(self, device: torch.device) -> torch.Tensor | None:
-        """Return the score of each entry of the core by the totals of all ranks, see `sum_over_ranks`."""
-        total = self.sum_over_ranks(device)
+        """Return the score of each entry of the core by the totals of all ranks, see `mean_over_ranks`."""
+        total = self.mean_over_ranks(device)
         return None if total is None else self._score.of_total(total)
 
 

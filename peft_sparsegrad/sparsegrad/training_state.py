@@ -15,9 +15,8 @@ from ..common.distributed import agree, rank_of_process, refuse_join, world_size
 from ..common.optimizer_watcher import OptimizerStep, watch
 from ..common.pieces import Piece, is_dtensor
 from ..common.unseen_steps import UnseenSteps
-from ..functional import keep_largest
 from .core_gradient import CoreGradient
-from .masked_moves import MaskedMoves
+from .dynamic_steps import DynamicSteps
 from .optimizer_state import carry, has_state, take
 from .renewal import next_renewal, renewed_support, reset_state
 
@@ -49,7 +48,7 @@ class TrainingState:
     def begin_again(self) -> None:
         """Forget everything about the run, because the values have been replaced."""
         self.core_gradient.clear()
-        self._unseen, self._moves = UnseenSteps(), MaskedMoves()
+        self._unseen, self._dynamic_steps = UnseenSteps(), DynamicSteps(self.adapter.plan)
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._renewed: torch.Tensor | None = None
         self._is_gathered = False
@@ -90,7 +89,7 @@ class TrainingState:
         if not self.adapter.is_settled:
             return None
         if self.adapter.plan.dynamic:
-            return self._before_dynamic_step(step, piece)
+            return self._dynamic_steps.before_step(step, piece, self._device)
         if not self.is_renewed:
             return None
         if not step.has_closure:
@@ -99,21 +98,6 @@ class TrainingState:
                 return None
             self._check_gradient(piece, piece.gradient)
         return partial(self.core_gradient.when_complete, partial(self._after_step, step, piece))
-
-    @torch.no_grad()
-    def _before_dynamic_step(self, step: OptimizerStep, piece: Piece) -> Callable[[], None] | None:
-        """Keep the largest entries of the gradient, now that micro-batches and ranks have been added up."""
-        if step.has_closure:
-            raise RuntimeError(
-                "`support='dynamic'` chooses entries by the gradient before a step, and a closure computes it inside: "
-                "call `optimizer.step()` after `loss.backward()`, without a closure"
-            )
-        gradient = piece.gradient
-        if gradient is None:
-            return None
-        whole = piece.joined(gradient, self._device)
-        gradient.copy_(piece.cut(keep_largest(whole, self.adapter.plan.k)))
-        return self._moves.before_step(self.adapter.plan.name, piece, gradient)
 
     @torch.no_grad()
     def _after_step(self, step: OptimizerStep, piece: Piece) -> None:
@@ -217,18 +201,20 @@ class TrainingState:
             return False
         return bool((slots.diff() == 1).all())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the positions of the values and the sum from which the next support is chosen.
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return the positions of the values and the total from which the next support is chosen.
+
+        Under FSDP2, where all ranks save, it is a collective operation.
 
         Returns:
             `indices`: position of each value, int32 (k,). `total`: total of the core's gradient, (r_out, r_in).
             `share`: number of ranks of whose totals it is one, and the number of this rank, int64 (2,); after `gather`
             one rank, 0. All are tensors of fixed shapes, as torch's distributed checkpoints need them.
         """
-        total, share = self.core_gradient.total, [world_size(), rank_of_process()]
+        if is_dtensor(self.values):
+            self.gather()
+        total, share = self.core_gradient.total, [1, 0] if self._is_gathered else [world_size(), rank_of_process()]
         total = torch.zeros(self.adapter.plan.core_shape, device=self._device) if total is None else total
-        if self._is_gathered:
-            total, share = total * world_size(), [1, 0]
         return {"indices": self._positions().int(), "total": total, "share": torch.tensor(share)}
 
     def load_state_dict(self, state: dict[str, Any], piece: Piece) -> None:
@@ -252,18 +238,17 @@ class TrainingState:
         self._load_total(state["total"].to(self._device, torch.float32), *state["share"].tolist())
 
     def _load_total(self, total: torch.Tensor, ranks: int, rank: int) -> None:
-        own = ranks == world_size() and rank == rank_of_process()
-        if not own and ranks > 1 and bool(total.any()):
+        is_own = ranks == world_size() and rank == rank_of_process()
+        if ranks > 1 and not is_own and bool(total.any()):
             warnings.warn(
                 f"The checkpoint was written by one of {ranks} ranks, without the gradients of the others: the next "
                 "renewal of the supports goes by its share of them. `SparseGradCallback` saves those of all ranks.",
                 stacklevel=2,
             )
-        self.core_gradient.total = total.clone() if own else total / world_size()
+        self.core_gradient.total = total.clone()
 
     def gather(self) -> None:
-        """Give each rank an equal share of the sum of all totals, so that a checkpoint of any rank has the sum."""
+        """Give each rank the mean of all totals, so that a checkpoint of any rank has it; a collective operation."""
         if world_size() > 1 and not self._is_gathered:
-            total = self.core_gradient.sum_over_ranks(self._device)
-            self.core_gradient.total = None if total is None else total / world_size()
+            self.core_gradient.total = self.core_gradient.mean_over_ranks(self._device)
             self._is_gathered = True

@@ -32,30 +32,26 @@ def warmup(
 ) -> WarmUpReport:
     """Find the transition matrices and the supports of a SparseGrad adapter (paper, section 3.1).
 
-        The gradients of `steps` batches are observed in two or more sweeps over the same batches. Nothing is trained, and
-        the model's mode (train or eval) is left as it is. Under `torch.distributed` every rank passes batches of its own,
-        and all ranks end with identical bases and supports.
+    The gradients of `steps` batches are observed in two or more sweeps over the same batches. Nothing is trained, and
+    the model's mode (train or eval) is left as it is. Under `torch.distributed` every rank passes batches of its own,
+    and all ranks end with identical bases and supports.
 
-        Args:
-            model: A model with a SparseGrad adapter that has not been trained yet.
-            batches: Batches for `model(**batch).loss`, of which those whose labels are all -100 are passed over; or, for
-                any other loss, a callable without arguments that runs one forward and one backward pass.
-            steps: Number of batches to use; None for the configuration's `warmup_steps`, or for all if there are fewer.
-            adapter_name: Name of the adapter; None for the active one.
-            progress: True to show a progress bar on rank 0.
+    Args:
+        model: A model with a SparseGrad adapter that has not been trained yet.
+        batches: Batches for `model(**batch).loss`, of which those whose labels are all -100 are passed over; or, for
+            any other loss, a callable without arguments that runs one forward and one backward pass.
+        steps: Number of batches to use; None for the configuration's `warmup_steps`, or for all if there are fewer.
+        adapter_name: Name of the adapter; None for the active one.
+        progress: True to show a progress bar on rank 0.
 
-        Returns:
-            A report with the duration and, for each group, spectrum, rank and gradient energy captured.
+    Returns:
+        A report with the duration and, for each group, spectrum, rank and gradient energy captured.
 
-        Raises:
-    <<<<<<< HEAD
-            ValueError: If there is nothing to warm up, rank 0 alone has the weights, or the batches are too few, have no
-                loss, have gradients that are all zero, or give NaN or Inf. The adapter is then unchanged.
-    =======
-            ValueError: If there is nothing to warm up, or the batches are too few, have no loss, have gradients that are
-                all zero, or give NaN or Inf. The adapter is then unchanged. What is wrong on one rank is raised on all.
-            RuntimeError: If the ranks do not run the same layers in the same number of passes.
-    >>>>>>> 7c1e48a (Let all ranks agree on each layer and pass of a warm-up, or all end with the same error)
+    Raises:
+        ValueError: If there is nothing to warm up, rank 0 alone has the weights, or the batches are too few, have no
+            loss, have gradients that are all zero, or give NaN or Inf. The adapter is then unchanged. What is
+            wrong on one rank is raised on all.
+        RuntimeError: If the ranks do not run the same layers in the same number of passes.
     """
     adapter_name, adapters = _adapters_to_warm_up(model, adapter_name)
     check_weights_are_on_all_ranks(model, "the warm-up", "run it after `accelerator.prepare(model, optimizer)`")

@@ -7,7 +7,7 @@ from ranks import Failure
 from tiny import llama, logits
 
 SCRIPT = "accelerate_fsdp2"
-METHODS = ["LoRA", "not renewed", "GradDrop"]
+METHODS = ["LoRA", "default", "GradDrop held"]
 
 
 @pytest.fixture(scope="module")

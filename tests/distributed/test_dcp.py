@@ -4,7 +4,6 @@ import pytest
 import torch
 
 SCRIPT = "dcp"
-SHARDED = pytest.mark.xfail(strict=True, reason="the values cannot be put into the slots of the moments while sharded")
 CASES = [
     ("LoRA", 2, 1),
     ("LoRA", 1, 2),
@@ -12,8 +11,10 @@ CASES = [
     ("GradDrop", 2, 1),
     ("GradDrop", 1, 2),
     ("not renewed", 2, 1),
-    pytest.param("not renewed", 1, 2, marks=SHARDED),
-    pytest.param("not renewed", 2, 2, marks=SHARDED),
+    ("default", 2, 2),
+    ("default", 2, 1),
+    ("default", 1, 2),
+    ("GradDrop held", 2, 2),
 ]
 
 

@@ -23,12 +23,11 @@ CONFIG = {
     "train_micro_batch_size_per_gpu": 4,
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
 }
-LINEAR = r".*_proj"
 METHODS = {
     "LoRA": lambda: LoraConfig(r=2, target_modules=["up_proj"], init_lora_weights=False),
     "SparseGrad": lambda: SparseGradConfig(density=0.05, warmup_steps=0, init_weights=False),
     "a basis of the weights": lambda: SparseGradConfig(density=0.05, basis="svd", warmup_steps=0, init_weights=False),
-    "GradDrop": lambda: GradDropConfig(target_modules=LINEAR, init_weights=False),
+    "GradDrop": lambda: GradDropConfig(init_weights=False),
 }
 
 
@@ -69,12 +68,3 @@ def merged(base: str) -> list[str]:
         except RuntimeError as error:
             messages.append(str(error))
     return messages
-
-
-def norms(base: str) -> str:
-    """The refusal of normalisation layers."""
-    try:
-        split(base, GradDropConfig())
-    except TypeError as error:
-        return str(error)
-    return "not refused"

@@ -11,11 +11,26 @@ os.environ.update(DS_ACCELERATOR="cpu", DS_SKIP_CUDA_CHECK="1")
 import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-from engines import EPOCHS, METHODS, STEPS, make, optimizer_for, results, share, train_by_torch  # noqa: F401
+from engines import EPOCHS, LEARNING_RATE, METHODS, STEPS, make, optimizer_for, results, share, train_by_torch  # noqa: F401
+from tiny import rows
+from transformers import Trainer, TrainingArguments
 
-from peft_sparsegrad import GradDrop, warmup
+from peft_sparsegrad import GradDrop, GradDropCallback, SparseGradCallback, warmup
 
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # it would compile an extension
+
+
+def config(engine: str, **settings: Any) -> dict[str, Any]:
+    """The configuration of ZeRO of the stage that ends the engine's name."""
+    return {
+        "train_micro_batch_size_per_gpu": 4,
+        "zero_optimization": {"stage": int(engine[-1]), "stage3_param_persistence_threshold": 0},
+        "gradient_clipping": 0.0,  # the default is 1
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1000,
+        **settings,
+    }
 
 
 def train_by_deepspeed(engine: str, method: str) -> dict[str, Any]:
@@ -27,15 +42,7 @@ def train_by_deepspeed(engine: str, method: str) -> dict[str, Any]:
     wrapped, *_ = deepspeed.initialize(
         model=model,
         optimizer=optimizer_for(model, method),
-        config={
-            "train_micro_batch_size_per_gpu": 4,
-            "gradient_accumulation_steps": micro_batches,
-            "zero_optimization": {"stage": int(engine[-1]), "stage3_param_persistence_threshold": 0},
-            "gradient_clipping": 0.0,  # the default is 1
-            "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,
-            "steps_per_print": 1000,
-        },
+        config=config(engine, gradient_accumulation_steps=micro_batches),
     )
     if settings.get("warm_up") == "after":
         warmup(wrapped, [share(step) for step in range(4)], 4, progress=False)
@@ -50,3 +57,25 @@ def train_by_deepspeed(engine: str, method: str) -> dict[str, Any]:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with GatheredParameters(parameters) if engine.endswith("3") else torch.no_grad():
         return results(model)
+
+
+def train_by_trainer(engine: str, method: str, folder: str) -> dict[str, Any]:
+    """Train by transformers' Trainer with a configuration of DeepSpeed, or in one process without."""
+    world = int(os.environ["WORLD_SIZE"])
+    arguments = TrainingArguments(
+        folder,
+        max_steps=STEPS,
+        per_device_train_batch_size=8 // world,
+        learning_rate=LEARNING_RATE,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        seed=3,
+        save_steps=STEPS // 2,
+        deepspeed=config(engine, gradient_clipping="auto") if world > 1 else None,
+    )
+    model, _ = make(method)
+    callback = GradDropCallback() if "GradDrop" in method else SparseGradCallback(steps=4)
+    trainer = Trainer(model, arguments, train_dataset=rows(64), callbacks=[callback])
+    trainer.train()
+    return results(model)

@@ -1,0 +1,20 @@
+"""What two ranks hold in training, against what `benchmarks.rank_memory` counts on the meta device."""
+
+import importlib.util
+
+import pytest
+
+from benchmarks.rank_memory import ENGINES
+
+SCRIPT = "rank_memory"
+needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
+CASES = [pytest.param(name, marks=[needs_deepspeed] if name.startswith("ZeRO") else []) for name in ENGINES]
+
+
+@pytest.mark.parametrize("engine", CASES)
+def test_the_first_rank_holds_what_is_counted_and_others_no_more(ranks, engine):
+    first, second = ranks.run("measure", engine=engine)
+    for method, counted in first["counted"].items():
+        assert first["held"][method] == counted, method
+        for kind, size in second["held"][method].items():
+            assert 0.95 * counted[kind] <= size <= counted[kind], (method, kind)

@@ -40,8 +40,6 @@ class MaskSampler:
         steps_taken: Count of the optimizer steps taken.
         is_shared: True if an adapter's checkpoint holds that count.
         step: Optimizer steps taken before the one whose passes are running.
-        has_passed: True if there was a pass since the last step. torch's distributed checkpoints take a step without
-            one, with gradients of zero, to make an optimizer's state.
         epoch: Number of the epoch, from 0; None until it is announced.
         num_epochs: Number of epochs of the run; None until it is known.
     """
@@ -62,7 +60,8 @@ class MaskSampler:
         self.step = self.steps_taken.value
         self.epoch: int | None = None
         self.num_epochs: int | None = None
-        self._counts_steps, self._backward, self.has_passed = True, -1, False
+        self._counts_steps, self._backward = True, -1
+        self._stepped: set[str] | None = None  # parameters that have had the step of the last pass; None before any
         self._unseen, self._sees_steps = {}, False
         self._nothing_trains: dict[tuple[int, int | None], bool] = {}
         self._masks_of_epoch: tuple[int | None, dict[str, GradientMask]] = (None, {})
@@ -129,20 +128,28 @@ class MaskSampler:
         It is not to be called inside a backward pass, where an optimizer may step as soon as a gradient is there: the
         forward passes that checkpointing computes again belong to the step that the backward pass is in.
         """
-        self.has_passed = True
+        self._stepped = set()
         if self._counts_steps:
             self.step = self.steps_taken.value
 
     def begin_backward(self) -> None:
         """Note that a gradient arrives; the first one of a backward pass after a step belongs to the next step."""
-        self.has_passed = True
-        if self._counts_steps and backward_id() != self._backward:
+        if backward_id() != self._backward:
             self._backward = backward_id()
-            self.step = self.steps_taken.value
+            self.begin_pass()
 
-    def step_taken(self) -> None:
-        """Note that an optimizer has taken a step, so that the micro-batches that follow belong to another step."""
-        self.steps_taken.value, self.has_passed = self.step + 1, False
+    def awaits_step(self, name: str) -> bool:
+        """Return whether there was a pass since the last step of a parameter.
+
+        torch's distributed checkpoints take a step without one, with gradients of zero, to make an optimizer's state.
+        """
+        return self._stepped is not None and name not in self._stepped
+
+    def step_taken(self, name: str) -> None:
+        """Note that an optimizer has taken a step with a parameter; the passes that follow belong to another step."""
+        if self._stepped is not None:
+            self._stepped.add(name)
+        self.steps_taken.value = self.step + 1
         self._sees_steps = True
         self._unseen.clear()
 

@@ -52,8 +52,12 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
         RuntimeError: If the masks are bound to another run's optimizer, or entries are to be held from an optimizer
             that moves them outside of its steps.
     """
-    updated = [masked for masked in parameters if step.updates(masked.parameter)]
-    if not any(masked.sampler.has_passed or step.has_closure for masked in updated):
+    updated = [
+        masked
+        for masked in parameters
+        if step.updates(masked.parameter) and (step.has_closure or masked.sampler.awaits_step(masked.name))
+    ]
+    if not updated:
         return None
     held = [entries for masked in updated if (entries := _hold(masked, step)) is not None]
 
@@ -61,7 +65,7 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
         for entries in held:
             entries.restore()
         for masked in updated:
-            masked.sampler.step_taken()
+            masked.sampler.step_taken(masked.name)
 
     return after_step
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..common.zero import is_managed
 from .adapter import LayerAdapter
 from .energy_probe import EnergyProbe
 from .layer import SparseGradLayer, layer_adapters
@@ -25,8 +26,8 @@ class SparseGradCallback(TrainerCallback):
 
     The warm-up draws its batches with a random state of its own, so that it changes neither the data nor the dropout
     of training. Batches whose labels are all -100 are passed over. Where a trainer makes its batches while it trains,
-    as in GRPO, or its dataset may be a stream that can be read only once, the first training steps are observed
-    instead, and train nothing but the other parameters.
+    as in GRPO, its dataset may be a stream that can be read only once, or DeepSpeed trains, the first training steps
+    are observed instead, and train nothing but the other parameters.
 
     A run that is resumed from a checkpoint takes the result of the warm-up from there.
 
@@ -56,7 +57,9 @@ class SparseGradCallback(TrainerCallback):
         if all(adapter.is_settled for adapter in adapters):
             return
         trainer = trainer_of(self)
-        if draws_from_dataset(trainer, kwargs["train_dataloader"]):
+        if is_managed(adapters[0].values):
+            self._observe_training(adapters, "DeepSpeed counts every backward pass as one of training")
+        elif draws_from_dataset(trainer, kwargs["train_dataloader"]):
             batches = TrainerBatches(trainer, kwargs["model"], kwargs["train_dataloader"])
             with batches.as_in_training():
                 if self.head_steps:
@@ -64,22 +67,23 @@ class SparseGradCallback(TrainerCallback):
                 self.report = warmup(kwargs["model"], batches.run_pass, self._steps(adapters), adapter_name)
             self.report.passed_over += batches.passed_over
         else:
-            self._observe_training(adapters)
+            self._observe_training(adapters, "their batches cannot be drawn before it")
 
     def _steps(self, adapters: list[LayerAdapter]) -> int:
         return self.steps or adapters[0].plan.warmup_steps
 
-    def _observe_training(self, adapters: list[LayerAdapter]) -> None:
+    def _observe_training(self, adapters: list[LayerAdapter], reason: str) -> None:
         if self.head_steps:
             raise ValueError(
-                "`head_steps` needs batches of a dataset that can be read twice, and this trainer makes its batches "
-                "while it trains, or reads a stream: set `head_steps=0`"
+                "`head_steps` needs batches of a dataset that can be read twice, before training, and this trainer "
+                "makes its batches while it trains, reads a stream, or trains with DeepSpeed: set `head_steps=0`"
             )
         steps = self._steps(adapters)
         logger.warning(
-            "SparseGrad's warm-up observes the first %d passes of training, because their batches cannot be drawn "
-            "before it: the adapter trains from then on.",
+            "SparseGrad's warm-up observes the first %d passes of training, because %s: the adapter trains from then "
+            "on.",
             steps,
+            reason,
         )
         collector = next(adapter.warmup for adapter in adapters if not adapter.is_settled)
         assert isinstance(collector, WarmUpCollector)

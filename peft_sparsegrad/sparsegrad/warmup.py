@@ -55,6 +55,7 @@ def warmup(
     """
     adapter_name, adapters = _adapters_to_warm_up(model, adapter_name)
     check_weights_are_on_all_ranks(model, "the warm-up", "run it after `accelerator.prepare(model, optimizer)`")
+    _check_is_engine(model, adapters)
     plan = adapters[0].plan
     device = adapters[0].values.device
     passes, without_labels = _passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS, device)
@@ -71,6 +72,15 @@ def warmup(
             collector.end_sweep()
     assert collector.report is not None
     return collector.report
+
+
+def _check_is_engine(model: nn.Module, adapters: list[LayerAdapter]) -> None:
+    """Raise a ValueError if DeepSpeed has taken over the adapters and the passes would not go through its engine."""
+    if is_managed(adapters[0].values) and type(model).__name__ != "DeepSpeedEngine":
+        raise ValueError(
+            "DeepSpeed has taken over the parameters: pass its engine to `warmup`, run it before "
+            "`deepspeed.initialize`, or leave it out, so that the first steps of training are observed"
+        )
 
 
 def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[str, list[LayerAdapter]]:

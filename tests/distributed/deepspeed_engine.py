@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 os.environ.update(DS_ACCELERATOR="cpu", DS_SKIP_CUDA_CHECK="1")
@@ -15,7 +16,7 @@ from engines import EPOCHS, LEARNING_RATE, METHODS, STEPS, make, optimizer_for, 
 from tiny import rows
 from transformers import Trainer, TrainingArguments
 
-from peft_sparsegrad import GradDrop, GradDropCallback, SparseGradCallback, warmup
+from peft_sparsegrad import GradDrop, GradDropCallback, warmup
 
 sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # it would compile an extension
 
@@ -54,13 +55,16 @@ def train_by_deepspeed(engine: str, method: str) -> dict[str, Any]:
         for micro_batch in range(micro_batches):
             wrapped.backward(wrapped(**share(step, micro_batch)).loss)
             wrapped.step()
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with GatheredParameters(parameters) if engine.endswith("3") else torch.no_grad():
+    return whole_results(model)
+
+
+def whole_results(model: Any) -> dict[str, Any]:
+    with GatheredParameters([parameter for parameter in model.parameters() if parameter.requires_grad]):
         return results(model)
 
 
 def train_by_trainer(engine: str, method: str, folder: str) -> dict[str, Any]:
-    """Train by transformers' Trainer with a configuration of DeepSpeed, or in one process without."""
+    """Train by transformers' Trainer, with DeepSpeed on several ranks; go on with a run that is there half-way."""
     world = int(os.environ["WORLD_SIZE"])
     arguments = TrainingArguments(
         folder,
@@ -71,11 +75,14 @@ def train_by_trainer(engine: str, method: str, folder: str) -> dict[str, Any]:
         disable_tqdm=True,
         use_cpu=True,
         seed=3,
+        max_grad_norm=0.0,
         save_steps=STEPS // 2,
-        deepspeed=config(engine, gradient_clipping="auto") if world > 1 else None,
+        deepspeed=config(engine) if world > 1 else None,
     )
     model, _ = make(method)
-    callback = GradDropCallback() if "GradDrop" in method else SparseGradCallback(steps=4)
-    trainer = Trainer(model, arguments, train_dataset=rows(64), callbacks=[callback])
-    trainer.train()
-    return results(model)
+    callbacks = [GradDropCallback()] if "GradDrop" in method else []
+    trainer = Trainer(model, arguments, train_dataset=rows(64), callbacks=callbacks)
+    half = Path(folder) / f"checkpoint-{STEPS // 2}"
+    trainer.train(resume_from_checkpoint=str(half) if half.exists() else None)
+    trainer.save_model(str(Path(folder) / "saved"))
+    return whole_results(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,11 +16,12 @@ from peft.tuners.tuners_utils import (
 )
 from torch import nn
 
+from ..common.optimizer_watcher import OptimizerStep, forget, watch
 from ..common.pieces import is_dtensor, refuse_views
 from .blocks import block_of, find_blocks, selected_blocks
 from .config import GradDropConfig
 from .mask_sampler import MaskSampler
-from .masked_steps import MaskedParameter
+from .masked_steps import MaskedParameter, before_masked_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Place:
 class ParameterMasks:
     """Masks on the parameters of modules that know nothing of them.
 
-    A mask is put on the tensor that a forward pass reads, so that it holds wherever that came from.
+    A mask is put on the tensor that a forward pass reads, so that it holds wherever that came from. The model keeps
+    its masks alive.
 
     Args:
         sampler: Sampler of the masks.
@@ -58,13 +61,24 @@ class ParameterMasks:
 
     def __init__(self, sampler: MaskSampler, places: list[Place]) -> None:
         self.sampler, self.places = sampler, places
-        self._masked: dict[str, torch.Tensor] = {}
+        self._masked: dict[str, torch.Tensor] = {}  # by name
+        self._first: dict[str, torch.Tensor] = {}  # those of the start
         self._handles: list[Any] = []
-        self._readers = {place.reader: [each for each in places if each.reader is place.reader] for place in places}
+        self._readers: dict[nn.Module, list[Place]] = {}
+        for place in places:
+            self._readers.setdefault(place.reader, []).append(place)
+
+    def start(self) -> None:
+        """Put the masks on, and hold entries in every optimizer's steps from now on."""
         for reader in self._readers:
             self._handles.append(reader.register_forward_pre_hook(_BeforeForward(self)))
             self.put_on(reader)
         self._first = dict(self._masked)
+        watch(self)
+
+    def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
+        """Prepare the parameters for a step of an optimizer that holds them."""
+        return before_masked_step(self.masked_parameters(), step)
 
     def put_on(self, reader: nn.Module) -> None:
         """Put masks on the tensors that the forward pass of `reader` is about to read, unless they have them."""
@@ -98,9 +112,11 @@ class ParameterMasks:
         return self.sampler.mask_gradient_(own, place.name, place.block)
 
     def remove(self) -> None:
-        """Take the masks off."""
+        """Take the masks off, and forget everything that was announced."""
         for handle in self._handles:
             handle.remove()
+        forget(self)
+        self.sampler.reset()
         self._handles, self.places, self._readers, self._masked = [], [], {}, {}
 
 
@@ -118,8 +134,8 @@ class _BeforeForward:
         return type(self), ()
 
 
-def put_masks_on(model: nn.Module, config: GradDropConfig) -> ParameterMasks:
-    """Put masks on every parameter that trains and is inside of a transformer block or of a target.
+def masks_for(model: nn.Module, config: GradDropConfig) -> ParameterMasks:
+    """Return masks for every parameter that trains and is inside of a transformer block or of a target.
 
     Args:
         model: The model, or a wrapper around it.

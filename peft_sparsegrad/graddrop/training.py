@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
-from ..common.optimizer_watcher import OptimizerStep, forget, observers, watch
+from ..common.optimizer_watcher import observers
 from ..common.pieces import piece_of
 from .config import GradDropConfig
 from .layer import GradDropLayer
 from .mask_sampler import MaskSampler
-from .masked_steps import MaskedParameter, before_masked_step
-from .parameter_masks import ParameterMasks, put_masks_on
+from .masked_steps import MaskedParameter
+from .parameter_masks import ParameterMasks, masks_for
 
 _SAMPLE = 4096  # entries of a tensor that are compared with their earlier values
 
@@ -59,7 +59,7 @@ class GradDrop:
             self.samplers = self._adapter_samplers()
         else:
             self._check_has_no_adapter()
-            self._masks = put_masks_on(model, config)
+            self._masks = masks_for(model, config)
             self.samplers = [self._masks.sampler]
         if num_epochs is not None:
             for sampler in self.samplers:
@@ -70,7 +70,7 @@ class GradDrop:
                 sampler.bind(optimizer)
         self._before = [_sample(masked.parameter) for masked in self.masked_parameters()]
         if self._masks is not None:
-            watch(self)
+            self._masks.start()
 
     def set_epoch(self, epoch: int) -> None:
         """Announce an epoch, counted from 0.
@@ -93,15 +93,10 @@ class GradDrop:
         for sampler in self.samplers:
             sampler.reset()
         self._masks, self._before, self.samplers = None, [], []
-        forget(self)
 
     def masked_parameters(self) -> list[MaskedParameter]:
         """Return the parameters that this object masks itself; the deltas of GradDrop adapters are not among them."""
         return [] if self._masks is None else self._masks.masked_parameters()
-
-    def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
-        """Prepare the parameters that this object masks itself for a step of an optimizer that holds them."""
-        return before_masked_step(self.masked_parameters(), step)
 
     def report(self) -> dict[str, float]:
         """Return the shares of entries that are dropped, train and have moved.
@@ -115,8 +110,8 @@ class GradDrop:
         Raises:
             ValueError: If `remove` was called.
         """
-        if not self.samplers:
-            raise ValueError("there is nothing to report: `remove` was called")
+        if not self.samplers or (self._masks is not None and not self._masks.places):
+            raise ValueError("there is nothing to report: `remove` was called, or another `GradDrop` masks the model")
         total = active = moved = 0.0
         for masked, now_moved in self._moved():
             count = piece_of(masked.parameter).size
@@ -152,11 +147,10 @@ class GradDrop:
         """
         own = {id(masked.parameter) for masked in self.masked_parameters()}
         for other in observers():
-            if not isinstance(other, GradDrop) or other is self:
+            if not isinstance(other, ParameterMasks):
                 continue
             if any(id(masked.parameter) in own for masked in other.masked_parameters()):
-                if optimizer is not None and other.samplers[0].is_bound_to(optimizer):
-                    self.remove()
+                if optimizer is not None and other.sampler.is_bound_to(optimizer):
                     raise ValueError("two `GradDropCallback`s mask the same parameters in one run: use one of them")
                 other.remove()
 

@@ -12,6 +12,7 @@ from torch import nn
 from ..common.backward import in_backward
 from ..common.derived import Derived
 from ..common.kept_buffers import KeptBuffers
+from ..common.pieces import refuse_views
 from ..functional import Core, delta_product, observe_gradient, pack_support, spread_support, unpack_support
 from .basis import Basis
 from .plan import LayerPlan
@@ -130,6 +131,8 @@ class LayerAdapter(KeptBuffers):
         if self.warmup is not None and (torch.is_grad_enabled() or self.training) and not in_backward():
             self.warmup.enter(self)
         if self.plan.dynamic and self.observer is None and not torch.compiler.is_compiling():
+            if torch.is_grad_enabled():
+                refuse_views(self.values, "choose the entries of a dynamic support", "set support='static'")
             self.training_state.check_values()
 
     def add_delta(self, result: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ from typing import Any
 os.environ.update(DS_ACCELERATOR="cpu", DS_SKIP_CUDA_CHECK="1")
 
 import deepspeed
-import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from engines import EPOCHS, LEARNING_RATE, METHODS, STEPS, make, optimizer_for, results, share, train_by_torch  # noqa: F401
 from tiny import rows

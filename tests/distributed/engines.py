@@ -13,18 +13,25 @@ from peft import LoraConfig, get_peft_model
 from tiny import batch, llama
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from peft_sparsegrad import GradDrop, GradDropConfig, SparseGradConfig, create_sparsegrad_optimizer, warmup
 from peft_sparsegrad.sparsegrad.layer import SparseGradLayer
 
-STEPS, EPOCHS, LEARNING_RATE = 10, 2, 1e-3
+STEPS, EPOCHS, RENEWAL_STEPS, LEARNING_RATE = 10, 2, 3, 1e-3
 LAYERS = {"p": 0.5, "seed": 19}  # in some steps all layers are masked, in others none
 
 
 def sparsegrad(**settings: Any) -> Callable[[], Any]:
-    settings = {"density": 0.2, "warmup_steps": 4, "renewal_steps": 3, "task_type": "CAUSAL_LM", **settings}
+    settings = {
+        "density": 0.2,
+        "warmup_steps": 4,
+        "renewal_steps": RENEWAL_STEPS,
+        "task_type": "CAUSAL_LM",
+        **settings,
+    }
     return lambda: SparseGradConfig(**settings)
 
 
@@ -47,6 +54,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "default, warmed up in training": {"config": sparsegrad()},
     "not renewed": {"config": sparsegrad(renewal_steps=0), "warm_up": "before"},
+    "few values": {"config": sparsegrad(density=0.0015), "warm_up": "before"},
     "dynamic": {"config": sparsegrad(support="dynamic"), "warm_up": "before"},
     "GradDrop": {"config": graddrop("GradDrop", p=0.5)},
     "GradDrop held": {"config": HELD},
@@ -69,7 +77,7 @@ def share(step: int, micro_batch: int = 0) -> dict[str, torch.Tensor]:
 def wrap(model: Any, engine: str) -> Any:
     """The model as an engine trains it."""
     kind = engine.partition(",")[0]
-    if kind == "DDP":
+    if kind in ("DDP", "ZeRO redundancy"):
         return DistributedDataParallel(model)
     if kind == "FSDP2":
         mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
@@ -91,8 +99,11 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return full.detach().clone()
 
 
-def optimizer_for(model: Any, method: str) -> torch.optim.Optimizer:
+def optimizer_for(model: Any, method: str, engine: str = "") -> torch.optim.Optimizer:
     settings = {"lr": LEARNING_RATE, "weight_decay": 0.01}
+    if engine == "ZeRO redundancy":
+        settings["optimizer_class"] = torch.optim.AdamW
+        return ZeroRedundancyOptimizer([p for p in model.parameters() if p.requires_grad], **settings)
     if method == "dynamic":
         return create_sparsegrad_optimizer(model, **settings)
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], **settings)
@@ -122,7 +133,7 @@ def train_by_torch(engine: str, method: str) -> dict[str, Any]:
         warmup(wrapped, [share(step) for step in range(4)], 4, progress=False)
     if settings.get("masks_after"):
         masks = GradDrop(wrapped, settings["masks"]())
-    optimizer = optimizer_for(model, method)
+    optimizer = optimizer_for(model, method, engine)
     micro_batches = 2 if "accumulation" in engine else 1
     for step in range(STEPS):
         if "Epoch" in method and step % (STEPS // EPOCHS) == 0:

@@ -3,19 +3,59 @@
 import engines
 import pytest
 import torch
+from peft import PeftModel
+from ranks import Failure
+from test_engines import assert_equal
+from tiny import llama, logits
 
 pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
 
 SCRIPT = "deepspeed_engine"
-ENGINES = ["ZeRO-1", "ZeRO-2", "ZeRO-3", "accumulation, ZeRO-2", "accumulation, ZeRO-3"]
+HELD_LAYERS = "Layer-GradDrop"  # refused, see below
+IN_EVERY_RUN = {
+    "ZeRO-1": ["default"],
+    "ZeRO-2": ["LoRA", "default", "dynamic", "GradDrop held", "Layer-GradDrop, not held"],
+    "ZeRO-3": ["LoRA", "default", "dynamic", "GradDrop", "GradDrop held", "GradDrop on LoRA"],
+    "accumulation, ZeRO-2": ["default", "default and a head, warmed up afterwards"],
+    "accumulation, ZeRO-3": [],
+}
+CASES = [
+    pytest.param(engine, method, marks=[] if method in often else pytest.mark.slow)
+    for engine, often in IN_EVERY_RUN.items()
+    for method in engines.METHODS
+    if method != HELD_LAYERS
+]
 
 
-@pytest.mark.parametrize("method", engines.METHODS)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("engine", "method"), CASES)
 def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, method):
-    first, second = ranks.run("train_by_deepspeed", engine=engine, method=method)
-    one = one_process(method, "accumulation" in engine)
-    for name, tensor in first["state"].items():
-        assert torch.equal(tensor, second["state"][name]), f"the ranks disagree on {name}"
-        assert torch.allclose(tensor.double(), one["state"][name].double(), atol=1e-5), name
-    assert first["state"].keys() == one["state"].keys()
+    found = ranks.run("train_by_deepspeed", engine=engine, method=method)
+    assert_equal(found, one_process(method, "accumulation" in engine))
+
+
+@pytest.mark.parametrize("engine", ["ZeRO-2", pytest.param("ZeRO-3", marks=pytest.mark.slow)])
+def test_held_layers_are_refused_on_every_rank(ranks, engine):
+    with pytest.raises(Failure) as failure:
+        ranks.run("train_by_deepspeed", engine=engine, method=HELD_LAYERS)
+    for error in failure.value.errors:
+        assert "set frozen='gradient', or use FSDP2" in error
+
+
+@pytest.mark.parametrize(("engine", "method"), [
+    ("ZeRO-2", "default, warmed up in training"),
+    *(
+        pytest.param(engine, method, marks=pytest.mark.slow)
+        for engine in ("ZeRO-2", "ZeRO-3")
+        for method in ("LoRA", "default", "GradDrop held")
+    ),
+])  # fmt: skip
+def test_trainer_trains_saves_and_resumes(ranks, tmp_path, engine, method):
+    settings = {"engine": engine, "method": method}
+    through = ranks.run("train_by_trainer", folder=str(tmp_path / "two"), **settings)
+    assert_equal(through, ranks.run("train_by_trainer", world=1, folder=str(tmp_path / "one"), **settings)[0])
+    resumed = ranks.run("train_by_trainer", folder=str(tmp_path / "two"), **settings)
+    for name, tensor in through[0]["state"].items():
+        assert torch.equal(resumed[0]["state"][name], tensor), name
+    two, one = (PeftModel.from_pretrained(llama(), tmp_path / each / "saved") for each in ("two", "one"))
+    assert torch.allclose(logits(two), logits(one), atol=1e-5)
+    assert not torch.allclose(logits(one), logits(llama()), atol=1e-3)

@@ -1,20 +1,71 @@
-"""Two ranks under each engine against one process on the same global batches."""
+"""Two ranks under each engine of torch against one process on the same global batches."""
 
 import engines
 import pytest
 import torch
+from ranks import Failure
 
 SCRIPT = "engines"
+IN_EVERY_RUN = {
+    "DDP": ["LoRA", "default", "default, warmed up in training", "dynamic"],
+    "FSDP2": list(engines.METHODS),
+    "FSDP2, accumulation": ["default", "dynamic", "GradDrop"],
+    "FSDP2, accumulation, reduced each time": ["default", "dynamic", "GradDrop on LoRA"],
+}
+ENGINES = [*IN_EVERY_RUN, "FSDP2, offload", "DDP, accumulation", "ZeRO redundancy"]
+CASES = [
+    pytest.param(engine, method, marks=[] if method in IN_EVERY_RUN.get(engine, ()) else pytest.mark.slow)
+    for engine in ENGINES
+    for method in engines.METHODS
+]
 
 
-@pytest.mark.parametrize("method", engines.METHODS)
-@pytest.mark.parametrize(
-    "engine", ["DDP", "FSDP2", "FSDP2, offload", "FSDP2, accumulation", "FSDP2, accumulation, reduced each time"]
-)
-def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, method):
-    first, second = ranks.run("train_by_torch", engine=engine, method=method)
-    one = one_process(method, "accumulation" in engine)
-    for name, tensor in first["state"].items():
-        assert torch.equal(tensor, second["state"][name]), f"the ranks disagree on {name}"
+def assert_equal(ranks, one):
+    for name, tensor in ranks[0]["state"].items():
+        for rank in ranks[1:]:
+            assert torch.equal(tensor, rank["state"][name]), f"the ranks disagree on {name}"
         assert torch.allclose(tensor.double(), one["state"][name].double(), atol=1e-5), name
-    assert first["state"].keys() == one["state"].keys()
+    assert ranks[0]["state"].keys() == one["state"].keys()
+
+
+@pytest.mark.parametrize(("engine", "method"), CASES)
+def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, method):
+    found = ranks.run("train_by_torch", engine=engine, method=method)
+    assert_equal(found, one_process(method, "accumulation" in engine))
+
+
+def test_four_ranks_of_which_some_have_no_part_of_a_layer(ranks, one_process):
+    """The adapter has fewer values than FSDP2 needs for a piece for each rank."""
+    found = ranks.run("train_by_torch", world=4, engine="FSDP2", method="few values")
+    assert_equal(found, one_process("few values", False))
+
+
+def test_both_renewals_are_within_the_run(one_process):
+    steps = {int(value) for name, value in one_process("default", False)["state"].items() if name.endswith(".steps")}
+    assert steps == {engines.STEPS}
+    assert engines.STEPS >= 2 * engines.RENEWAL_STEPS
+
+
+@pytest.mark.parametrize(("method", "way_out"), [
+    ("default", "set `renewal_steps=0`"),
+    ("dynamic", "support='static'"),
+    ("GradDrop", "another method"),
+    ("GradDrop on LoRA", "train without GradDrop"),
+])  # fmt: skip
+def test_fsdp1_is_refused_on_every_rank_before_a_step(ranks, method, way_out):
+    with pytest.raises(Failure) as failure:
+        ranks.run("train_by_torch", engine="FSDP1", method=method)
+    for error in failure.value.errors:
+        assert error.startswith("RuntimeError: FSDP1 gives the layers views")
+        assert "use FSDP2 (`fully_shard`, in accelerate `fsdp_version: 2`)" in error
+        assert way_out in error
+
+
+@pytest.mark.parametrize("method", ["LoRA", "not renewed"])
+def test_fsdp1_trains_what_needs_no_more_than_gradients(ranks, one_process, method):
+    found = ranks.run("train_by_torch", engine="FSDP1", method=method)
+    one = one_process(method, False)["state"]
+    trained = [name for name in one if "lora_" in name or name.endswith(".values")]
+    assert trained
+    for name in trained:
+        assert torch.allclose(found[0]["state"][name].double(), one[name].double(), atol=1e-5), name

@@ -514,7 +514,7 @@ def test_report_of_large_parameters_looks_at_a_sample():
     with torch.no_grad():
         weight[:50] += 1
     assert graddrop.report()["moved"] == pytest.approx(0.5, abs=0.01)
-    assert sum(sample.numel() for sample in graddrop._before) <= 4096
+    assert sum(sample.numel() for _, sample in graddrop._before) <= 4096
 
 
 def test_report_counts_active_adapters_only():

@@ -147,7 +147,7 @@ def test_sums_of_one_rank_of_several_are_not_taken_for_all_in_silence(tmp_path):
     model.save_pretrained(tmp_path)
     saved = copy.deepcopy(optimizer.state_dict())
     for layer in saved["param_groups"][0]["sparsegrad"].values():
-        layer["ranks"] = 2
+        layer["share"] = torch.tensor([2, 0])
     resumed = PeftModel.from_pretrained(llama(num_hidden_layers=1), tmp_path, is_trainable=True).train()
     again = OPTIMIZERS["AdamW"]([p for p in resumed.parameters() if p.requires_grad])
     again.load_state_dict(saved)

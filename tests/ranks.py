@@ -53,7 +53,7 @@ class Ranks:
         self._server = subprocess.Popen(command, env={**environment, "PYTHONPATH": path}, text=True, **pipes)
 
     def run(self, function: str, world: int = 2, **arguments: Any) -> list[Any]:
-        """Return what a function returned on each rank.
+        """Return what a function returned on each rank; with `backend="nccl"` each rank has a GPU.
 
         Raises:
             Failure: If it ended with an error on some rank.
@@ -69,7 +69,7 @@ class Ranks:
         errors = json.loads(self._server.stdout.readline())
         if any(errors):
             raise Failure(errors, [(out / f"log{rank}").read_text()[-3000:] for rank in range(world)])
-        return [torch.load(out / f"result{rank}") for rank in range(world)]
+        return [torch.load(out / f"result{rank}", map_location="cpu") for rank in range(world)]
 
     def stop(self) -> None:
         """End the server."""
@@ -118,11 +118,14 @@ def _run_as(rank: int, world: int, function: Any, folder: Path, arguments: dict[
     os.dup2(log, 2)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    backend = arguments.pop("backend", "gloo")
     try:
+        if backend == "nccl":
+            torch.cuda.set_device(rank)
         if world > 1:
             limit = datetime.timedelta(seconds=TIMEOUT)
             store = f"file://{folder}/store"
-            dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=limit)
+            dist.init_process_group(backend, init_method=store, rank=rank, world_size=world, timeout=limit)
         torch.save(function(**arguments), folder / f"result{rank}")
     except BaseException as error:
         traceback.print_exc()

@@ -29,6 +29,7 @@ def config(engine: str, **settings: Any) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1000,
+        **({"bf16": {"enabled": True}} if "bf16" in engine else {}),
         **settings,
     }
 

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from tiny import batch, llama
-from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
@@ -67,10 +67,16 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+def device() -> torch.device:
+    """The GPU of the rank with NCCL, else the CPU."""
+    is_on_gpu = dist.is_initialized() and dist.get_backend() == "nccl"
+    return torch.device("cuda", dist.get_rank()) if is_on_gpu else torch.device("cpu")
+
+
 def share(step: int, micro_batch: int = 0) -> dict[str, torch.Tensor]:
     """This rank's rows of a global batch; there is no padding, so that equal shares weigh the same."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    ids = batch(step % 4 + 10 * micro_batch)["input_ids"][rank::world]
+    ids = batch(step % 4 + 10 * micro_batch)["input_ids"][rank::world].to(device())
     return {"input_ids": ids, "labels": ids}
 
 
@@ -80,16 +86,18 @@ def wrap(model: Any, engine: str) -> Any:
     if kind in ("DDP", "ZeRO redundancy"):
         return DistributedDataParallel(model)
     if kind == "FSDP2":
-        mesh = dist.device_mesh.init_device_mesh("cpu", (dist.get_world_size(),))
-        further = {"offload_policy": CPUOffloadPolicy(pin_memory=False)} if "offload" in engine else {}
+        mesh = dist.device_mesh.init_device_mesh(device().type, (dist.get_world_size(),))
+        further: dict[str, Any] = {}
+        if "offload" in engine:
+            further["offload_policy"] = CPUOffloadPolicy(pin_memory=False)
+        if "bf16" in engine:
+            further["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         for block in [each for each in model.modules() if isinstance(each, LlamaDecoderLayer)]:
             fully_shard(block, mesh=mesh, **further)
         return fully_shard(model, mesh=mesh, **further)
     if kind == "FSDP1":
         policy = ModuleWrapPolicy({LlamaDecoderLayer})
-        return FullyShardedDataParallel(
-            model, auto_wrap_policy=policy, use_orig_params=True, device_id=torch.device("cpu")
-        )
+        return FullyShardedDataParallel(model, auto_wrap_policy=policy, use_orig_params=True, device_id=device())
     assert kind == "one process"
     return model
 
@@ -113,7 +121,7 @@ def make(method: str) -> tuple[Any, GradDrop | None]:
     """A model as it is before an engine wraps it, and the object that masks it or announces its epochs."""
     settings = METHODS[method]
     torch.manual_seed(0)
-    model = get_peft_model(llama(), settings["config"]())
+    model = get_peft_model(llama(), settings["config"]()).to(device())
     if settings.get("warm_up") == "before":
         warmup(model, [share(step) for step in range(4)], 4, progress=False)
     masks = None

@@ -5,7 +5,7 @@ import pytest
 import torch
 from peft import PeftModel
 from ranks import Failure
-from test_engines import assert_equal
+from test_engines import assert_close, assert_equal
 from tiny import llama, logits
 
 pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
@@ -31,6 +31,13 @@ CASES = [
 def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, method):
     found = ranks.run("train_by_deepspeed", engine=engine, method=method)
     assert_equal(found, one_process(method, "accumulation" in engine))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["default", "dynamic", "GradDrop held", "GradDrop on LoRA"])
+@pytest.mark.parametrize("engine", ["bf16, ZeRO-1", "bf16, ZeRO-2", "bf16, ZeRO-3"])
+def test_bf16_comes_close_to_one_process_in_float32(ranks, one_process, engine, method):
+    assert_close(ranks.run("train_by_deepspeed", engine=engine, method=method), one_process(method, False), 0.3)
 
 
 @pytest.mark.parametrize("engine", ["ZeRO-2", pytest.param("ZeRO-3", marks=pytest.mark.slow)])

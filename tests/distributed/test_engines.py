@@ -28,10 +28,41 @@ def assert_equal(ranks, one):
     assert ranks[0]["state"].keys() == one["state"].keys()
 
 
+def assert_close(ranks, one, relative):
+    """The ranks are equal, and their values near those of one process, and at nearly the same entries."""
+    assert all(torch.equal(tensor, ranks[1]["state"][name]) for name, tensor in ranks[0]["state"].items())
+    for name, expected in one["state"].items():
+        if name.endswith(("values", "weight_delta", "lora_B.default.weight")):
+            distance = (ranks[0]["state"][name].double() - expected.double()).norm()
+            assert distance < relative * expected.double().norm(), name
+    for name, expected in one["supports"].items():
+        if expected is not None:
+            assert torch.isin(ranks[0]["supports"][name], expected).double().mean() > 0.95, name
+
+
 @pytest.mark.parametrize(("engine", "method"), CASES)
 def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, method):
     found = ranks.run("train_by_torch", engine=engine, method=method)
     assert_equal(found, one_process(method, "accumulation" in engine))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("method", engines.METHODS)
+@pytest.mark.parametrize("engine", ["DDP", "FSDP2", "FSDP2, accumulation"])
+def test_two_gpus_train_what_one_process_does(ranks, one_process, engine, method):
+    """To the precision of two devices, on which AdamW's first steps amplify rounding."""
+    found = ranks.run("train_by_torch", engine=engine, method=method, backend="nccl")
+    assert_close(found, one_process(method, "accumulation" in engine), relative=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["default", "dynamic", "GradDrop held", "GradDrop on LoRA"])
+@pytest.mark.parametrize("engine", ["FSDP2, bf16", "FSDP2, bf16, accumulation, reduced each time"])
+def test_bf16_comes_close_to_one_process_in_float32(ranks, one_process, engine, method):
+    assert_close(
+        ranks.run("train_by_torch", engine=engine, method=method), one_process(method, "accum" in engine), 0.3
+    )
 
 
 def test_four_ranks_of_which_some_have_no_part_of_a_layer(ranks, one_process):

@@ -2,7 +2,8 @@
 
 from .callback import GradDropCallback
 from .config import GradDropConfig
-from .layer import GradDropConv2d, GradDropLayer, GradDropLinear, GradDropParameters
+from .layer import GradDropLayer
+from .layer_kinds import GradDropConv2d, GradDropLinear, GradDropParameters
 from .model import GradDropModel
 from .training import GradDrop
 from .variants import VARIANTS

@@ -9,7 +9,8 @@ from torch import nn
 
 from ..common.targeting import base_modules, is_linear
 from .blocks import block_of
-from .layer import GradDropConv2d, GradDropLayer, GradDropLinear, GradDropParameters
+from .layer import GradDropLayer
+from .layer_kinds import GradDropConv2d, GradDropLinear, GradDropParameters
 
 
 def layer_class(name: str, module: nn.Module, model: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer]:

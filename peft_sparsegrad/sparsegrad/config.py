@@ -39,7 +39,7 @@ class SparseGradConfig(TargetedConfig):
             step, and gives the support more entries to choose from.
         basis: `"hosvd"` of warm-up gradients, `"svd"` of each weight, or `"identity"` (MeProp).
         support: `"static"`: entries chosen once, after the warm-up. `"dynamic"`: the whole core trains and each
-            backward pass keeps its largest `density` of gradients; use `create_sparsegrad_optimizer` with it.
+            step moves the `density` of entries with the largest gradients; use `create_sparsegrad_optimizer` with it.
         support_score: Score by which a static support is chosen: `"mean"`, |Σ G̃|, or `"energy"`, Σ G̃².
         warmup_steps: Number of training backward passes that are observed before training starts, if no explicit
             warm-up is run. 0 trains at once, in a data-free basis.
@@ -68,7 +68,7 @@ class SparseGradConfig(TargetedConfig):
         default="hosvd", metadata={"help": "'hosvd' of warm-up gradients, 'svd' of each weight, or 'identity'."}
     )
     support: Literal["static", "dynamic"] = field(
-        default="static", metadata={"help": "'static': chosen once. 'dynamic': the largest gradients of each pass."}
+        default="static", metadata={"help": "'static': chosen once. 'dynamic': the largest gradients of each step."}
     )
     support_score: Literal["mean", "energy"] = field(
         default="mean", metadata={"help": "What chooses a static support: 'mean', |Σ G̃|, or 'energy', Σ G̃²."}

@@ -207,14 +207,16 @@ class TrainingState:
         Under FSDP2, where all ranks save, it is a collective operation.
 
         Returns:
-            `indices`: position of each value, int32 (k,). `total`: total of the core's gradient, (r_out, r_in).
+            `indices`: position of each value, int32 (k,). `total`: total of the core's gradient, (r_out, r_in), and
+            empty if the support is not renewed.
             `share`: number of ranks of whose totals it is one, and the number of this rank, int64 (2,); after `gather`
             one rank, 0. All are tensors of fixed shapes, as torch's distributed checkpoints need them.
         """
         if is_dtensor(self.values):
             self.gather()
         total, share = self.core_gradient.total, [1, 0] if self._is_gathered else [world_size(), rank_of_process()]
-        total = torch.zeros(self.adapter.plan.core_shape, device=self._device) if total is None else total
+        if total is None:
+            total = torch.zeros(self.adapter.plan.core_shape if self.is_renewed else 0, device=self._device)
         return {"indices": self._positions().int(), "total": total, "share": torch.tensor(share)}
 
     def load_state_dict(self, state: dict[str, Any], piece: Piece) -> None:
@@ -245,7 +247,7 @@ class TrainingState:
                 "renewal of the supports goes by its share of them. `SparseGradCallback` saves those of all ranks.",
                 stacklevel=2,
             )
-        self.core_gradient.total = total.clone()
+        self.core_gradient.total = total.clone() if bool(total.any()) else None
 
     def gather(self) -> None:
         """Give each rank the mean of all totals, so that a checkpoint of any rank has it; a collective operation."""

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,6 +19,7 @@ def run(*arguments: str, to: Path) -> tuple[dict, str]:
     return json.loads(to.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_both_ways_of_computing_a_layer_are_timed_side_by_side(tmp_path):
     result, printed = run("--contenders", "two-ways", "--shapes", "llama", to=tmp_path / "bench.json")
     measured = result["step"]["llama"]["full batch"]

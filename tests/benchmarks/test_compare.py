@@ -269,6 +269,7 @@ def test_shards_share_the_runs_and_keep_them(compared):
     assert set().union(*shards) == set(everything) == finished_runs(compared.out, Run)
 
 
+@pytest.mark.slow
 def test_missing_data_is_one_sentence(compared, tmp_path):
     write_data(tmp_path)
     (tmp_path / "stsb/stsb_dev.csv").unlink()

@@ -76,6 +76,7 @@ def test_classifier_settles_its_head_first(shelf, command, table, tmp_path):
     assert any(not torch.equal(new[key], settled[key]) for key in new)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_started_again(shelf, command, text, tmp_path):
     out, report = tmp_path / "matrices.safetensors", tmp_path / "report.json"
     words = ["warmup", "--model", shelf.saved_base(), "--data", text, "--steps", 100, "--batch-size", 4]

@@ -17,7 +17,7 @@ def base(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("efficient", [True, False])
+@pytest.mark.parametrize("efficient", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_train_and_save_what_one_process_does(ranks, base, tmp_path, method, efficient):
     settings = {"method": method, "base": str(base), "efficient": efficient}

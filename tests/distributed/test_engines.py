@@ -7,7 +7,7 @@ from ranks import Failure
 
 SCRIPT = "engines"
 IN_EVERY_RUN = {
-    "DDP": ["LoRA", "default", "default, warmed up in training", "dynamic"],
+    "DDP": ["LoRA", "default", "dynamic", "GradDrop held", "GradDrop-Epoch", "Layer-GradDrop", "GradDrop on LoRA"],
     "FSDP2": list(engines.METHODS),
     "FSDP2, accumulation": ["default", "dynamic", "GradDrop"],
     "FSDP2, accumulation, reduced each time": ["default", "dynamic", "GradDrop on LoRA"],

@@ -8,7 +8,17 @@ from benchmarks.rank_memory import ENGINES
 
 SCRIPT = "rank_memory"
 needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
-CASES = [pytest.param(name, marks=[needs_deepspeed] if name.startswith("ZeRO") else []) for name in ENGINES]
+IN_EVERY_RUN = ("FSDP2", "ZeRO-2")
+CASES = [
+    pytest.param(
+        name,
+        marks=[
+            *([needs_deepspeed] if name.startswith("ZeRO") else []),
+            *([] if name in IN_EVERY_RUN else [pytest.mark.slow]),
+        ],
+    )
+    for name in ENGINES
+]
 
 
 @pytest.mark.parametrize("engine", CASES)

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 PATH = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"
 
 
+@pytest.mark.slow
 def test_notebook_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # small tensors: threads would wait for each other
     notebook = nbformat.read(PATH, as_version=4)

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tiny import adapted, batch, rows
-from torch.nn.parallel import DistributedDataParallel
+from tiny import adapted, rows
 from transformers import Trainer, TrainingArguments
 
-from peft_sparsegrad import SparseGradCallback, warmup
+from peft_sparsegrad import SparseGradCallback
 
 LEARNING_RATE = 1e-3
 
@@ -26,30 +25,6 @@ def make(how: str):
 
 def rank_and_world() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def loop(how: str, folder: Path) -> dict[str, Any]:
-    """A hand-written loop: DDP averages the gradients of equal shares of each batch."""
-    rank, world = rank_and_world()
-    model = make(how)
-
-    def share(step):
-        return {key: value[rank::world] for key, value in full_batch(step).items()}
-
-    if how == "explicit":
-        warmup(model, [share(step) for step in range(4)], progress=False)
-    wrapped = DistributedDataParallel(model) if world > 1 else model
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
-    for step in range(10):
-        wrapped(**share(step % 4)).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return results(model)
-
-
-def full_batch(step):
-    data = batch(step)
-    return {"input_ids": data["input_ids"], "labels": data["input_ids"]}  # no padding: equal shares weigh the same
 
 
 def trainer(how: str, folder: Path, **settings: Any) -> dict[str, Any]:
@@ -91,7 +66,6 @@ def end_distributed():
 
 
 RUNS = {
-    **{f"loop {how}": (loop, how) for how in ("explicit", "observed", "renewing")},
     **{f"trainer {how}": (trainer, how) for how in ("observed", "callback", "renewing")},
     "trainer resumed": (resumed, "resumed"),
 }

@@ -17,10 +17,7 @@ LEARNING_RATE, EPOCHS, STEPS_IN_EPOCH = 1e-3, 2, 4
 LAYERS = {"p": 0.5, "seed": 19}  # in some steps all layers are masked, in others none
 CASES = {
     "loop, GradDrop, SGD": ("loop", "GradDrop", {}, "SGD"),
-    "loop, GradDrop, AdamW": ("loop", "GradDrop", {}, "AdamW"),
-    "loop, GradDrop held": ("loop", "GradDrop", {"p": 0.5, "frozen": "hold"}, "AdamW"),
     "loop, Layer-GradDrop, SGD": ("loop", "Layer-GradDrop", LAYERS, "SGD"),
-    "loop, Layer-GradDrop, AdamW": ("loop", "Layer-GradDrop", LAYERS, "AdamW"),
     "loop, Layer-GradDrop, not held": ("loop", "Layer-GradDrop", {**LAYERS, "frozen": "gradient"}, "SGD"),
     "loop, Layer-GradDrop, micro-batches": ("loop", "Layer-GradDrop", LAYERS, "AdamW", {"micro_batches": 2}),
     "loop, Layer-GradDrop, bucket views": (
@@ -28,8 +25,6 @@ CASES = {
     ),
     "loop, Layer-GradDrop, static graph": ("loop", "Layer-GradDrop", LAYERS, "AdamW", {"static_graph": True}),
     "loop, GradDrop-Epoch, SGD": ("loop", "GradDrop-Epoch", {}, "SGD"),
-    "loop, GradDrop-Epoch, AdamW": ("loop", "GradDrop-Epoch", {}, "AdamW"),
-    "loop, LoRA": ("loop", "GradDrop", {"p": 0.5, "frozen": "hold"}, "AdamW", {"lora": True}),
     "loop, LoRA layers": ("loop", "Layer-GradDrop", LAYERS, "AdamW", {"lora": True}),
     "loop, LoRA layers, masks put on the DDP module": (
         "loop", "Layer-GradDrop", LAYERS, "AdamW", {"lora": True, "on_wrapper": True},

@@ -129,6 +129,7 @@ def test_every_option_is_explained(capsys):
     assert " ".join(capsys.readouterr().out.split()).count("default") >= 16
 
 
+@pytest.mark.slow
 def test_killed_in_a_trial_it_goes_on_to_the_same_result(searched):
     left, again = searched.happening.result()
     assert left == [TrialState.COMPLETE, TrialState.RUNNING]

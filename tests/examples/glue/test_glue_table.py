@@ -39,6 +39,7 @@ RECORDS = [
 ]
 
 
+@pytest.mark.slow
 def test_scores_by_method_from_the_command_line(tmp_path):
     results = write(tmp_path / "results.jsonl", RECORDS)
     done = finish(start("table", results, "--out", tmp_path / "new" / "table.md"))

@@ -89,7 +89,13 @@ def contrary(finetuner) -> Finetuner:
     return finetuner
 
 
-@pytest.mark.parametrize("method", GLUE_METHODS)
+RESUMED_IN_EVERY_RUN = ("sparsegrad", "lora")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[] if name in RESUMED_IN_EVERY_RUN else pytest.mark.slow) for name in GLUE_METHODS],
+)
 def test_resumed_from_the_checkpoint_before_the_last_a_run_is_the_same(where, finetuner, method):
     rest, task = ("frozen", "stsb") if "dynamic" in method or method == "shira" else ("trained", "cola")
     run = make_run(model=str(where.model), method=method, rest=rest, lr=1e-2, epochs=2, task=task)

@@ -76,6 +76,7 @@ def test_merged_answers_the_same_and_the_base_something_else(base, adapter, ques
     assert turns(tmp_path / "adapter.jsonl") != turns(tmp_path / "base.jsonl")
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_to_the_same_answers(adapter, tmp_path):
     """Sampled ones, so that the random state matters."""
     asked = write_lines(tmp_path / "questions.jsonl", questions(8))

@@ -123,6 +123,7 @@ def test_wrong_path_of_the_server(server, command):
         main([*command("--max-retries", "1"), "--base-url", server.url + "/nowhere"])
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_and_pays_for_nothing_twice(server, command, tmp_path):
     release = threading.Event()
 

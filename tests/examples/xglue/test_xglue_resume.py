@@ -39,6 +39,7 @@ def kill_in_run(command: list[str], checkpoints: Path) -> None:
     assert process.returncode == -signal.SIGKILL, f"the run ended before it could be killed: {output}"
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_gives_the_same_results(options, tmp_path):
     """Killed in the second run; the first is not done again, and the second goes on from its checkpoint."""
     options += ["--tasks", "NER", "--methods", "layer-graddrop", "graddrop-epoch", "--dropout", "0.1"]
@@ -65,7 +66,10 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("method", ["layer-graddrop", "graddrop-epoch", "full", "sparsegrad"])
+@pytest.mark.parametrize(
+    "method",
+    ["graddrop-epoch", *(pytest.param(m, marks=pytest.mark.slow) for m in ("layer-graddrop", "full", "sparsegrad"))],
+)
 def test_a_resumed_run_ends_with_the_same_weights(method, options, tmp_path):
     """Interrupted in step 8 of 12, in the second of three epochs of four steps; the last checkpoint is step 6's."""
     run = runs_of(options, "--tasks", "QAM", "--methods", method, "--epochs", "3", "--dropout", "0.1")[0]

@@ -83,6 +83,7 @@ def errors(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_in_one_sentence(options):
     """Files cannot grow beyond 40 kB, which is less than a checkpoint."""
     command = [*PROGRAM, *options, "--tasks", "QAM", "--methods", "graddrop"]

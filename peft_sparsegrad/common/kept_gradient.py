@@ -30,8 +30,8 @@ def keeper_of(parameter: torch.Tensor) -> Keeper | None:
             for sharded in _sharded_parameters(owner):
                 if getattr(sharded, "_unsharded_param", None) is parameter:
                     return lambda sharded=sharded: _fsdp2_keeps_some(sharded)
-        if type(owner).__name__ == "DeepSpeedEngine" and hasattr(owner.optimizer, "micro_step_id"):
-            return lambda zero=owner.optimizer: zero.micro_step_id > 0
+        if type(owner).__name__ == "DeepSpeedEngine":
+            return lambda engine=owner: engine.micro_steps % engine.gradient_accumulation_steps() > 0
     return None
 
 

@@ -40,11 +40,6 @@ class Piece:
         return self.group is None
 
     @property
-    def is_alone(self) -> bool:
-        """True if the tensor that the optimizer holds has nothing but this parameter."""
-        return self.length == local_part(self.held).numel()
-
-    @property
     def values(self) -> torch.Tensor:
         """The values, shape (length,), in the memory of `held`."""
         return self.of(self.held)

@@ -82,7 +82,7 @@ def _hold(masked: MaskedParameter, step: OptimizerStep) -> _Held | None:
         return None
     mask = sampler.mask(name, block)
     if mask.keeps_nothing and not step.has_closure:
-        _check_can_be_skipped(piece)
+        _check_can_be_skipped(parameter, piece)
         parameter.grad = None  # optimizers skip parameters without a gradient
         return None
     if not mask.keeps_nothing and not mask.chooses:
@@ -90,9 +90,9 @@ def _hold(masked: MaskedParameter, step: OptimizerStep) -> _Held | None:
     return _Held(parameter, piece, mask, (parameter.detach() if piece.is_whole else piece.values).clone())
 
 
-def _check_can_be_skipped(piece: Piece) -> None:
-    """Raise a RuntimeError if an optimizer cannot skip a parameter, as DeepSpeed's flat tensors hold many."""
-    if not piece.is_alone:
+def _check_can_be_skipped(parameter: torch.nn.Parameter, piece: Piece) -> None:
+    """Raise a RuntimeError if an optimizer cannot skip a parameter, because it holds DeepSpeed's flat tensor."""
+    if piece.held is not parameter:
         raise RuntimeError(
             "GradDrop leaves the moments of a held layer as they are, and DeepSpeed ZeRO lets those of all layers "
             "decay in one flat tensor: set frozen='gradient', or use FSDP2"

@@ -17,7 +17,14 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from peft_sparsegrad import GradDrop, GradDropConfig, SparseGradConfig, create_sparsegrad_optimizer, warmup
+from peft_sparsegrad import (
+    GradDrop,
+    GradDropConfig,
+    SparseGradAdam,
+    SparseGradConfig,
+    create_sparsegrad_optimizer,
+    warmup,
+)
 from peft_sparsegrad.sparsegrad.layer import SparseGradLayer
 
 STEPS, EPOCHS, RENEWAL_STEPS, LEARNING_RATE = 10, 2, 3, 1e-3
@@ -110,7 +117,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def optimizer_for(model: Any, method: str, engine: str = "") -> torch.optim.Optimizer:
     settings = {"lr": LEARNING_RATE, "weight_decay": 0.01}
     if engine == "ZeRO redundancy":
-        settings["optimizer_class"] = torch.optim.AdamW
+        settings["optimizer_class"] = SparseGradAdam if method == "dynamic" else torch.optim.AdamW
         return ZeroRedundancyOptimizer([p for p in model.parameters() if p.requires_grad], **settings)
     if method == "dynamic":
         return create_sparsegrad_optimizer(model, **settings)

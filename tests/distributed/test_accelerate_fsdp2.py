@@ -7,7 +7,7 @@ from ranks import Failure
 from tiny import llama, logits
 
 SCRIPT = "accelerate_fsdp2"
-METHODS = ["LoRA", "default", "GradDrop held"]
+METHODS = [pytest.param("LoRA", marks=pytest.mark.slow), "default", "GradDrop held"]
 
 
 @pytest.fixture(scope="module")

@@ -72,8 +72,8 @@ def test_dataset_without_labels_on_one_rank_is_refused_on_both(ranks, tmp_path):
         assert "ValueError: the training dataset is empty, or all its labels are -100" in error
 
 
-@pytest.mark.parametrize("layer", ["first", "second", "third"])
-@pytest.mark.parametrize("in_ddp", [False, True])
+@pytest.mark.parametrize("layer", ["first", pytest.param("second", marks=pytest.mark.slow), "third"])
+@pytest.mark.parametrize("in_ddp", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_layer_that_one_rank_skips_is_named_on_both(ranks, layer, in_ddp):
     for error in errors(ranks, "layer_skipped", layer=layer, in_ddp=in_ddp):
         assert f"some ranks run the layers ['{layer}'] in a pass and others do not" in error

@@ -5,15 +5,15 @@ import torch
 
 SCRIPT = "dcp"
 CASES = [
-    ("LoRA", 2, 1),
-    ("default", 2, 2),
     ("default", 2, 1),
     ("default", 1, 2),
     ("GradDrop held", 2, 1),
     *(
         pytest.param(*case, marks=pytest.mark.slow)
         for case in [
+            ("LoRA", 2, 1),
             ("LoRA", 1, 2),
+            ("default", 2, 2),
             ("not renewed", 2, 1),
             ("GradDrop", 2, 2),
             ("GradDrop", 2, 1),

@@ -8,7 +8,7 @@ from benchmarks.rank_memory import ENGINES
 
 SCRIPT = "rank_memory"
 needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
-IN_EVERY_RUN = ("FSDP2", "ZeRO-2")
+IN_EVERY_RUN = ("FSDP2",)
 CASES = [
     pytest.param(
         name,

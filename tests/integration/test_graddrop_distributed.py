@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import graddrop_ddp_script
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow  # `tests/distributed/test_engines.py` has GradDrop under DDP in every run
 CASES = graddrop_ddp_script.CASES
 STEPS = graddrop_ddp_script.EPOCHS * graddrop_ddp_script.STEPS_IN_EPOCH
 

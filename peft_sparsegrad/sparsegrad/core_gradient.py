@@ -120,11 +120,17 @@ class CoreGradient:
         """Return whether the values' gradient holds this pass alone, so that earlier passes were discarded."""
         last, version = self._last or (None, 0)
         if last is None or last() is not values_gradient:
-            return self._keeper is None or not self._keeper()
+            # A pass beside DeepSpeed's engine, which alone knows of earlier ones, is added to what there is.
+            return not is_managed(self._values) if self._keeper is None else not self._keeper()  # pyright: ignore
         if values_gradient._version == version + 1:  # written to by this pass alone
             return False
         # Set to zero, or clipped or averaged between two micro-batches.
         return torch.equal(values_gradient, gradient.flatten()[self._indices()].to(values_gradient.dtype))
+
+    @property
+    def has_passed_without_keeper(self) -> bool:
+        """True after a pass if no engine was found that keeps the gradient of earlier passes elsewhere."""
+        return self.has_passed and self._keeper is None
 
     @torch.no_grad()
     def commit(self) -> bool:

@@ -178,6 +178,11 @@ class TrainingState:
                 f"the optimizer holds {piece.size} of the {self.adapter.plan.k} values of {self.adapter.plan.name!r}, "
                 "cut in a way that a renewal does not know: use FSDP2 or DeepSpeed, or set `renewal_steps=0`"
             )
+        if self.is_renewed and is_dtensor(piece.held) and self.core_gradient.has_passed_without_keeper:
+            raise RuntimeError(
+                f"the values of {self.adapter.plan.name!r} are sharded, and FSDP2's record of their gradient was not "
+                "found, by which a renewal adds up micro-batches: set `renewal_steps=0`"
+            )
         carried = take(optimizer, piece.held, self.adapter.plan.name)
         if carried is not None:
             self.load_state_dict(carried, piece)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,17 +47,19 @@ class Method:
     takes_seed: bool = False
 
 
-def _sparsegrad(**settings: Any) -> Callable[..., nn.Module]:
+def _sparsegrad(variant: str) -> Callable[..., nn.Module]:
     def attach(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> PeftModel:
-        config = SparseGradConfig(target_modules=target_modules, density=density, **{**settings, **overrides})
+        config = SparseGradConfig.from_variant(variant, target_modules=target_modules, density=density, **overrides)
         return get_peft_model(model, config)  # pyright: ignore
 
     return attach
 
 
-def _lora(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> PeftModel:
-    """LoRA with, in every layer, the rank whose r (in + out) values are closest to `density` of the weight."""
-    ranks = {name: lora_rank(*in_out_features(m), density) for name, m in targeted(model, target_modules)}
+def _lora(
+    model: nn.Module, target_modules: Any, density: float, rank: int | None = None, **overrides: Any
+) -> PeftModel:
+    """LoRA of that rank, or in every layer the one whose r (in + out) values are closest to `density` of the weight."""
+    ranks = {name: rank or lora_rank(*in_out_features(m), density) for name, m in targeted(model, target_modules)}
     config = LoraConfig(**{**lora_settings(model, ranks), **overrides})
     return get_peft_model(model, config)  # pyright: ignore
 
@@ -127,29 +129,24 @@ def _announced() -> list[TrainerCallback]:
     return [GradDropCallback()]
 
 
+def _optimizer_of(settings: Mapping[str, Any]) -> Callable[[nn.Module, float], Any] | None:
+    return create_sparsegrad_optimizer if settings.get("support") == "dynamic" else None
+
+
+_SPARSEGRAD_WORDS = {
+    "sparsegrad": "SparseGrad, the default: a basis on the narrower side, a support that is renewed",
+    "full-bases": "SparseGrad with two full bases and a support that is renewed",
+    "sparsegrad-dynamic": "SparseGrad, a basis on the narrower side, the largest gradients of each step",
+    "paper": "SparseGrad as published: two full bases, the whole core, the largest gradients of each step",
+    "meprop": "MeProp with a support chosen once, in the weight's own basis",
+    "meprop-paper": "MeProp as in the SparseGrad paper: the largest gradients of each step, in the weight's own basis",
+}
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("sparsegrad", "SparseGrad, support chosen once", _sparsegrad(), make_callbacks=_observed),
-        Method(
-            "sparsegrad-dynamic",
-            "SparseGrad, the largest gradients of each step (the paper's)",
-            _sparsegrad(support="dynamic"),
-            create_sparsegrad_optimizer,
-            _observed,
-        ),
-        Method(
-            "meprop",
-            "MeProp: the weight's own basis, support chosen once",
-            _sparsegrad(basis="identity", renewal_steps=0),
-            make_callbacks=_observed,
-        ),
-        Method(
-            "meprop-dynamic",
-            "MeProp: the weight's own basis, the largest gradients of each step (the paper's)",
-            _sparsegrad(basis="identity", support="dynamic"),
-            create_sparsegrad_optimizer,
-            _observed,
+        *(
+            Method(name, _SPARSEGRAD_WORDS[name], _sparsegrad(name), _optimizer_of(settings), _observed)
+            for name, settings in SparseGradConfig.variants.items()
         ),
         Method("lora", "LoRA with as many trained values", _lora),
         Method("shira", "SHiRA: entries of the weights drawn at random, as many as LoRA's", _shira, takes_seed=True),

@@ -29,11 +29,13 @@ class TargetedConfig(PeftConfig):
     Attributes:
         title: Name of the method in texts for people.
         source: Paper that describes the method.
+        variants: Settings by the name of a variant.
         format_version: Version of the adapter's files. Not a setting: it is written with them and checked on loading.
     """
 
     title: ClassVar[str]
     source: ClassVar[str]
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]]
 
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Modules to adapt: names, a regular expression, or None for the default."}
@@ -74,6 +76,20 @@ class TargetedConfig(PeftConfig):
                 raise ValueError(f"`{name}` cannot be used when `target_modules` is a str; give a list of names")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ValueError("`layers_pattern` needs `layers_to_transform`: it says where those are counted")
+
+    @classmethod
+    def from_variant(cls: type[Config], name: str, **overrides: Any) -> Config:
+        """Return the settings of the variant `name`, with some of them changed.
+
+        `GradDropConfig.from_variant("Layer-GradDrop", p=0.5)` is Layer-GradDrop with p = 0.5, and
+        `SparseGradConfig.from_variant("paper")` is SparseGrad as published.
+
+        Raises:
+            ValueError: If there is no variant of that name. The message lists all names.
+        """
+        if name not in cls.variants:
+            raise ValueError(f"there is no {cls.title} variant {name!r}; there are {', '.join(cls.variants)}")
+        return cls(**{**cls.variants[name], **overrides})
 
     @classmethod
     def from_pretrained(

@@ -10,7 +10,7 @@ from ..common.registration import add_peft_type
 from ..common.targeted_config import TargetedConfig
 from ..functional import SCHEDULES
 from .model_card import note_saved_energy
-from .variants import variant_settings
+from .variants import VARIANTS
 
 _NONE = type(None)
 _TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
@@ -74,6 +74,7 @@ class GradDropConfig(TargetedConfig):
 
     title: ClassVar[str] = "GradDrop"
     source: ClassVar[str] = "O'Neill and Dutta, arXiv 2307.10098"
+    variants: ClassVar[dict[str, dict[str, Any]]] = VARIANTS
 
     granularity: Literal["element", "layer"] = field(
         default="element", metadata={"help": "What is dropped as one: an 'element' or a 'layer' (a block)."}
@@ -122,17 +123,6 @@ class GradDropConfig(TargetedConfig):
             self.frozen = "hold" if self.granularity == "layer" or self.interval == "epoch" else "gradient"
         self.check_choices({"frozen": ("hold", "gradient")})
         self._check_combinations()
-
-    @classmethod
-    def from_variant(cls, name: str, **overrides: Any) -> GradDropConfig:
-        """Return the settings of the paper's variant `name`, with some of them changed.
-
-        `from_variant("Layer-GradDrop", p=0.5)` is the variant Layer-GradDrop with p = 0.5.
-
-        Raises:
-            ValueError: If there is no variant of that name. The message lists all names.
-        """
-        return cls(**{**variant_settings(name), **overrides})
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save as PEFT does, and with `save_density` write into the model card what was left out."""

@@ -30,14 +30,3 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 Only GradDrop-Epoch-Reset is named here, because section III.B describes it without a name.
 """
-
-
-def variant_settings(name: str) -> dict[str, Any]:
-    """Return the settings of a variant.
-
-    Raises:
-        ValueError: If there is no variant of that name. The message lists all names.
-    """
-    if name not in VARIANTS:
-        raise ValueError(f"there is no GradDrop variant {name!r}; there are {', '.join(VARIANTS)}")
-    return VARIANTS[name]

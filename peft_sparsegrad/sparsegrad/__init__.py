@@ -8,9 +8,11 @@ from .model import SparseGradModel
 from .optimizer import SparseGradAdam, create_sparsegrad_optimizer
 from .report import GroupReport, WarmUpReport
 from .transition_file import save_transition_matrices
+from .variants import VARIANTS
 from .warmup import warmup
 
 __all__ = [
+    "VARIANTS",
     "GroupReport",
     "LoraConversion",
     "SparseGradAdam",

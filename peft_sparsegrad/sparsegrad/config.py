@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from ..common.registration import add_peft_type
 from ..common.targeted_config import TargetedConfig
 from ..functional import SUPPORT_SCORES
+from .variants import VARIANTS
 
 
 @dataclass
@@ -20,6 +21,8 @@ class SparseGradConfig(TargetedConfig):
     2024.emnlp-main.831). With `S` the trained core and `U`, `V` the transition matrices of a group of layers,
 
         y = base(x) + ((x U) Sᵀ) Vᵀ
+
+    `from_variant` returns settings by name: `"paper"` is the method as published, and the default is `"sparsegrad"`.
 
     Args:
         target_modules: Names or a regular expression of the linear layers to adapt, `"all-linear"`, or None for the
@@ -38,7 +41,7 @@ class SparseGradConfig(TargetedConfig):
         slack: With `rank="auto"`, entries of the core per trained value, at least 1. More slack costs time in each
             step, and gives the support more entries to choose from.
         basis: `"hosvd"` of warm-up gradients, `"svd"` of each weight, or `"identity"` (MeProp).
-        support: `"static"`: entries chosen once, after the warm-up. `"dynamic"`: the whole core trains and each
+        support: `"static"`: entries chosen after the warm-up, and renewed. `"dynamic"`: the whole core trains and each
             step moves the `density` of entries with the largest gradients; use `create_sparsegrad_optimizer` with it.
         support_score: Score by which a static support is chosen: `"mean"`, |Σ G̃|, or `"energy"`, Σ G̃².
         warmup_steps: Number of training backward passes that are observed before training starts, if no explicit
@@ -57,6 +60,7 @@ class SparseGradConfig(TargetedConfig):
 
     title: ClassVar[str] = "SparseGrad"
     source: ClassVar[str] = "Chekalina et al., EMNLP 2024, 2024.emnlp-main.831"
+    variants: ClassVar[dict[str, dict[str, Any]]] = VARIANTS
 
     density: float = field(default=0.01, metadata={"help": "Trained share of each weight's entries, in (0, 1]."})
     num_values: int | None = field(default=None, metadata={"help": "Trained values per layer, in place of `density`."})
@@ -68,7 +72,8 @@ class SparseGradConfig(TargetedConfig):
         default="hosvd", metadata={"help": "'hosvd' of warm-up gradients, 'svd' of each weight, or 'identity'."}
     )
     support: Literal["static", "dynamic"] = field(
-        default="static", metadata={"help": "'static': chosen once. 'dynamic': the largest gradients of each step."}
+        default="static",
+        metadata={"help": "'static': chosen once and renewed. 'dynamic': the largest gradients of each step."},
     )
     support_score: Literal["mean", "energy"] = field(
         default="mean", metadata={"help": "What chooses a static support: 'mean', |Σ G̃|, or 'energy', Σ G̃²."}

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from experiments.methods import METHODS, lora_rank, targeted
-from peft_sparsegrad import GradDrop
+from peft_sparsegrad import GradDrop, SparseGradConfig
 
 DENSITY = 0.05
 EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -27,7 +27,7 @@ def bert() -> BertForSequenceClassification:
 
 def attach(method, target_modules=None, **overrides) -> nn.Module:
     torch.manual_seed(1)
-    ours = "sparsegrad" in method.name or "meprop" in method.name
+    ours = method.name in SparseGradConfig.variants
     return method.attach(bert(), target_modules, DENSITY, **({"warmup_steps": 0} if ours else {}), **overrides)
 
 

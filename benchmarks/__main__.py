@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from experiments.environment import describe_environment
+from experiments.memory import keep_freed_memory
+
 from .contenders import CONTENDERS, SWEEP, TO_COMPILE, TWO_WAYS
-from .environment import describe_environment
 from .graddrop import adapter_bytes, benchmark_graddrop
-from .memory import keep_freed_memory
 from .models import SHAPES, dtype_on
 from .step import benchmark_step
 from .targets import targets_of

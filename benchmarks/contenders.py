@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from experiments.memory import resident_tensors
 from experiments.methods import METHODS, targeted
 from peft_sparsegrad import SparseGradAdam, SparseGradLinear
 
-from .memory import resident_tensors
 from .models import Shape, build_model
 from .paper_layer import attach_paper_layers
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
+from experiments.memory import peak_of, saved_storages, storages
+
 from . import contenders as c
 from .contenders import Contender, build_contender
-from .memory import peak_of, saved_storages, storages
 from .models import Shape, make_batch
 from .timing import Stopwatch
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from experiments.memory import peak_of, storages
 from peft_sparsegrad.functional import ExactHosvd, Hosvd, SketchedHosvd
 
 from .gradients import Gradients
-from .memory import peak_of, storages
 from .timing import Stopwatch
 
 OUT, IN, TOKENS = 384, 1536, 256

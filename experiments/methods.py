@@ -58,7 +58,7 @@ def _sparsegrad(variant: str) -> Callable[..., nn.Module]:
 def _lora(
     model: nn.Module, target_modules: Any, density: float, rank: int | None = None, **overrides: Any
 ) -> PeftModel:
-    """LoRA of that rank, or in every layer the one whose r (in + out) values are closest to `density` of the weight."""
+    """LoRA of a `rank`, or in every layer that whose r (in + out) values are closest to `density` of the weight."""
     ranks = {name: rank or lora_rank(*in_out_features(m), density) for name, m in targeted(model, target_modules)}
     config = LoraConfig(**{**lora_settings(model, ranks), **overrides})
     return get_peft_model(model, config)  # pyright: ignore

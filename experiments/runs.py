@@ -54,3 +54,28 @@ class BaseRun:
             raise ValueError(f"it has the unknown settings {', '.join(unknown)}")
         tuples = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
         return cls(**{**settings, **tuples})
+
+
+@dataclass(frozen=True)
+class ConfiguredRun(BaseRun):
+    """A run whose method has settings beside those that its name stands for.
+
+    Attributes:
+        settings: What the method's `attach` is given besides, as JSON with sorted keys.
+    """
+
+    settings: str
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The settings as keyword arguments."""
+        return json.loads(self.settings)
+
+    @property
+    def label(self) -> str:
+        """The method and its settings, for people: `sparsegrad, rank 192`."""
+        return ", ".join([self.method, *(f"{key} {_plain(value)}" for key, value in self.overrides.items())])
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

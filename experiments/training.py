@@ -48,6 +48,6 @@ def count_steps(rows: int, batch_size: int, epochs: int) -> int:
     return math.ceil(rows / batch_size) * epochs
 
 
-def rising_steps(steps: int) -> int:
-    """Return how many of the steps the learning rate rises in."""
-    return math.ceil(LR_WARMUP * steps)
+def rising_steps(steps: int, share: float = LR_WARMUP) -> int:
+    """Return how many of the steps the learning rate rises in, if it does so in that share of them."""
+    return math.ceil(share * steps)

@@ -39,6 +39,11 @@ def add_variant_options(add: Callable[..., Any]) -> None:
     add("--lora-rank", type=positive_int, help="rank of LoRA (default: the one with as many values as SparseGrad)")
 
 
+def settings_json(args: argparse.Namespace, method: str) -> str:
+    """Return `method_settings` as JSON with sorted keys, the form in which a run has them."""
+    return json.dumps(method_settings(args, method), sort_keys=True)
+
+
 def method_settings(args: argparse.Namespace, method: str) -> dict[str, Any]:
     """Return what the options set for a method: overrides for its `attach`.
 

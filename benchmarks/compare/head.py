@@ -68,3 +68,11 @@ def train_head_apart(optimizer: torch.optim.Optimizer, model: nn.Module) -> None
     So the learning rate that is searched for a method is that of its own values.
     """
     set_rate(optimizer, [parameter for name, parameter in model.named_parameters() if in_head(name)], LEARNING_RATE)
+
+
+def count_trained(model: nn.Module) -> dict[str, int]:
+    """Count the values that train in the task head and elsewhere."""
+    counts = {True: 0, False: 0}
+    for name, parameter in model.named_parameters():
+        counts[in_head(name)] += parameter.numel() * parameter.requires_grad
+    return {"trained_parameters": counts[False], "trained_head_parameters": counts[True]}

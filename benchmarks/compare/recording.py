@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import zlib
 from collections.abc import Iterable
 from typing import Any, cast
@@ -12,45 +11,11 @@ from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from experiments.costs import step_memory
+
 from .batches import LengthWindows
 from .head import train_head_apart
-from .measures import step_memory
 from .task import Task
-
-
-class StepTimer(TrainerCallback):
-    """Times what the method does before training, and each optimisation step up to its last callback.
-
-    The Trainer calls its callbacks in order. With the timer first and its `stop` last, what the callbacks between
-    them do at either end of a step counts.
-
-    Attributes:
-        warmup_seconds: What the callbacks between them took before the first step.
-        seconds: What each step took, from its forward pass on.
-    """
-
-    def __init__(self) -> None:
-        self.warmup_seconds = 0.0
-        self.seconds: list[float] = []
-        self.stop = _Stop(self)
-        self.started = 0.0
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
-
-    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.started = time.perf_counter()
-
-
-class _Stop(TrainerCallback):
-    def __init__(self, timer: StepTimer) -> None:
-        self.timer = timer
-
-    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-        self.timer.warmup_seconds = time.perf_counter() - self.timer.started
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        self.timer.seconds.append(time.perf_counter() - self.timer.started)
 
 
 class EvaluateAfter(TrainerCallback):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from experiments.json_files import Record
-from experiments.runs import BaseRun
+from experiments.runs import ConfiguredRun
 from experiments.training import count_steps
 
 from .tasks import TASKS
 
 
 @dataclass(frozen=True)
-class Run(BaseRun):
+class Run(ConfiguredRun):
     """Everything that decides what a run does; two equal runs are the same run.
 
     Attributes:
@@ -24,7 +23,6 @@ class Run(BaseRun):
         epochs: Passes over the training rows.
         train_rows: Training rows.
         batch_size: Rows in a batch.
-        settings: What the method's `attach` is given besides, as JSON with sorted keys.
         head_steps: Steps for which the task head alone is trained before the method is attached.
         evals: Evaluations along training, the last one at its end.
         precision: "float32", or "bf16" for mixed precision.
@@ -37,21 +35,10 @@ class Run(BaseRun):
     epochs: int
     train_rows: int
     batch_size: int
-    settings: str = "{}"
     head_steps: int = 0
     evals: int = 3
     precision: str = "float32"
     max_eval_rows: int = 0
-
-    @property
-    def label(self) -> str:
-        """The method and its settings, for people: `sparsegrad, rank 192`."""
-        return ", ".join([self.method, *(f"{key} {_plain(value)}" for key, value in self.overrides.items())])
-
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """The settings as keyword arguments."""
-        return json.loads(self.settings)
 
     @property
     def steps(self) -> int:
@@ -79,10 +66,6 @@ class Run(BaseRun):
 FIELDS = [field.name for field in fields(Run)]
 VARIED_FIELDS = ("task", "method", "settings", "seed", "lr")
 SHARED_FIELDS = [name for name in FIELDS if name not in VARIED_FIELDS]  # what one comparison has in common
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def product(

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PrinterCallback, TrainingArguments, set_seed
 
-from benchmarks.environment import describe_environment
+from experiments.costs import StepTimer, bytes_to_keep
+from experiments.environment import describe_environment
 from experiments.json_files import Record
 from experiments.loading import DEVICE
 from experiments.methods import METHODS
 from experiments.training import rising_steps, training_arguments
 
-from .head import head_batches, head_modules, settle_head
-from .measures import bytes_to_keep, count_trained
-from .recording import EvaluateAfter, RecordingTrainer, StepTimer
+from .head import count_trained, head_batches, head_modules, settle_head
+from .recording import EvaluateAfter, RecordingTrainer
 from .runs import Run
 from .tasks import TASKS
 
@@ -40,14 +40,14 @@ def execute(run: Run, data: Path) -> Record:
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(run, model, timer, data, Path(folder))
         trainer.train()
-        size = bytes_to_keep(model, Path(folder) / "adapter")
+        size = bytes_to_keep(model)
     return {
         "evaluations": trainer.evaluations,
         "last_training_loss": statistics.fmean(trainer.losses[-LAST_STEPS:]),
         **count_trained(model),
         "adapter_bytes": size,
         "steps": len(timer.seconds),
-        "seconds_per_step": statistics.median(timer.seconds),
+        "seconds_per_step": timer.median,
         "warmup_seconds": timer.warmup_seconds,
         "seconds": time.perf_counter() - started,
         **trainer.memory,

@@ -13,10 +13,12 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from experiments.arguments import non_negative_int, positive_float, positive_int, share
+from experiments.arguments import non_negative_float, non_negative_int, positive_float, positive_int, share
 from experiments.attachment import masks_gradients
 from experiments.loading import DEVICE, load_pretrained
 from experiments.methods import METHODS
+from experiments.training import LR_WARMUP
+from experiments.variant_options import add_variant_options, check_settings_have_effect, settings_json
 from peft_sparsegrad.cli.errors import InputError
 
 from .dataset import Splits, load_task, take_rows, tokenize
@@ -27,12 +29,13 @@ from .tasks import PAPER_TASKS, TASKS
 
 # GradDrop's methods mask what another method trains, on other layers: examples/classify.py has them.
 GLUE_METHODS = [name for name in METHODS if not masks_gradients(name)]
-PAPER_METHODS = ["full", "lora", "meprop", "sparsegrad"]
+PAPER_METHODS = ["full", "lora", "meprop-paper", "paper"]
 
 
 def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     _add_what(parser)
     _add_model(parser)
+    add_variant_options(parser.add_argument_group("settings of the methods").add_argument)
     _add_training(parser)
 
 
@@ -100,6 +103,18 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="learning rate of the method's own values, where it is not the rest's (default: the same)",
     )
     add(
+        "--weight-decay",
+        type=non_negative_float,
+        default=0.0,
+        help="of the model's own weights (default: %(default)s)",
+    )
+    add(
+        "--lr-warmup",
+        type=non_negative_float,
+        default=LR_WARMUP,
+        help="share of the steps in which the learning rate rises, to fall to 0 on a line after them (%(default)s)",
+    )
+    add(
         "--report-to",
         nargs="+",
         default=["none"],
@@ -123,7 +138,15 @@ def run_settings(args: argparse.Namespace) -> dict[str, Any]:
         "head_steps": args.head_steps,
         "precision": args.precision,
         "adapter_lr": args.adapter_lr,
+        "weight_decay": args.weight_decay,
+        "lr_warmup": args.lr_warmup,
     }
+
+
+def settings_of_methods(args: argparse.Namespace) -> dict[str, str]:
+    """The `settings` of the runs of each method. Raises an InputError if they have no meaning or no effect."""
+    check_settings_have_effect(args, args.methods)
+    return {method: settings_json(args, method) for method in args.methods}
 
 
 def capacity(method: str, density: float, num_values: int | None = None) -> dict[str, Any]:
@@ -159,6 +182,6 @@ def _tokenized(name: str, tokenizer: PreTrainedTokenizerBase, args: argparse.Nam
 
 def check_models(runs: Sequence[Run]) -> None:
     """Attach every kind of adapter once, so that what cannot be attached fails now and not after hours."""
-    kinds = {(run.method, run.density, run.num_values): run for run in runs}
+    kinds = {(run.method, run.settings, run.density, run.num_values): run for run in runs}
     for run in kinds.values():
         build_model(run, TASKS[run.task])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
@@ -20,7 +21,10 @@ from transformers import (
 )
 
 from experiments.attachment import make_callbacks
+from experiments.costs import StepMemory, StepTimer, bytes_to_keep
+from experiments.environment import describe_environment
 from experiments.json_files import Record
+from experiments.loading import DEVICE
 from experiments.training import count_steps, rising_steps, training_arguments
 from peft_sparsegrad.cli.errors import InputError
 
@@ -37,6 +41,25 @@ TIMES = ("_runtime", "_per_second")  # ends of the names of what the Trainer mea
 
 class TrainingError(InputError):
     """The training itself has failed, for instance because its learning rate was too high."""
+
+
+class Costs:
+    """Costs of a run, measured while it trains."""
+
+    def __init__(self) -> None:
+        self.timer, self.memory = StepTimer(), StepMemory()
+
+    def of(self, trained: TrainedModel) -> Record | None:
+        """Seconds and bytes, see `experiments.costs`; None if this process has found the training finished."""
+        if not self.timer.seconds:
+            return None
+        return {
+            "seconds_per_step": self.timer.median,
+            "warmup_seconds": self.timer.warmup_seconds,
+            "peak_memory": self.memory.peak_memory,
+            "optimizer_bytes": self.memory.optimizer_bytes,
+            "saved_bytes": bytes_to_keep(trained.model),
+        }
 
 
 @dataclass
@@ -65,16 +88,22 @@ class Finetuner:
             TrainingError: If the training fails.
         """
         started, task, folder = time.perf_counter(), TASKS[run.task], self.folder / run.folder_name
-        trained = build_model(run, task)
+        trained, costs = build_model(run, task), Costs()
         found = last_checkpoint(folder)
         if found is not None and is_over(found[1], run.patience):
             state = found[1]
         else:
-            trainer = self._trainer(run, task, trained, folder)
+            trainer = self._trainer(run, task, trained, folder, costs)
             state = _train(trainer, run, None if found is None else str(found[0]))
         if self.models is not None:
             self._keep(run, checkpoint_path(folder, best_evaluation(state)["step"]))
-        return {**summarize(state), "trainable": trained.counts, "seconds": time.perf_counter() - started}
+        return {
+            **summarize(state),
+            "trainable": trained.counts,
+            "costs": costs.of(trained),
+            "environment": describe_environment(torch.device(DEVICE)),
+            "seconds": time.perf_counter() - started,
+        }
 
     def clean_up(self, run: Run) -> None:
         """Delete the run's checkpoints: its result has been written. What a tracker has logged beside them stays."""
@@ -90,8 +119,9 @@ class Finetuner:
         keep_model(checkpoint, self.models / run.folder_name)
         self.tokenizer.save_pretrained(self.models / run.folder_name)
 
-    def _trainer(self, run: Run, task: Task, trained: TrainedModel, folder: Path) -> Trainer:
+    def _trainer(self, run: Run, task: Task, trained: TrainedModel, folder: Path, costs: Costs) -> Trainer:
         rows = take_rows(self.splits[run.task].train, run.train_rows, run.seed)
+        of_method = make_callbacks(run.method, trained.model, run.warmup_steps, run.head_steps)
         stop = EarlyStoppingCallback(early_stopping_patience=run.patience)
         return Trainer(
             trained.model,
@@ -99,7 +129,7 @@ class Finetuner:
             train_dataset=rows,  # pyright: ignore[reportArgumentType]
             eval_dataset=self.splits[run.task].dev,  # pyright: ignore[reportArgumentType]
             data_collator=DataCollatorWithPadding(self.tokenizer),
-            callbacks=[*make_callbacks(run.method, trained.model, run.warmup_steps, run.head_steps), stop],
+            callbacks=[costs.timer, *of_method, costs.memory, costs.timer.stop, stop],
             optimizers=(make_optimizer(run, trained), None),
             compute_metrics=_scorer(task),
         )
@@ -115,7 +145,7 @@ def _arguments(run: Run, folder: Path, num_rows: int, report_to: list[str]) -> T
         seed=run.seed,
         run_name=str(run),
         per_device_eval_batch_size=EVAL_BATCH_SIZE,
-        warmup_steps=rising_steps(count_steps(num_rows, run.batch_size, run.epochs)),
+        warmup_steps=rising_steps(count_steps(num_rows, run.batch_size, run.epochs), run.lr_warmup),
         bf16=run.precision == "bf16",
         eval_strategy="epoch",
         save_strategy="epoch",

@@ -16,6 +16,7 @@ from experiments.loading import DEVICE, load_pretrained
 from experiments.methods import targeted
 from peft_sparsegrad.cli.errors import InputError
 from peft_sparsegrad.common.targeting import in_out_features
+from peft_sparsegrad.sparsegrad.adapter import LayerAdapter
 from peft_sparsegrad.sparsegrad.plan import check_is_linear
 
 from .runs import Run
@@ -40,12 +41,18 @@ class TrainedModel:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Trained parameters of the model, and those and the weight's entries of a target layer, on average."""
-        values = sum(parameter.numel() for parameter in self.adapter)
+        """Numbers of the model's trained parameters, and of a target layer, on average.
+
+        "layer" are its trained values, "layer_in_step" those that a step moves (fewer with a dynamic support, the
+        same else), "layer_entries" its weight's entries.
+        """
+        layers, values = len(self.layer_sizes), sum(parameter.numel() for parameter in self.adapter)
+        chosen = [module.plan.k for module in self.model.modules() if isinstance(module, LayerAdapter)]
         return {
             "model": count_trainable(self.model),
-            "layer": round(values / len(self.layer_sizes)),
-            "layer_entries": round(sum(self.layer_sizes) / len(self.layer_sizes)),
+            "layer": round(values / layers),
+            "layer_in_step": round((sum(chosen) if chosen else values) / layers),
+            "layer_entries": round(sum(self.layer_sizes) / layers),
         }
 
 
@@ -80,6 +87,7 @@ def attach_to_mlp(run: Run, model: Any) -> TrainedModel:
         run.seed,
         task_type="SEQ_CLS",
         modules_to_save=besides,
+        **run.overrides,
     )
     prefix = "base_model.model." if isinstance(model, PeftModel) else ""
     inside = tuple(f"{prefix}{name}." for name in targets)

@@ -6,19 +6,21 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from experiments.json_files import Record
-from experiments.runs import BaseRun
+from experiments.runs import ConfiguredRun
 
 from .tasks import TASKS
 
 
 @dataclass(frozen=True)
-class Run(BaseRun):
+class Run(ConfiguredRun):
     """Everything that decides what a run does: two equal runs are the same run.
 
     Attributes:
         data: Folder above the tasks' folders, as it was given; None for the hub.
         adapter_lr: That of the method's own values, where it is another.
         batch_size: Rows in a batch.
+        weight_decay: Of the model's own weights that train.
+        lr_warmup: Share of the steps in which the learning rate rises; after them it falls to 0 on a line.
         density: Trained share of each target weight.
         num_values: Trained values of each target weight, in place of the density.
         rest: Whether the model outside the target weights is "trained" or "frozen". The head always trains.
@@ -37,6 +39,8 @@ class Run(BaseRun):
     data: str | None
     adapter_lr: float | None
     batch_size: int
+    weight_decay: float
+    lr_warmup: float
     density: float
     num_values: int | None
     rest: str
@@ -56,7 +60,7 @@ class Run(BaseRun):
 
     def __str__(self) -> str:
         rates = f"lr {self.lr:.3g}" + ("" if self.adapter_lr is None else f", adapter lr {self.adapter_lr:.3g}")
-        return f"{self.task}, {self.method}, {self.capacity}, {rates}, batch size {self.batch_size}, seed {self.seed}"
+        return f"{self.task}, {self.label}, {self.capacity}, {rates}, batch size {self.batch_size}, seed {self.seed}"
 
     @classmethod
     def from_record(cls, record: Record) -> Run:

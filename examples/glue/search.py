@@ -25,7 +25,14 @@ from experiments.terminal import heading, run_and_exit, show
 from experiments.text_files import make_folder
 from peft_sparsegrad.cli.errors import InputError
 
-from .arguments import add_shared_arguments, capacity, check_models, make_finetuner, run_settings
+from .arguments import (
+    add_shared_arguments,
+    capacity,
+    check_models,
+    make_finetuner,
+    run_settings,
+    settings_of_methods,
+)
 from .finetune import Finetuner, TrainingError
 from .hyperparameters import add_found
 from .runs import Run
@@ -68,7 +75,11 @@ def list_templates(args: argparse.Namespace) -> list[Run]:
     """A run of each task and method, without the values that are searched for."""
     pairs = itertools.product(dict.fromkeys(args.tasks), dict.fromkeys(args.methods))
     common = {"seed": args.seed, "lr": 0.0, "batch_size": 0, **run_settings(args)}
-    return [Run(task=task, method=method, **capacity(method, args.density), **common) for task, method in pairs]
+    of_methods = settings_of_methods(args)
+    return [
+        Run(task=task, method=method, settings=of_methods[method], **capacity(method, args.density), **common)
+        for task, method in pairs
+    ]
 
 
 def open_study(database: Path, template: Run) -> optuna.Study:

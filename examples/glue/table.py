@@ -28,7 +28,7 @@ from .runs import Run
 from .tasks import TASKS
 
 SEARCHED_FIELDS = ("lr", "adapter_lr", "batch_size")
-ROW_FIELDS = ("method", "num_values", "density")
+ROW_FIELDS = ("method", "settings", "num_values", "density")
 Results = dict[Run, Record]
 
 
@@ -36,6 +36,7 @@ class RowKey(NamedTuple):
     """Key of a row of a table."""
 
     method: str
+    settings: str
     num_values: int | None
     density: float
 
@@ -83,8 +84,13 @@ class Row:
 
     @property
     def trained(self) -> list[str]:
-        """Trained parameters of the model, and of an MLP layer."""
-        return [millions(self._trainable["model"]), millions(self._trainable["layer"])]
+        """Trained parameters of the model, of an MLP layer, and those of it that a step moves."""
+        return [millions(self._trainable[name]) for name in ("model", "layer", "layer_in_step")]
+
+    @property
+    def label(self) -> str:
+        """The method and its settings."""
+        return next(iter(self.cells.values())).runs[0].label
 
     @property
     def seeds(self) -> str:
@@ -133,16 +139,25 @@ def group_by(results: Results, names: Iterable[str]) -> dict[tuple[Any, ...], Re
 
 def score_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     """Tables 4, 5, 9 and 10."""
-    header = ["method", "density", "trained, model", "trained, MLP layer", "seeds", "AVG", *_titles(tasks)]
-    lines = [[r.key.method, _percent(r.share), *r.trained, r.seeds, *r.scores(tasks)] for r in rows]
+    header = [
+        "method",
+        "density",
+        "trained, model",
+        "trained, MLP layer",
+        "in a step",
+        "seeds",
+        "AVG",
+        *_titles(tasks),
+    ]
+    lines = [[r.label, _percent(r.share), *r.trained, r.seeds, *r.scores(tasks)] for r in rows]
     return markdown_table(header, lines)
 
 
 def density_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     """Tables 11 and 12: every row of a method that was run with numbers of values, the largest share last."""
     lines = [
-        [row.key.method, _values(row), _percent(row.share), row.seeds, *row.scores(tasks)]
-        for row in sorted(rows, key=lambda row: (row.key.method, row.share))
+        [row.label, _values(row), _percent(row.share), row.seeds, *row.scores(tasks)]
+        for row in sorted(rows, key=lambda row: (row.label, row.share))
     ]
     return markdown_table(["method", "values per layer", "of its entries", "seeds", "AVG", *_titles(tasks)], lines)
 
@@ -153,7 +168,7 @@ def _values(row: Row) -> str:
 
 def values_table(rows: Sequence[Row], tasks: Sequence[str]) -> str:
     """Tables 13 to 15: the batch sizes and learning rates behind the scores."""
-    lines = [[row.key.method, _percent(row.share), *row.each(tasks, _hyperparameters)] for row in rows]
+    lines = [[row.label, _percent(row.share), *row.each(tasks, _hyperparameters)] for row in rows]
     return markdown_table(["batch size / learning rate", "density", *_titles(tasks)], lines)
 
 

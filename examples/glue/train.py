@@ -20,7 +20,14 @@ from experiments.terminal import heading, run_and_exit, show
 from experiments.text_files import make_folder
 from peft_sparsegrad.cli.errors import InputError
 
-from .arguments import add_shared_arguments, capacity, check_models, make_finetuner, run_settings
+from .arguments import (
+    add_shared_arguments,
+    capacity,
+    check_models,
+    make_finetuner,
+    run_settings,
+    settings_of_methods,
+)
 from .finetune import Finetuner, TrainingError
 from .hyperparameters import PRESETS, Hyperparameters, preset_of, read_found
 from .runs import Run
@@ -62,13 +69,14 @@ def finish(run: Run, finetuner: Finetuner, results: Path) -> bool:
 
 def list_runs(args: argparse.Namespace) -> list[Run]:
     """The runs, seed by seed, so that what a killed command leaves can be compared."""
-    settings = run_settings(args)
+    settings, of_methods = run_settings(args), settings_of_methods(args)
     found = {} if args.hyperparameters is None else read_found(args.hyperparameters)
     runs = [
         Run(
             task=task,
             method=method,
             seed=seed,
+            settings=of_methods[method],
             **capacity(method, args.density, num_values),
             **chosen_hyperparameters(args, found, task, method)._asdict(),
             **settings,

@@ -6,7 +6,7 @@ from typing import Any
 
 # "output.dense" also ends the name of the attention's output projection in BERT's family: see EXCLUDED_MODULES.
 _BERT_FAMILY = (
-    "bert camembert deberta deberta-v2 electra ernie esm layoutlm megatron-bert roberta roformer xlm-roberta "
+    "bert camembert deberta deberta-v2 electra ernie esm layoutlm megatron-bert mpnet roberta roformer xlm-roberta "
     "xlm-roberta-xl"
 )
 _VIT_FAMILY = "beit deit dpt vit"  # named like BERT's in transformers 4, fc1 and fc2 in transformers 5

@@ -12,8 +12,8 @@ from engines import optimizer_for, share, wrap
 from peft import get_peft_model
 from tiny import llama
 
-from benchmarks.memory import storages
 from benchmarks.rank_memory import METHODS, count
+from experiments.memory import storages
 from peft_sparsegrad import GradDrop
 from peft_sparsegrad.common.pieces import local_part
 from peft_sparsegrad.graddrop.layer import GradDropLayer

@@ -20,6 +20,7 @@ from tiny import VOCAB, bert, tokenizer
 from examples.glue.runs import Run
 
 ROOT = Path(__file__).parents[3]
+MEASURED = ("seconds", "costs", "environment")
 SMALL = ["--epochs", "3", "--patience", "3", "--warmup-steps", "2", "--head-steps", "2", "--density", "0.05"]
 
 
@@ -106,9 +107,9 @@ def kill_when(process: subprocess.Popen, happened: Callable[[], object]) -> None
 def make_run(**settings) -> Run:
     values = {
         "model": "m", "data": "d", "task": "cola", "method": "lora", "seed": 0, "lr": 1e-3, "adapter_lr": None,
-        "batch_size": 8, "density": 0.05, "num_values": None, "rest": "frozen", "target_modules": None, "epochs": 3,
-        "patience": 3, "train_rows": None, "max_length": 32, "warmup_steps": 2, "head_steps": 2,
-        "precision": "float32",
+        "settings": "{}", "batch_size": 8, "density": 0.05, "num_values": None, "rest": "frozen",
+        "target_modules": None, "epochs": 3, "patience": 3, "train_rows": None, "max_length": 32, "warmup_steps": 2, "head_steps": 2,
+        "precision": "float32", "weight_decay": 0.0, "lr_warmup": 0.06,
     }  # fmt: skip
     return Run(**{**values, **settings})
 
@@ -116,4 +117,4 @@ def make_run(**settings) -> Run:
 def results_in(path: Path) -> list[dict]:
     """The lines of a file of results without the times."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    return [{key: value for key, value in record.items() if key not in MEASURED} for record in records]

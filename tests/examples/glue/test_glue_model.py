@@ -79,7 +79,7 @@ def test_what_each_method_trains(method):
 @pytest.mark.parametrize("method", [name for name in GLUE_METHODS if "dynamic" not in name and name != "full"])
 def test_a_number_of_values_is_as_good_as_a_density(method):
     by_number = attach_to_mlp(make_run(method=method, num_values=96), bert())
-    assert by_number.counts["layer"] == 96
+    assert by_number.counts["layer_in_step"] == 96
 
 
 def test_more_values_than_entries():

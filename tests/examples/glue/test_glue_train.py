@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-from glue_tools import SMALL, kill_and_go_on, make_run, results_in, save_model, write_data
+from glue_tools import MEASURED, SMALL, kill_and_go_on, make_run, results_in, save_model, write_data
 from peft import PeftModel
 from tiny import tokenizer
 from transformers import (
@@ -67,7 +67,7 @@ def options(where, *more) -> list[str]:
 
 
 def without_times(record: dict) -> dict:
-    return {key: value for key, value in record.items() if key != "seconds"}
+    return {key: value for key, value in record.items() if key not in MEASURED}
 
 
 def assert_same(records: list[dict], others: list[dict]) -> None:

@@ -83,18 +83,43 @@ class _Saving:
         return tensor.detach()
 
 
+class Peak:
+    """The block of a `with` statement, and the bytes that it has allocated at its worst moment, beyond those before.
+
+    Args:
+        device: Device whose memory counts.
+
+    Attributes:
+        bytes: The peak, once the block is over.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.bytes, self._device, self._before = 0, device, 0
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def __enter__(self) -> Peak:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._profile.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            self.bytes = torch.cuda.max_memory_allocated(self._device) - self._before
+        else:
+            self._profile.__exit__(*error)
+            self.bytes = _peak_of_trace(self._profile)
+
+
 def peak_of(function: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `function` has allocated at its worst moment, beyond what was allocated before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+    """Return the `Peak` of a call of `function`."""
+    with Peak(device) as peak:
         function()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    return _peak_of_trace(profiler)
+    return peak.bytes
 
 
 def _peak_of_trace(profiler: profile) -> int:

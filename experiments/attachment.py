@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 
@@ -77,6 +78,14 @@ def check_epochs(variant: str, epochs: int) -> None:
 def count_trainable(model: nn.Module) -> int:
     """Return how many values require a gradient."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def count_of_base(model: Any) -> int:
+    """Return how many parameters the model has without what an adapter adds; packed 4-bit weights count unpacked."""
+    if not isinstance(model, PeftModel):
+        return sum(parameter.numel() for parameter in model.parameters())
+    trained, all_of_them = model.get_nb_trainable_parameters()
+    return all_of_them - trained
 
 
 def density_of_lora(model: Any, target_modules: list[str] | None, density: float) -> float:

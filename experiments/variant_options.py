@@ -67,9 +67,7 @@ def check_settings_have_effect(args: argparse.Namespace, methods: Iterable[str])
     methods = set(methods)
     settings = _sparsegrad_settings(args)
     if settings and methods.isdisjoint(SparseGradConfig.variants):
-        raise InputError(
-            f"`{next(iter(settings))}` is a setting of {', '.join(SparseGradConfig.variants)}: none is run"
-        )
+        raise InputError(f"`{next(iter(settings))}` is a setting of {', '.join(SparseGradConfig.variants)}: none runs")
     if args.lora_rank is not None and "lora" not in methods:
         raise InputError("--lora-rank concerns the method lora, which is not run")
 

@@ -90,6 +90,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
         help="epochs without a better score after which a run stops (default: %(default)s)",
     )
     add("--train-rows", type=positive_int, help="training rows, drawn at random (default: all)")
+    add("--dev-rows", type=positive_int, help="rows that are scored, drawn at random, the same ones always (all)")
     add("--max-length", type=positive_int, default=128, help="tokens that are kept of a row (default: %(default)s)")
     add(
         "--precision",
@@ -133,6 +134,7 @@ def run_settings(args: argparse.Namespace) -> dict[str, Any]:
         "epochs": args.epochs,
         "patience": args.patience,
         "train_rows": args.train_rows,
+        "dev_rows": args.dev_rows,
         "max_length": args.max_length,
         "warmup_steps": args.warmup_steps,
         "head_steps": args.head_steps,
@@ -177,7 +179,8 @@ def _trackers(names: list[str]) -> list[str]:
 def _tokenized(name: str, tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Splits:
     splits = load_task(TASKS[name], args.data)
     take_rows(splits.train, args.train_rows, seed=0)  # whether there are so many
-    return Splits(*(tokenize(rows, TASKS[name], tokenizer, args.max_length) for rows in splits))
+    chosen = Splits(splits.train, take_rows(splits.dev, args.dev_rows, seed=0, option="--dev-rows"))
+    return Splits(*(tokenize(rows, TASKS[name], tokenizer, args.max_length) for rows in chosen))
 
 
 def check_models(runs: Sequence[Run]) -> None:

@@ -47,16 +47,16 @@ def _from_hub(task: Task, split: str) -> Dataset:
     return dataset.select_columns([*task.columns, "label"])
 
 
-def take_rows(rows: Dataset, count: int | None, seed: int) -> Dataset:
+def take_rows(rows: Dataset, count: int | None, seed: int, option: str = "--train-rows") -> Dataset:
     """`count` rows drawn at random; all of them, in their order, where it is None.
 
     Raises:
-        InputError: If there are not so many.
+        InputError: If there are not so many. The message names the `option` that asks for them.
     """
     if count is None:
         return rows
     if count > len(rows):
-        raise InputError(f"--train-rows asks for {count:,} rows, and there are {len(rows):,}")
+        raise InputError(f"{option} asks for {count:,} rows, and there are {len(rows):,}")
     return rows.shuffle(seed=seed).select(range(count))
 
 

@@ -28,6 +28,7 @@ class Run(ConfiguredRun):
         epochs: Most passes over the training rows.
         patience: Epochs without a better score after which training ends.
         train_rows: Training rows, drawn at random; None for all.
+        dev_rows: Rows that are scored, drawn at random but the same for all seeds; None for all.
         max_length: Tokens that are kept of a row.
         warmup_steps: Batches of SparseGrad's and MeProp's warm-up.
         head_steps: Steps before that warm-up which train everything but the method's values.
@@ -48,6 +49,7 @@ class Run(ConfiguredRun):
     epochs: int
     patience: int
     train_rows: int | None
+    dev_rows: int | None
     max_length: int
     warmup_steps: int
     head_steps: int

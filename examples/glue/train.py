@@ -4,7 +4,7 @@
 
 Learning rate and batch size are those of --lr and --batch-size; else of --hyperparameters, what the search has found;
 else of the SparseGrad paper, tables 13 to 15. Started again with the same options, it goes on where it was killed.
-Then see `python -m examples.glue.table`.
+At the end it prints all tables of the results file, as `python -m examples.glue.table` does.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.arguments import positive_float, positive_int
-from experiments.results import append_result, finished_runs
-from experiments.terminal import heading, run_and_exit, show
+from experiments.results import append_result, finished_runs, read_results
+from experiments.terminal import heading, run_and_exit, show, show_lines
 from experiments.text_files import make_folder
 from peft_sparsegrad.cli.errors import InputError
 
@@ -31,6 +31,7 @@ from .arguments import (
 from .finetune import Finetuner, TrainingError
 from .hyperparameters import PRESETS, Hyperparameters, preset_of, read_found
 from .runs import Run
+from .table import report
 
 RESULTS = "results.jsonl"
 DEFAULT_BATCH_SIZE = 32
@@ -51,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run in done:
         finetuner.clean_up(run)
     finished = [finish(run, finetuner, results) for run in to_do]
+    if results.exists():
+        show_lines(report(read_results(results, Run)))
     return 0 if all(finished) else 1
 
 

@@ -11,7 +11,7 @@ from datasets import load_dataset
 from experiments.json_files import Record, read_records, text_field
 from peft_sparsegrad.cli.errors import InputError
 
-from .oasst import Conversation, best_paths
+from .oasst import Conversation, best_paths, messages_of_trees
 
 FORMS = (
     "`messages` (with `role` and `content`: an optional system message, then user and assistant in turn), "
@@ -23,7 +23,7 @@ def read_conversations(source: str, language: str | None) -> list[Conversation]:
     """The conversations of a .jsonl file, or of the train split of a hub dataset with that id.
 
     Args:
-        source: Rows of `FORMS`, or messages of OpenAssistant's trees.
+        source: Rows of `FORMS`, messages of OpenAssistant's trees, or whole trees as OpenAssistant released them.
         language: Language of the trees' messages; None for all. The other forms do not say theirs.
 
     Raises:
@@ -32,6 +32,8 @@ def read_conversations(source: str, language: str | None) -> list[Conversation]:
     rows = read_records(Path(source)) if _is_file(source) else _hub_rows(source)
     if not rows:
         raise InputError(f"{source} is empty")
+    if "message_tree_id" in rows[0][1] and "prompt" in rows[0][1]:
+        rows = messages_of_trees(rows)
     if "message_id" in rows[0][1]:
         found = best_paths(rows, language)
     else:

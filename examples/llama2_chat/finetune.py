@@ -3,9 +3,10 @@
     python -m examples.llama2_chat.finetune --model PATH_OR_ID --data conversations.jsonl --method sparsegrad
 
 The defaults are those of the SparseGrad paper's section 5.2: up and down projections of every third block, 100,000
-trained values in each, learning rate 9e-4 with a cosine, one epoch. Only answers count in the loss. The same command
-again goes on from the last checkpoint. `--out` receives the adapter, or with `--method full` the model, the tokenizer
-with its chat template, and metrics.json.
+trained values in each, learning rate 9e-4, one epoch. The cosine by which the rate falls, the batch size and the
+length are ours: the paper does not tell its own. `--method paper` is the published method, `sparsegrad` the default of
+this package. Only answers count in the loss. The same command again goes on from the last checkpoint. `--out` receives
+the adapter, or with `--method full` the model, the tokenizer with its chat template, and metrics.json.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from experiments.attachment import attach_method, check_epochs, count_trainable
+from experiments.attachment import attach_method, check_epochs, count_of_base, count_trainable
 from experiments.json_files import write_json
 from experiments.methods import METHODS
 from experiments.terminal import heading, run_and_exit, show, show_lines
+from experiments.variant_options import check_settings_have_effect, method_settings
 from peft_sparsegrad import SparseGradCallback
 from peft_sparsegrad.cli.errors import InputError
 
@@ -39,6 +41,7 @@ from .settings import fingerprint, settings_of
 from .target_layers import find_density, select_layers, trains_whole_layers
 from .training import (
     Rows,
+    costs_of_steps,
     first_validation_loss,
     make_sft_config,
     make_trainer,
@@ -61,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def finetune(args: argparse.Namespace, config: SFTConfig) -> None:
     """Read, check, train, save; or go on with, or leave alone, the run that is in `--out`."""
+    check_settings_have_effect(args, [args.method])
     heading(f"{METHODS[args.method].description}, on {args.model}")
     tokenizer = load_tokenizer(args.model, args.chat_template)
     rows, validation = read_rows(args, tokenizer)
@@ -106,8 +110,8 @@ def attach(args: argparse.Namespace) -> Any:
     layers = select_layers(model, args.target_modules, args.every)
     density = find_density(args.method, layers, args.density, args.num_values)
     set_seed(args.seed)
-    further = {} if args.renewal_steps is None else {"renewal_steps": args.renewal_steps}
-    model = attach_method(args.method, model, list(layers), density, args.seed, task_type="CAUSAL_LM", **further)
+    settings = method_settings(args, args.method)
+    model = attach_method(args.method, model, list(layers), density, args.seed, task_type="CAUSAL_LM", **settings)
     trained = count_trainable(model)
     blocks = f"blocks 0, {args.every}, {2 * args.every}, ..."
     show("layers", f"{len(layers)}, the {' and '.join(args.target_modules)} of the {blocks}")
@@ -140,8 +144,10 @@ def train(trainer: SFTTrainer, args: argparse.Namespace) -> dict[str, Any]:
         "validation_loss_before": first_validation_loss(trainer),
         "validation_loss_after": validation_loss(trainer),
         "trainable_parameters": trainer.get_num_trainable_parameters(),
+        "model_parameters": count_of_base(trainer.model),
         "steps": trainer.state.global_step,
         "seconds": seconds,
+        **costs_of_steps(trainer),
         "resumed_from_step": resumed_from,
         **peak_memory(),
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.arguments import positive_float, positive_int, share
 from experiments.methods import METHODS
+from experiments.variant_options import add_variant_options
 
 from .load_model import PRECISIONS, is_quantized
 
@@ -37,6 +38,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_method(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("method").add_argument
     add("--method", choices=list(METHODS), default="sparsegrad", help="way of fine-tuning (%(default)s)")
+    add_variant_options(add)
     add(
         "--target-modules",
         nargs="+",
@@ -46,7 +48,6 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add("--every", type=positive_int, default=3, help="adapt every so many blocks, from block 0 (%(default)s)")
     add("--num-values", type=positive_int, default=100_000, help="trained values in each layer (%(default)s)")
     add("--density", type=share, help="trained share of each layer, in place of --num-values (default: none)")
-    add("--renewal-steps", type=int, help="of SparseGrad: steps to the first renewal; 0: never (the method's)")
     add("--warmup-steps", type=positive_int, default=32, help="batches of SparseGrad's warm-up (%(default)s)")
 
 

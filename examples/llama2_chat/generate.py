@@ -73,7 +73,7 @@ def answer(model: Any, tokenizer: Any, question: Question, args: argparse.Namesp
     """
     set_seed(zlib.crc32(f"{args.seed}/{question.question_id}".encode()))
     by_category = TEMPERATURES.get(question.category, OTHER_TEMPERATURE)
-    heat = by_category if args.temperature_by_category else args.temperature
+    heat = by_category if args.temperature is None else args.temperature
     answers: list[str] = []
     cut = False
     for _ in question.turns:
@@ -111,15 +111,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--base", choices=PRECISIONS, help="precision of the weights (default: as tuned, else bf16, on a CPU float32)")
     add("--merge", action="store_true", help="add the adapter to the weights first (default: keep it apart)")
     add("--max-new-tokens", type=positive_int, default=1024, help="longest answer to a turn (%(default)s)")
-    sampling = parser.add_mutually_exclusive_group()
-    sampling.add_argument(
-        "--temperature", type=non_negative_float, default=0.0, help="of sampling (default: 0, the likeliest token)"
-    )
-    sampling.add_argument(
-        "--temperature-by-category",
-        action="store_true",
-        help="FastChat's: 0.7 for writing, roleplay and others, 0.1 for stem and humanities, 0 for the rest "
-        "(default: --temperature for all)",
+    add(
+        "--temperature",
+        type=non_negative_float,
+        help="of sampling, 0 for the likeliest token (default: FastChat's by category: 0.7 for writing, roleplay and "
+        "others, 0.1 for stem and humanities, 0 for extraction, math, coding and reasoning)",
     )
     add("--seed", type=int, default=0, help="of sampling (%(default)s)")
     add("--overwrite", action="store_true", help="delete earlier answers in --out (default: go on after them)")

@@ -9,12 +9,35 @@ from typing import Any
 
 from peft_sparsegrad.cli.errors import InputError
 
+Row = tuple[str, dict[str, Any]]
 Conversation = list[dict[str, str]]
 ROLES = {"prompter": "user", "assistant": "assistant"}
 FIELDS = ("message_id", "parent_id", "text", "role", "lang")
 
 
-def best_paths(rows: Iterable[tuple[str, dict[str, Any]]], language: str | None) -> list[Conversation]:
+def messages_of_trees(rows: Iterable[Row]) -> list[Row]:
+    """The messages of whole trees, as the released files of trees have them: a row is a tree.
+
+    Args:
+        rows: Where each tree stands, and its fields, of which "prompt" is the first message. A message has the
+            columns that `best_paths` names, and "replies", the messages that answer it.
+
+    Raises:
+        InputError: Something is no message.
+    """
+    found: list[Row] = []
+    waiting = [(where, None, tree.get("prompt")) for where, tree in rows]
+    while waiting:
+        where, parent, message = waiting.pop(0)
+        if not isinstance(message, dict) or not isinstance(message.get("replies", []), list):
+            raise InputError(f"{where}: the tree has no message where its `prompt` or a reply should be")
+        _check(where, {**message, "parent_id": parent})
+        found.append((where, {**message, "parent_id": parent}))
+        waiting += [(where, message["message_id"], reply) for reply in message.get("replies", [])]
+    return found
+
+
+def best_paths(rows: Iterable[Row], language: str | None) -> list[Conversation]:
     """For each tree the path from its root through the best-ranked replies, down to the last answer.
 
     Args:

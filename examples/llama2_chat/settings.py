@@ -21,7 +21,7 @@ def settings_of(args: argparse.Namespace, facts: Mapping[str, Any]) -> dict[str,
     """The options that a result depends on, and `facts` that it depends on too, by a name that begins with "the "."""
     options = {name: value for name, value in vars(args).items() if name not in WITHOUT_EFFECT}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
-    return {**plain, **facts}
+    return json.loads(json.dumps({**plain, **facts}))  # as a file has them: lists in place of tuples
 
 
 def check_same(earlier: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:

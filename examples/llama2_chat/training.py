@@ -16,6 +16,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from experiments.attachment import make_callbacks, make_optimizer
+from experiments.costs import StepMemory, StepTimer
 from experiments.loading import DEVICE
 from experiments.training import training_arguments
 
@@ -58,13 +59,14 @@ def make_trainer(
     train_in_float32(model)
     # Not by `evaluate` before `train`: that prepares the model for inference, and DDP would not synchronise gradients.
     config.eval_on_start = last_checkpoint(args.out) is None
+    timer, of_method = StepTimer(), make_callbacks(args.method, model, args.warmup_steps)
     trainer = SFTTrainer(
         model,
         config,
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
-        callbacks=[*make_callbacks(args.method, model, args.warmup_steps), MarkCompleteCheckpoints()],
+        callbacks=[timer, *of_method, StepMemory(), timer.stop, MarkCompleteCheckpoints()],
         optimizers=(make_optimizer(args.method, model, args.lr), None),
     )
     train_in_float32(model)  # TRL has cast them to bf16 where the base is quantised
@@ -86,6 +88,17 @@ def validation_loss(trainer: SFTTrainer) -> float:
 def first_validation_loss(trainer: SFTTrainer) -> float:
     """The same before the first step, from the log, which checkpoints keep."""
     return next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+
+
+def costs_of_steps(trainer: SFTTrainer) -> dict[str, float | int | None]:
+    """The median seconds of a step, and the bytes of one; None where this process has taken too few steps."""
+    found = {type(callback): callback for callback in trainer.callback_handler.callbacks}
+    timer, memory = found[StepTimer], found[StepMemory]
+    return {
+        "seconds_per_step": timer.median if timer.seconds else None,
+        "peak_step_bytes": memory.peak_memory,
+        "optimizer_bytes": memory.optimizer_bytes,
+    }
 
 
 def peak_memory() -> dict[str, int]:

@@ -108,8 +108,8 @@ def make_run(**settings) -> Run:
     values = {
         "model": "m", "data": "d", "task": "cola", "method": "lora", "seed": 0, "lr": 1e-3, "adapter_lr": None,
         "settings": "{}", "batch_size": 8, "density": 0.05, "num_values": None, "rest": "frozen",
-        "target_modules": None, "epochs": 3, "patience": 3, "train_rows": None, "max_length": 32, "warmup_steps": 2, "head_steps": 2,
-        "precision": "float32", "weight_decay": 0.0, "lr_warmup": 0.06,
+        "target_modules": None, "epochs": 3, "patience": 3, "train_rows": None, "dev_rows": None, "max_length": 32,
+        "warmup_steps": 2, "head_steps": 2, "precision": "float32", "weight_decay": 0.0, "lr_warmup": 0.06,
     }  # fmt: skip
     return Run(**{**values, **settings})
 

@@ -6,15 +6,22 @@ from dataclasses import asdict
 import pytest
 from glue_tools import finish, make_run, start
 
-from examples.glue.table import main, millions
+from examples.glue.rows import millions
+from examples.glue.table import main
 from experiments.tables import markdown_table
 from experiments.terminal import run_and_exit
 
 
-def record(score, model=54_000_000, layer=26_880, **settings) -> dict:
+def record(score, model=54_000_000, layer=26_880, costs=None, **settings) -> dict:
     run = asdict(make_run(**{"density": 0.01, **settings}))
-    trainable = {"model": model, "layer": layer, "layer_entries": 768 * 3072}
-    return {"run": run, "score": score, "best_epoch": 1, "evaluations": [], "trainable": trainable, "seconds": 1.0}
+    trainable = {"model": model, "layer": layer, "layer_in_step": min(layer, 23_593), "layer_entries": 768 * 3072}
+    measured = {"score": score, "best_epoch": 1, "evaluations": [], "trainable": trainable, "costs": costs}
+    return {"run": run, **measured, "seconds": 1.0}
+
+
+def sections(text: str) -> dict[str, list[list[str]]]:
+    """The tables of a report by their titles."""
+    return {title: rows(part) for title, _, part in (each.partition("\n") for each in text.split("### ")[1:])}
 
 
 def write(path, records):
@@ -45,21 +52,21 @@ def test_scores_by_method_from_the_command_line(tmp_path):
     done = finish(start("table", results, "--out", tmp_path / "new" / "table.md"))
     assert done.status == 0, done.errors
     text = (tmp_path / "new" / "table.md").read_text()
-    scores, density, values = (part for part in text.split("### ")[1:])
-    assert rows(scores) == [
-        ["method", "density", "trained, model", "trained, MLP layer", "seeds", "AVG", "STSB", "CoLA"],
+    tables = sections(text)
+    assert tables["Scores"] == [
+        ["method", "density", "trained, model", "trained, MLP layer", "in a step", "seeds", "AVG", "STSB", "CoLA"],
         # The rate with one seed does not count beside those with three, and of these the better one does.
-        ["lora", "1%", "54 mln", "0.027 mln", "3", "74.5", "89.0 ± 1.0", "60.0 ± 2.0"],
-        ["sparsegrad", "1%", "54 mln", "0.027 mln", "1", "–", "–", "40.0"],
-        ["full", "100%", "110 mln", "2.36 mln", "1", "–", "–", "70.0"],
+        ["lora", "1%", "54 mln", "0.027 mln", "0.024 mln", "3", "74.5", "89.0 ± 1.0", "60.0 ± 2.0"],
+        ["sparsegrad", "1%", "54 mln", "0.027 mln", "0.024 mln", "1", "–", "–", "40.0"],
+        ["full", "100%", "110 mln", "2.36 mln", "0.024 mln", "1", "–", "–", "70.0"],
     ]
-    assert rows(density) == [
+    assert tables["Scores by density"] == [
         ["method", "values per layer", "of its entries", "seeds", "AVG", "STSB", "CoLA"],
         ["sparsegrad", "18,000", "0.763%", "1", "–", "–", "39.0"],
         ["sparsegrad", "–", "1%", "1", "–", "–", "40.0"],
         ["sparsegrad", "100,000", "4.24%", "1", "–", "–", "41.0"],
     ]
-    assert rows(values)[1:3] == [
+    assert tables["Batch sizes and learning rates"][1:3] == [
         ["lora", "1%", "8 / 0.001", "8 / 0.001"],
         ["sparsegrad", "1%", "–", "16 / 0.002, adapter 0.01"],
     ]
@@ -77,7 +84,7 @@ def test_other_settings_are_another_section(tmp_path, capsys):
 def test_seeds_that_differ_from_task_to_task(tmp_path, capsys):
     results = write(tmp_path / "a.jsonl", [record(0.5), record(0.5, task="stsb"), record(0.5, task="stsb", seed=1)])
     assert main([str(results)]) == 0
-    assert rows(capsys.readouterr().out)[1][4:] == ["1 to 2", "50.0", "50.0 ± 0.0", "50.0"]
+    assert rows(capsys.readouterr().out)[1][5:] == ["1 to 2", "50.0", "50.0 ± 0.0", "50.0"]
 
 
 @pytest.mark.parametrize(
@@ -108,3 +115,32 @@ def test_files_that_are_no_results(tmp_path, capsys, content, reason):
 def test_markdown_and_numbers():
     assert markdown_table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
     assert [millions(n) for n in (109_483_778, 53_400_000, 26_880)] == ["109 mln", "53.4 mln", "0.027 mln"]
+
+
+def test_costs_are_means_of_the_runs_and_dashes_where_one_was_not_measured(tmp_path, capsys):
+    costs = {
+        "seconds_per_step": 0.5,
+        "peak_memory": 1_000_000_000,
+        "optimizer_bytes": 2_000_000,
+        "saved_bytes": 300_000,
+    }
+    slower = {**costs, "seconds_per_step": 0.3, "peak_memory": 2e9}
+    records = [
+        *(record(0.5, seed=seed, costs=each) for seed, each in enumerate((costs, slower))),
+        record(0.5, task="stsb", costs=costs),
+        record(0.5, method="paper", settings='{"slack": 3}', costs=costs),
+        record(0.5, method="paper", settings='{"slack": 3}', seed=1),
+    ]
+    assert main([str(write(tmp_path / "results.jsonl", records))]) == 0
+    tables = sections(capsys.readouterr().out)
+    assert tables["Steps per second"] == [
+        ["method", "AVG", "STSB", "CoLA"],
+        ["lora", "2.25", "2.00", "2.50"],
+        ["paper, slack 3", "–", "–", "–"],
+    ]
+    assert tables["Peak memory of a step, MB"][1] == ["lora", "1,250", "1,000", "1,500"]
+    assert tables["Sizes, MB"] == [
+        ["method", "optimizer state", "saved"],
+        ["lora", "2.0", "0.3"],
+        ["paper, slack 3", "–", "–"],
+    ]

@@ -135,3 +135,46 @@ def test_split_is_a_partition_that_the_seed_decides():
     assert len(split_conversations(rows, 1.0, seed=1)[0]) == 1
     with pytest.raises(InputError, match="one conversation, and two are needed"):
         split_conversations(rows[:1], 0.5, seed=1)
+
+
+def message(name: str, role: str, rank: int | None = None, *replies: dict, **more) -> dict:
+    return {
+        "message_id": name,
+        "role": role,
+        "text": name,
+        "lang": "en",
+        "rank": rank,
+        "replies": list(replies),
+        **more,
+    }
+
+
+def test_whole_trees_give_the_conversations_of_their_messages(tmp_path):
+    """The released files of trees, and the same messages row by row as on the hub."""
+    worse, better = message("b", "assistant", 1), message("c", "assistant", 0, message("d", "prompter"))
+    trees = [
+        {
+            "message_tree_id": "a",
+            "tree_state": "ready_for_export",
+            "prompt": message("a", "prompter", None, worse, better),
+        },
+        {"message_tree_id": "e", "prompt": message("e", "prompter", None, message("f", "assistant", None, lang="de"))},
+        {"message_tree_id": "g", "prompt": message("g", "prompter", None, message("h", "assistant"))},
+    ]
+    found = read_conversations(str(write_lines(tmp_path / "trees.jsonl", trees)), "en")
+    assert found == [turns("a", "c"), turns("g", "h")]
+
+    def flat(node: dict, parent: str | None) -> list[dict]:
+        return [{**node, "parent_id": parent}, *(m for r in node["replies"] for m in flat(r, node["message_id"]))]
+
+    rows = [row for tree in trees for row in flat(tree["prompt"], None)]
+    assert read_conversations(str(write_lines(tmp_path / "rows.jsonl", rows)), "en") == found
+
+
+@pytest.mark.parametrize(
+    "bad", [{"prompt": None}, {"prompt": {"text": "a"}}, {"prompt": {**message("a", "prompter"), "replies": 3}}]
+)
+def test_a_damaged_tree_is_named_by_file_and_line(tmp_path, bad):
+    trees = [{"message_tree_id": "a", "prompt": message("a", "prompter")}, {"message_tree_id": "b", **bad}]
+    with pytest.raises(InputError, match=r"trees\.jsonl, line 2: the (tree|message) has no"):
+        read_conversations(str(write_lines(tmp_path / "trees.jsonl", trees)), None)

@@ -66,7 +66,7 @@ def test_methods_train_as_many_values(base, data, tmp_path, method):
     assert read_metrics(tmp_path / "out")["trainable_parameters"] == pytest.approx(asked, rel=0.1)
 
 
-@pytest.mark.parametrize(("further", "renewed"), [({}, True), ({"renewal_steps": 0}, False)])
+@pytest.mark.parametrize(("further", "renewed"), [({}, True), ({"set": "renewal_steps=0"}, False)])
 def test_renewal_can_be_switched_off(base, data, tmp_path, further, renewed):
     """Supports that are not renewed keep no gradient sums, in the optimizer's checkpoint neither."""
     main(options(base, data, tmp_path / "out", steps=1, save_steps=1, **further))

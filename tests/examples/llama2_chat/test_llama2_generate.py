@@ -81,14 +81,14 @@ def test_killed_run_goes_on_to_the_same_answers(adapter, tmp_path):
     """Sampled ones, so that the random state matters."""
     asked = write_lines(tmp_path / "questions.jsonl", questions(8))
     out = tmp_path / "killed.jsonl"
-    sampled = command(adapter, asked, out, "--temperature-by-category", tokens=60)
+    sampled = command(adapter, asked, out, tokens=60)
     kill_when(out, lambda path: path.exists() and path.read_bytes().count(b"\n") >= 2, "generate", *sampled)
     kept = len(read_lines(out))
     assert kept < 8
     with out.open("a") as file:
         file.write('{"question_id": 88, "cho')
     assert run("generate", *sampled).returncode == 0
-    main(command(adapter, asked, tmp_path / "through.jsonl", "--temperature-by-category", tokens=60))
+    main(command(adapter, asked, tmp_path / "through.jsonl", tokens=60))
     assert turns(out) == turns(tmp_path / "through.jsonl")
     assert len(read_lines(out)) == 8
 
@@ -97,8 +97,8 @@ def test_temperature_and_seed_matter_and_are_those_of_the_category(adapter, ques
     """In FastChat's table mathematics is answered with the likeliest token, writing is sampled."""
     found = {}
     for name, further in {
-        "greedy": [], "sampled": ["--temperature", "1.5"], "category": ["--temperature-by-category"],
-        "other seed": ["--temperature-by-category", "--seed", "1"],
+        "greedy": ["--temperature", "0"], "sampled": ["--temperature", "1.5"], "category": [],
+        "other seed": ["--seed", "1"],
     }.items():  # fmt: skip
         main(command(adapter, question_file, tmp_path / f"{name}.jsonl", *further, tokens=16))
         found[name] = turns(tmp_path / f"{name}.jsonl")

@@ -2,11 +2,12 @@
 
     python docs/pictures.py docs/pictures
 
-takes about a minute on two CPU cores.
+takes about two minutes on two CPU cores.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from peft import get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, Trainer, TrainingArguments
 
 from examples._text import draw_batches, standard_library_code, standard_library_docstrings
 from peft_sparsegrad import GradDropConfig, SparseGradCallback, SparseGradConfig, WarmUpReport, warmup
@@ -24,14 +25,18 @@ from peft_sparsegrad.plots import (
     energy_over_training,
     gradient_heat_map,
     gradient_magnitudes,
+    nonzero_over_training,
+    output_gradient_rows,
+    recorded_nonzero_shares,
     spectra,
     support_maps,
 )
+from peft_sparsegrad.plots.nonzero_shares import observed_output_gradients
 from peft_sparsegrad.plots.supports import LayerSupport
-from peft_sparsegrad.sparsegrad.layer import layer_adapters
+from peft_sparsegrad.sparsegrad.layer import SparseGradLinear, layer_adapters
 
 LENGTH, BATCH = 128, 16
-LAYER = "model.layers.1.mlp.up_proj"
+LAYER, LOWER_LAYER = "model.layers.1.mlp.up_proj", "model.layers.0.mlp.up_proj"
 VARIANTS = ("GradDrop", "Anneal-Layer-GradDrop", "GradDrop-Epoch", "GradFreeze-TopDown")
 
 
@@ -41,14 +46,15 @@ def draw_all(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         path = Path(temporary) / "pictures"
         path.mkdir()
-        for name, figure in {**sparsegrad_pictures(), **graddrop_pictures()}.items():
+        base = pretrained()
+        for name, figure in {**sparsegrad_pictures(base), **classifier_pictures(base), **graddrop_pictures()}.items():
             figure.savefig(path / f"{name}.png")
         path.rename(folder)
 
 
-def sparsegrad_pictures() -> dict[str, Figure]:
+def sparsegrad_pictures(base: LlamaForCausalLM) -> dict[str, Figure]:
     """Name to figure, of one layer's gradient and of an adapter with the default settings."""
-    base, code = pretrained(), byte_blocks(standard_library_code(400_000))
+    code = byte_blocks(standard_library_code(400_000))
     batches = draw_batches(code[:-BATCH], 32, BATCH, seed=1)
     report, supports = adapter_of(base, batches)
     gradient, U, V = gradient_and_basis(base, batches, code[-BATCH:])
@@ -59,6 +65,48 @@ def sparsegrad_pictures() -> dict[str, Figure]:
         "support_map": support_maps(supports),
         "energy_over_training": energy_over_training(train_with_log(base, code)),
     }
+
+
+def classifier_pictures(base: LlamaForCausalLM) -> dict[str, Figure]:
+    """∂L/∂Y of the paper's layer, two full bases, while the model learns to tell docstrings from code."""
+    torch.manual_seed(0)
+    model = LlamaForSequenceClassification(copy.deepcopy(base.config))
+    model.config.pad_token_id = 0
+    model.model.load_state_dict(base.model.state_dict())
+    adapted = get_peft_model(model, SparseGradConfig(rank="full", task_type="SEQ_CLS"))
+    batches = labelled_batches(93)
+    warmup(adapted, batches[:32], progress=False)
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=3e-3)
+    with recorded_nonzero_shares(adapted) as shares:
+        for batch in batches[32:-1]:
+            adapted(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    layer = model.get_submodule(LOWER_LAYER)
+    assert isinstance(layer, SparseGradLinear)
+    rows: list[torch.Tensor] = []
+    with observed_output_gradients({"": layer}, lambda _, gradient: rows.append(gradient)):
+        adapted(**batches[-1]).loss.backward()
+    V = layer.adapter("default").basis.V
+    return {
+        "output_gradient_rows": output_gradient_rows(rows[0], V, LOWER_LAYER),
+        "nonzero_over_training": nonzero_over_training(shares),
+    }
+
+
+def labelled_batches(count: int) -> list[dict[str, torch.Tensor]]:
+    """Pieces of docstrings (0) and code (1) of 1 to `LENGTH` bytes, padded with zeros."""
+    generator = torch.Generator().manual_seed(0)
+    texts = [byte_blocks(standard_library_docstrings()), byte_blocks(standard_library_code(400_000))]
+    batches = []
+    for _ in range(count):
+        labels = torch.randint(2, (BATCH,), generator=generator)
+        rows = [int(torch.randint(len(texts[label]), (), generator=generator)) for label in labels]
+        blocks = torch.stack([texts[label][row] for label, row in zip(labels, rows, strict=True)])
+        lengths = torch.randint(1, LENGTH + 1, (BATCH, 1), generator=generator)
+        mask = (torch.arange(LENGTH) < lengths).long()
+        batches.append({"input_ids": blocks * mask, "attention_mask": mask, "labels": labels})
+    return batches
 
 
 def graddrop_pictures() -> dict[str, Figure]:

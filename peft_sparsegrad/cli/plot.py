@@ -14,7 +14,15 @@ from ..sparsegrad import WarmUpReport
 from .errors import InputError
 from .files import check_file, replacing_file
 from .output import print_json
-from .plot_adapter import GradientSettings, draw_active, draw_gradient, draw_support
+from .plot_adapter import (
+    GradientSettings,
+    draw_active,
+    draw_gradient,
+    draw_support,
+    heat_map,
+    magnitudes,
+    output_rows,
+)
 from .saved.adapter import SavedAdapter
 from .saved.methods import METHODS
 
@@ -34,6 +42,7 @@ class Kind(str, Enum):
     energy = "energy"
     gradient = "gradient"
     magnitudes = "magnitudes"
+    rows = "rows"
 
 
 _NEEDS = {
@@ -41,6 +50,8 @@ _NEEDS = {
     Kind.spectra: "a warm-up report",
     Kind.energy: "a Trainer's log",
 }
+
+_GRADIENTS = {Kind.gradient: heat_map, Kind.magnitudes: magnitudes, Kind.rows: output_rows}
 
 
 def plot_command(
@@ -58,7 +69,8 @@ def plot_command(
         typer.Option(
             help="support: where the trained entries lie. active: GradDrop's entries that train in each layer and "
             "epoch. spectra: what a warm-up found. energy: gradient energy captured over training. gradient, "
-            "magnitudes: a layer's gradient before and after the change of basis; they need --data. "
+            "magnitudes: a layer's gradient before and after the change of basis. rows: the gradient of its output, "
+            "token by token. These three need --data. "
             "Default: support, active, spectra or energy, as the source has it.",
             show_default=False,
         ),
@@ -146,8 +158,7 @@ def draw(
             return draw_active(source, base, epochs)
         if kind is Kind.support:
             return draw_support(source)
-        function = plots.gradient_heat_map if kind is Kind.gradient else plots.gradient_magnitudes
-        return draw_gradient(source, function, base, gradient or GradientSettings())
+        return draw_gradient(source, _GRADIENTS[kind], base, gradient or GradientSettings())
     raise InputError(f"{kind.value} is drawn of {_NEEDS[kind]}, and this is {_what(source)}")
 
 

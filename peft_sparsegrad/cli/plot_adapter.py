@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from peft import PeftConfig
+from torch import nn
 
 from ..graddrop import GradDropConfig
 from ..graddrop.blocks import block_of
@@ -84,10 +85,11 @@ def graddrop_layers(adapter: SavedAdapter, config: GradDropConfig, base: str | N
     return [layer for layer in ordered if layer is not None]
 
 
-def draw_gradient(
-    adapter: SavedAdapter, function: Callable[..., Figure], base: str | None, settings: GradientSettings
-) -> Figure:
-    """The gradient of one layer of a SparseGrad adapter, by one of the functions of `plots.gradients`.
+Draw = Callable[[Any, SparseGradLayer, Batch, str], "Figure"]  # of a model, its layer, a batch and a title
+
+
+def draw_gradient(adapter: SavedAdapter, draw: Draw, base: str | None, settings: GradientSettings) -> Figure:
+    """A gradient of one layer of a SparseGrad adapter, by `heat_map`, `magnitudes` or `output_rows`.
 
     Raises:
         InputError: If there are no data, or no such layer.
@@ -108,14 +110,35 @@ def draw_gradient(
     if tokenizer is None:
         raise InputError("there is no tokenizer beside the adapter or the base model")
     layer = cast(SparseGradLayer, model.get_base_model().get_submodule(name))
-    basis = layer.adapter("default").basis
     batch = _batch(settings, tokenizer)
     if is_labelled(settings.data) and int(batch["labels"].max()) >= model.config.num_labels:
         raise InputError(
             f"{settings.data} has more labels than the model, which tells {model.config.num_labels} apart"
         )
-    gradient = weight_gradient(model, layer, batch)
-    return function(gradient, basis.U, basis.V, f"{name}, {settings.batch_size} sequences")
+    return draw(model, layer, batch, f"{name}, {settings.batch_size} sequences")
+
+
+def heat_map(model: Any, layer: SparseGradLayer, batch: Batch, title: str) -> Figure:
+    """The gradient of the weight before and after the change of basis."""
+    from ..plots import gradient_heat_map
+
+    basis = layer.adapter("default").basis
+    return gradient_heat_map(weight_gradient(model, layer, batch), basis.U, basis.V, title)
+
+
+def magnitudes(model: Any, layer: SparseGradLayer, batch: Batch, title: str) -> Figure:
+    """The sorted magnitudes of the weight's gradient before and after the change of basis."""
+    from ..plots import gradient_magnitudes
+
+    basis = layer.adapter("default").basis
+    return gradient_magnitudes(weight_gradient(model, layer, batch), basis.U, basis.V, title)
+
+
+def output_rows(model: Any, layer: SparseGradLayer, batch: Batch, title: str) -> Figure:
+    """The gradient of the output, token by token."""
+    from ..plots import output_gradient_rows
+
+    return output_gradient_rows(output_gradient(model, layer, batch), layer.adapter("default").basis.V, title)
 
 
 def weight_gradient(model: Any, layer: SparseGradLayer, batch: Batch) -> torch.Tensor:
@@ -124,6 +147,16 @@ def weight_gradient(model: Any, layer: SparseGradLayer, batch: Batch) -> torch.T
     (gradient,) = torch.autograd.grad(model.eval()(**batch).loss, weight)
     weight.requires_grad_(False)
     return gradient.T if layer.fan_in_fan_out else gradient
+
+
+def output_gradient(model: Any, layer: SparseGradLayer, batch: Batch) -> torch.Tensor:
+    """∂L/∂Y (tokens, out) of a layer for a batch with labels, at the adapted model without dropout."""
+    from ..plots.nonzero_shares import observed_output_gradients
+
+    found: list[torch.Tensor] = []
+    with observed_output_gradients({"": cast(nn.Module, layer)}, lambda _, gradient: found.append(gradient)):
+        weight_gradient(model, layer, batch)
+    return torch.cat(found)
 
 
 def _batch(settings: GradientSettings, tokenizer: Any) -> Batch:

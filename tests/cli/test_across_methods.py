@@ -146,7 +146,7 @@ def test_adapter_is_at_no_distance_from_itself(shelf, command, name):
 
 
 def test_kinds_of_plot_keep_their_order(command):
-    order = ["support", "active", "spectra", "energy", "gradient", "magnitudes"]
+    order = ["support", "active", "spectra", "energy", "gradient", "magnitudes", "rows"]
     assert [kind.value for kind in Kind] == order
     result = command("plot", "x", "--kind", "nope", "--out", "y.png")
     assert result.code == 2

@@ -36,6 +36,7 @@ def test_kinds_of_adapters(shelf, command, text, tmp_path):
         "active": (graddrop, "--epochs", 4),
         "gradient": (sparsegrad, "--kind", "gradient", *gradient, "--module", "model.layers.0.mlp.down_proj"),
         "magnitudes": (shelf.adapter("sparsegrad-full"), "--kind", "magnitudes", *gradient),
+        "rows": (shelf.adapter("sparsegrad-full"), "--kind", "rows", *gradient),
     }
     for kind, words in pictures.items():
         result = command("plot", *words, "--out", tmp_path / f"{kind}.png", "--json")

@@ -23,7 +23,7 @@ class SavedSparseGrad(SavedMethod):
 
     peft_type = "SPARSEGRAD"
     converts_to_lora = True
-    plots = ("support", "gradient", "magnitudes")
+    plots = ("support", "gradient", "magnitudes", "rows")
 
     def __init__(self, adapter: SavedAdapter) -> None:
         super().__init__(adapter)

@@ -16,7 +16,7 @@ from .masks import (
 )
 from .materialised import materialised_linear, materialising_pays
 from .schedules import SCHEDULES
-from .sparse_by_dense import sparse_by_dense
+from .sparse_by_dense import sparse_by_dense, sparse_by_dense_coo
 from .streams import stream_key
 from .support import (
     SUPPORT_SCORES,
@@ -67,6 +67,7 @@ __all__ = [
     "select_support",
     "set_mask",
     "sparse_by_dense",
+    "sparse_by_dense_coo",
     "spread_support",
     "stream_key",
     "unpack_support",

@@ -195,8 +195,10 @@ def gaussian_block_mask(key: Key, rate: float) -> GradientMask:
     return GradientMask(1.0 + gaussian_mask(key, rate).noise * epsilon)
 
 
-def block_sets(num_blocks: int, num_sets: int, selection: str, seed: int) -> list[int]:
-    """Divide transformer blocks into sets of sizes as equal as possible.
+def block_sets(
+    num_blocks: int, num_sets: int, selection: str, seed: int, blocks_per_set: int | None = None
+) -> list[int]:
+    """Divide transformer blocks into sets, of sizes as equal as possible or of a given size.
 
     Args:
         num_blocks: Number of blocks, counted from the input.
@@ -204,15 +206,18 @@ def block_sets(num_blocks: int, num_sets: int, selection: str, seed: int) -> lis
         selection: `"top-down"` puts the blocks next to the output into set 0, `"bottom-up"` those next to the input;
             `"without-replacement"` divides them in a random order.
         seed: Seed of the random order.
+        blocks_per_set: Number of blocks in a set, whatever `num_sets`; None for all blocks in `num_sets` even parts.
 
     Returns:
-        The set number of each block, from the input on.
+        The set number of each block, from the input on; with `blocks_per_set` it may be `num_sets` or more.
     """
     order = list(range(num_blocks))
     if selection == "top-down":
         order.reverse()
     elif selection == "without-replacement":
         order.sort(key=lambda block: stream_key(seed, "order of layers", block))
+    if blocks_per_set is not None:
+        return [order.index(block) // blocks_per_set for block in range(num_blocks)]
     return [order.index(block) * num_sets // num_blocks for block in range(num_blocks)]
 
 

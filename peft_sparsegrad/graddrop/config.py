@@ -17,6 +17,7 @@ _TYPES: tuple[tuple[str, tuple[type, ...], str], ...] = (
     ("toggle", (bool,), "True or False"),
     ("p", (int, float), "a number"),
     ("num_epochs", (int, _NONE), "a whole number or None"),
+    ("blocks_per_epoch", (int, _NONE), "a whole number or None"),
     ("seed", (Integral,), "a whole number"),
     ("scale", (bool, _NONE), "True, False or None"),
     ("save_density", (int, float, _NONE), "a number or None"),
@@ -56,6 +57,8 @@ class GradDropConfig(TargetedConfig):
         p: Probability to drop, in [0, 1); with a schedule, that of the first epoch. 0 is plain fine-tuning. Not used
             with sets.
         num_epochs: Number of epochs of the run, for sets and schedules; None takes the Trainer's.
+        blocks_per_epoch: Number of blocks that each epoch adds, with `"top-down"` or `"bottom-up"`: 2 of 24 blocks in
+            3 epochs leave 18 frozen to the end. None adds an even part of all blocks, so that all train in the last.
         seed: Seed of the masks and of nothing else; the Trainer's seed does not change them.
         noise: `"bernoulli"` for masks of zeros and ones, or `"gaussian"` to multiply each gradient by noise of mean 1
             and variance p / (1 − p) instead.
@@ -89,6 +92,9 @@ class GradDropConfig(TargetedConfig):
     )
     p: float = field(default=0.2, metadata={"help": "Probability to drop, in [0, 1). Not used with sets."})
     num_epochs: int | None = field(default=None, metadata={"help": "Epochs of the run; None: as the Trainer says."})
+    blocks_per_epoch: int | None = field(
+        default=None, metadata={"help": "Blocks that an epoch adds, top-down or bottom-up. None: an even part."}
+    )
     seed: int = field(default=0, metadata={"help": "Seed of the masks."})
     noise: Literal["bernoulli", "gaussian"] = field(
         default="bernoulli", metadata={"help": "What the gradient is multiplied by."}
@@ -168,12 +174,19 @@ class GradDropConfig(TargetedConfig):
             if self.num_epochs < 1:
                 raise ValueError(f"`num_epochs` must be at least 1, not {self.num_epochs}")
             self.check_num_epochs(self.num_epochs)
+        if self.blocks_per_epoch is not None and self.blocks_per_epoch < 1:
+            raise ValueError(f"`blocks_per_epoch` must be at least 1 or None, not {self.blocks_per_epoch}")
 
     def _check_combinations(self) -> None:
         if self.uses_sets and self.interval != "epoch":
             raise ValueError(f"`selection={self.selection!r}` adds a set in each epoch: it needs interval='epoch'")
         if self.selection in ("top-down", "bottom-up") and self.granularity != "layer":
             raise ValueError(f"`selection={self.selection!r}` is an order of layers: it needs granularity='layer'")
+        if self.blocks_per_epoch is not None and self.selection not in ("top-down", "bottom-up"):
+            raise ValueError(
+                f"`blocks_per_epoch={self.blocks_per_epoch}` is for blocks in order: it needs selection='top-down' or "
+                "'bottom-up'"
+            )
         if self.toggle and not self.uses_sets:
             raise ValueError("`toggle` freezes earlier sets again: it needs a `selection` that has sets")
         for name, value in (("schedule", "constant"), ("noise", "bernoulli"), ("scale", False)):

@@ -93,15 +93,22 @@ class MaskSampler:
                 f"run is {num_epochs}: make them the same, or leave `num_epochs` None"
             )
         config.check_num_epochs(num_epochs)
-        if config.toggle and config.granularity == "layer" and num_epochs > len(self.blocks):
-            raise ValueError(
-                f"`toggle` with {num_epochs} epochs and {len(self.blocks)} blocks would train no block at all in some "
-                "epochs: use at most as many epochs as blocks"
-            )
+        if config.toggle and config.granularity == "layer":
+            self._check_toggle(num_epochs)
         self.num_epochs, self._masks_of_epoch = num_epochs, (None, {})
         if config.uses_sets and config.granularity == "layer":
-            sets = block_sets(len(self.blocks), num_epochs, config.selection, config.seed)
+            sets = block_sets(len(self.blocks), num_epochs, config.selection, config.seed, config.blocks_per_epoch)
             self._sets = dict(zip(self.blocks, sets, strict=True))
+
+    def _check_toggle(self, num_epochs: int) -> None:
+        """Raise a ValueError if the blocks, each in one epoch alone, do not last for so many epochs."""
+        blocks, at_once = len(self.blocks), self.config.blocks_per_epoch
+        if num_epochs > -(-blocks // (at_once or 1)):
+            each = "" if at_once is None else f", {at_once} an epoch,"
+            raise ValueError(
+                f"`toggle` with {num_epochs} epochs and {blocks} blocks{each} would train no block at all in some "
+                f"epochs: use {'at most as many epochs as blocks' if at_once is None else 'fewer epochs'}"
+            )
 
     def set_epoch(self, epoch: int) -> None:
         """Announce an epoch, counted from 0.
@@ -198,6 +205,8 @@ class MaskSampler:
             epoch, num_epochs = self.epoch or 0, self.num_epochs or 1
             return SCHEDULES[self.config.schedule](self.config.p, epoch, num_epochs)
         first, last, num_epochs = self._active_sets()
+        if self.config.blocks_per_epoch is not None:
+            return sum(not first <= number <= last for number in self._sets.values()) / len(self._sets)
         return 1 - (last - first + 1) / num_epochs
 
     def mask(self, name: str, block: str) -> GradientMask:

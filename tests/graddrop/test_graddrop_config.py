@@ -59,6 +59,15 @@ ORDERED = {"interval": "epoch", "granularity": "layer", "selection": "top-down"}
         ({"seed": 1.5}, "`seed` must be a whole number, not 1.5"),
         ({"p": "0.2"}, "`p` must be a number, not '0.2'"),
         ({"num_epochs": True}, "`num_epochs` must be a whole number or None, not True"),
+        ({"blocks_per_epoch": 2.0}, "`blocks_per_epoch` must be a whole number or None, not 2.0"),
+        ({**ORDERED, "blocks_per_epoch": 0}, "`blocks_per_epoch` must be at least 1 or None, not 0"),
+        *[
+            (
+                {**settings, "blocks_per_epoch": 2},
+                "`blocks_per_epoch=2` is for blocks in order: it needs selection='top-down' or 'bottom-up'",
+            )
+            for settings in ({}, {**SETS, "granularity": "layer"})
+        ],
         ({"toggle": True}, "`toggle` freezes earlier sets again: it needs a `selection` that has sets"),
         ({"toggle": True, "interval": "epoch"}, "`toggle` freezes earlier sets again: it needs a `selection`"),
         *[
@@ -106,6 +115,7 @@ def test_bad_setting_is_named_with_its_value_and_the_way_out(settings, message):
         {**SETS, "granularity": "layer", "toggle": True},
         {**SETS, "scale": False, "num_epochs": 2},
         {**ORDERED, "toggle": True},
+        {**ORDERED, "blocks_per_epoch": 2},
         {**ORDERED, "selection": "bottom-up", "frozen": "gradient"},
         {"target_modules": "all-linear"},
         {"layers_to_transform": 0},
@@ -224,6 +234,7 @@ def test_unknown_variant_lists_all():
         {},
         *[{"variant": name} for name in VARIANTS],
         {"variant": "GradDrop-Epoch", "num_epochs": 5, "seed": 7, "save_density": 0.1},
+        {"variant": "GradFreeze-TopDown", "blocks_per_epoch": 2},
         {"noise": "gaussian", "scale": False, "frozen": "hold", "init_weights": False},
         {"target_modules": ["q", "v"], "exclude_modules": ["a.q"], "modules_to_save": ["classifier"]},
         {"layers_to_transform": [0, 2], "layers_pattern": "h", "task_type": "CAUSAL_LM"},

@@ -203,6 +203,38 @@ def test_ordered_unfreezing_of_twelve_blocks(selection, num_epochs, toggle):
             assert bool(entries.all()) is bool(entries.any()) is (int(name.split(".")[1]) in active)
 
 
+@pytest.mark.parametrize(
+    ("settings", "epochs", "rates"),
+    [
+        ({"selection": "top-down"}, [[11, 10], [11, 10, 9, 8], [11, 10, 9, 8, 7, 6]], [10 / 12, 8 / 12, 6 / 12]),
+        ({"selection": "bottom-up"}, [[0, 1], [0, 1, 2, 3], [0, 1, 2, 3, 4, 5]], [10 / 12, 8 / 12, 6 / 12]),
+        ({"selection": "top-down", "toggle": True}, [[11, 10], [9, 8], [7, 6]], [10 / 12] * 3),
+    ],
+    ids=str,
+)
+def test_given_number_of_blocks_an_epoch_leaves_the_rest_frozen(settings, epochs, rates):
+    """The paper's best GradFreeze: 3 epochs, after which 6 of the blocks have trained."""
+    model = dropped(tower(num_blocks=12), **{**LAYERWISE_SETS, **settings, "blocks_per_epoch": 2, "num_epochs": 3})
+    graddrop, optimizer = GradDrop(model), sgd(model, lr=1e-4)
+    for epoch, active in enumerate(epochs):
+        graddrop.set_epoch(epoch)
+        assert masks_of(model).rate == pytest.approx(rates[epoch])
+        for name, entries in moved_in_a_step(model, optimizer).items():
+            assert bool(entries.all()) is bool(entries.any()) is (int(name.split(".")[1]) in active)
+
+
+def test_more_epochs_than_blocks_to_add_train_all_blocks():
+    model = dropped(tower(num_blocks=3), "GradFreeze-TopDown", blocks_per_epoch=2, num_epochs=4)
+    graddrop, masks = GradDrop(model), masks_of(model)
+    trained = []
+    for epoch in range(4):
+        graddrop.set_epoch(epoch)
+        trained.append([block for block in masks.blocks if masks.trains("", block)])
+    assert [len(blocks) for blocks in trained] == [2, 3, 3, 3]
+    with pytest.raises(ValueError, match="3 epochs and 3 blocks, 2 an epoch, would train no block at all"):
+        GradDrop(dropped(tower(num_blocks=3), "GradFreeze-Toggle-TopDown", blocks_per_epoch=2, num_epochs=3))
+
+
 def test_ordered_unfreezing_goes_from_the_encoders_input_to_the_decoders_output():
     from test_blocks import t5
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,11 +50,25 @@ def understanding_scores(results: Mapping[str, TaskResults], method: str, rule: 
 
 def gains(results: TaskResults, method: str, baseline: str, rule: EpochRule) -> dict[str, float]:
     """Return the points of a method above the baseline in each language, the mean over the seeds that both have."""
-    own, other = results.of_languages(method, rule), results.of_languages(baseline, rule)
-    seeds = sorted(set(own).intersection(other))
-    if not seeds:
-        return {}
-    return {lang: statistics.fmean(own[s][lang] - other[s][lang] for s in seeds) for lang in results.languages}
+    own, other = _paired_means(results, method, baseline, rule)
+    return {language: own[language] - other[language] for language in own}
+
+
+def fractional_gains(results: TaskResults, method: str, baseline: str, rule: EpochRule) -> dict[str, float]:
+    """Return the gain in each language in percent of the baseline's score; NaN where that is 0."""
+    own, other = _paired_means(results, method, baseline, rule)
+    return {language: 100 * (own[language] / other[language] - 1) if other[language] else math.nan for language in own}
+
+
+def _paired_means(
+    results: TaskResults, method: str, baseline: str, rule: EpochRule
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the scores of both in each language, the means over the seeds that both have; empty if there are none."""
+    both = [results.of_languages(name, rule) for name in (method, baseline)]
+    seeds = sorted(set(both[0]).intersection(both[1]))
+    languages = results.languages if seeds else ()
+    own, other = ({lang: statistics.fmean(each[s][lang] for s in seeds) for lang in languages} for each in both)
+    return own, other
 
 
 def paired_test(results: Mapping[str, TaskResults], method: str, baseline: str, rule: EpochRule) -> PairedTest | None:

@@ -10,12 +10,14 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # needs no display
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from .comparison import ALPHA, PairedTest, gains
+from .comparison import ALPHA, PairedTest, fractional_gains, gains
 from .scores import EpochRule, TaskResults
-from .tables import counts, p_value
+from .tables import NOTHING, counts, p_value
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; yellow, too light for lines, is left out.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -71,25 +73,41 @@ def _title(results: TaskResults) -> str:
 
 
 def gain_figure(results: TaskResults, baseline: str, rule: EpochRule) -> bytes | None:
-    """Points above the baseline in each language (the paper's figure 4); None without another method to compare."""
-    rows = {m: gains(results, m, baseline, rule) for m in results.epochs if m != baseline}
-    rows = {method: row for method, row in rows.items() if row}
-    if not rows:
+    """The gain over the baseline in each language (the paper's figure 4), in points and as a share of its score.
+
+    None without another method to compare.
+    """
+    kinds = {
+        f"{results.task.metric} (percentage points)": gains,
+        f"% of the {results.task.metric} of {baseline}": fractional_gains,
+    }
+    methods = [m for m in results.epochs if m != baseline and gains(results, m, baseline, rule)]
+    if not methods:
         return None
-    values = np.array([[row[language] for language in results.languages] for row in rows.values()])
+    names = ("gain", "fractional gain")
     with style():
-        figure = Figure(figsize=(3.2 + 0.62 * values.shape[1], 1.6 + 0.34 * len(values)), layout="constrained")
-        axis = figure.subplots()
-        limit = np.abs(values).max() or 1.0
-        image = axis.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
-        axis.set_xticks(range(values.shape[1]), results.languages)
-        axis.set_yticks(range(len(values)), list(rows))
-        for (row, column), value in np.ndenumerate(values):
-            colour = "white" if abs(value) > 0.5 * limit else "black"
-            axis.text(column, row, f"{round(value, 1) + 0.0:+.1f}", ha="center", va="center", color=colour, fontsize=8)
-        axis.set(xlabel="language", title=f"{results.task.name}: gain over {baseline}")
-        figure.colorbar(image, ax=axis, label=f"{results.task.metric} (percentage points)")
+        size = (3.2 + 0.62 * len(results.languages), 2 * (1.6 + 0.34 * len(methods)))
+        figure = Figure(figsize=size, layout="constrained")
+        for axis, name, (label, measure) in zip(figure.subplots(2), names, kinds.items(), strict=True):
+            rows = {method: measure(results, method, baseline, rule) for method in methods}
+            image = _gain_map(axis, rows)
+            axis.set(xlabel="language", title=f"{results.task.name}: {name} over {baseline}")
+            figure.colorbar(image, ax=axis, label=label)
         return _png(figure)
+
+
+def _gain_map(axis: Axes, rows: Mapping[str, Mapping[str, float]]) -> AxesImage:
+    """Draw numbers by method and language, and return the image; a NaN is a dash."""
+    values = np.array([list(row.values()) for row in rows.values()])
+    limit = np.nanmax(np.abs(values), initial=0.0) or 1.0
+    image = axis.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto")
+    axis.set_xticks(range(values.shape[1]), list(next(iter(rows.values()))))
+    axis.set_yticks(range(len(values)), list(rows))
+    for (row, column), value in np.ndenumerate(values):
+        text = NOTHING if math.isnan(value) else f"{round(value, 1) + 0.0:+.1f}"
+        colour = "white" if abs(value) > 0.5 * limit else "black"
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    return image
 
 
 def t_figure(tests: Mapping[str, PairedTest], baseline: str) -> bytes:

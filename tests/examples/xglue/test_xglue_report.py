@@ -16,7 +16,7 @@ import pytest
 from fresh import environment
 from matplotlib.image import imread
 
-from examples.xglue.comparison import gains, paired_test, understanding_scores
+from examples.xglue.comparison import fractional_gains, gains, paired_test, understanding_scores
 from examples.xglue.figures import epoch_figure, gain_figure, t_figure
 from examples.xglue.report import main, paired_tests
 from examples.xglue.runs import Run
@@ -77,6 +77,21 @@ def test_gains_are_paired_by_seed(results):
     loaded = load_results([results], BASELINE)
     assert gains(loaded["QAM"], "graddrop", BASELINE, "last") == {"en": 1.0, "de": 3.0}
     assert gains(loaded["QAM"], "layer-graddrop", BASELINE, "last") == {"en": -1.0, "de": -1.0}
+
+
+def test_fractional_gains_are_shares_of_the_baselines_score(results, tmp_path):
+    loaded = load_results([results], BASELINE)
+    found = fractional_gains(loaded["QAM"], "graddrop", BASELINE, "last")
+    assert found == pytest.approx({"en": 100 * 1 / 61, "de": 100 * 3 / 51})
+    assert fractional_gains(loaded["QADSM"], "graddrop", BASELINE, "last")["de"] == pytest.approx(100 * 2 / 60)
+    zero = tmp_path / "zero.jsonl"
+    for method in (BASELINE, "graddrop"):
+        add(zero, [(0, 50, 1), (0, 50, 1)], method=method)
+    loaded = load_results([zero], BASELINE)
+    found = fractional_gains(loaded["QAM"], "graddrop", BASELINE, "last")
+    assert math.isnan(found["en"])
+    assert found["de"] == 0
+    assert gain_figure(loaded["QAM"], BASELINE, "last")
 
 
 def test_t_test_is_over_the_tasks(results):

@@ -1,4 +1,4 @@
-"""The encoder with a task's head, without dropout, and with the trainable parameters of a method."""
+"""The encoder with a task's head, a rate of dropout, and with the trainable parameters of a method."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def load_config(run: Run) -> Any:
 
 
 def attach(run: Run, model: Any) -> Any:
-    """Give the model the method's trainable parameters, and train its head in full.
+    """Give the model the method's trainable parameters, and train its head in full, and its embeddings if they are to.
 
     Raises:
-        InputError: If the method cannot be put onto it.
+        InputError: If the method cannot be put onto it, or its embeddings are not found.
     """
     return attach_method(
         run.method,
@@ -63,12 +63,13 @@ def attach(run: Run, model: Any) -> Any:
         run.density,
         run.seed,
         task_type=KINDS[TASKS[run.task].kind].task_type,
-        modules_to_save=head_modules(model),
+        modules_to_save=head_modules(model) + (embedding_layers(model) if run.embeddings == "trained" else []),
+        **({"blocks_per_epoch": run.blocks_per_epoch} if run.blocks_per_epoch else {}),
     )
 
 
 def set_dropout(config: Any, rate: float) -> None:
-    """Give every kind of dropout in a model's configuration that rate: the paper trains without (section IV)."""
+    """Give every kind of dropout in a model's configuration that rate."""
     for name, value in vars(config).items():
         if "dropout" in name and isinstance(value, Real) and not isinstance(value, bool):
             setattr(config, name, rate)
@@ -82,3 +83,17 @@ def head_modules(model: Any) -> list[str]:
         if name != model.base_model_prefix and next(module.parameters(), None) is not None
     ]
     return outside + [name for name, _ in model.named_modules() if name.rpartition(".")[2] == "pooler"]
+
+
+def embedding_layers(model: Any) -> list[str]:
+    """Names of the layers of the encoder's input embeddings: tables and LayerNorm.
+
+    Raises:
+        InputError: If the encoder has no part of the name `embeddings`.
+    """
+    prefix = f"{model.base_model_prefix}.embeddings"
+    embeddings = dict(model.named_modules()).get(prefix)
+    if embeddings is None:
+        raise InputError(f"the encoder has no {prefix!r} to train: use --embeddings frozen")
+    layers = embeddings.named_modules(prefix=prefix)
+    return [name for name, layer in layers if next(layer.parameters(recurse=False), None) is not None]

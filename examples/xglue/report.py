@@ -91,7 +91,8 @@ def _conditions(results: TaskResults) -> str:
     return (
         f"{results.task.metric} in percent on the {run.split} sets. {run.model}, {run.epochs} epochs, batch size "
         f"{run.batch_size}, learning rate {' and '.join(f'{rate:g}' for rate in rates)}, {run.max_length} tokens, "
-        f"{f'the first {run.max_rows} rows' if run.max_rows else 'all rows'} of each file, {run.precision}."
+        f"{f'the first {run.max_rows} rows' if run.max_rows else 'all rows'} of each file, embeddings "
+        f"{run.embeddings}, {run.precision}."
     )
 
 

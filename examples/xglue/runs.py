@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from experiments.json_files import Record
 from experiments.methods import METHODS
@@ -11,6 +11,7 @@ from experiments.runs import BaseRun
 
 from .tasks import TASKS, Split
 
+Embeddings = Literal["frozen", "trained"]
 FINE_TUNING = "graddrop-off"  # plain fine-tuning of what GradDrop trains
 
 
@@ -27,6 +28,8 @@ class Run(BaseRun):
         max_length: Tokens of a row.
         max_rows: Rows of each file; 0 for all.
         dropout: The rate of all of the model's own dropout.
+        embeddings: "frozen", or "trained": in full, their gradients unmasked.
+        blocks_per_epoch: Blocks that GradFreeze adds in an epoch; 0 for an even part of all, and for other methods.
         density: Share of each adapted weight that trains, for the methods that have one.
         target_modules: Layers to adapt; empty for the method's own choice.
         precision: "float32", or "bf16" for mixed precision.
@@ -42,6 +45,8 @@ class Run(BaseRun):
     max_length: int
     max_rows: int
     dropout: float
+    embeddings: Embeddings
+    blocks_per_epoch: int
     density: float
     target_modules: tuple[str, ...]
     precision: str

@@ -18,8 +18,8 @@ from .tasks import TASKS, Task
 
 EpochRule = Literal["last", "best-dev"]
 Scores = dict[str, dict[str, float]]  # of a language, of a metric
-SHARED = ("model", "split", "languages", "epochs", "batch_size", "max_length", "max_rows", "precision")
-OF_METHOD = ("lr", "dropout", "density", "target_modules")
+SHARED = ("model", "split", "languages", "epochs", "batch_size", "max_length", "max_rows", "embeddings", "precision")
+OF_METHOD = ("lr", "dropout", "blocks_per_epoch", "density", "target_modules")
 
 
 @dataclass

@@ -14,6 +14,7 @@ import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from experiments.arguments import non_negative_int, positive_float, positive_int, share
 from experiments.methods import METHODS
@@ -69,7 +70,9 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
             batch_size=args.batch_size,
             max_length=args.max_length,
             max_rows=args.max_rows,
-            dropout=args.dropout,
+            dropout=dropout_of(method, args.dropout),
+            embeddings=args.embeddings,
+            blocks_per_epoch=args.blocks_per_epoch if method.startswith("gradfreeze") else 0,
             density=args.density,
             target_modules=tuple(args.target_modules),
             precision=args.precision,
@@ -77,6 +80,14 @@ def runs_of(args: argparse.Namespace) -> list[Run]:
         for task, seed, method in itertools.product(args.tasks, args.seeds, args.methods)
     ]
     return list(dict.fromkeys(runs))
+
+
+def dropout_of(method: str, wanted: float | Literal["paper"]) -> float:
+    """The rate of the model's own dropout; the paper's is GradDrop's, but 0 with gradient dropout (section IV)."""
+    if wanted != "paper":
+        return wanted
+    drops_gradients = "graddrop" in method and method != FINE_TUNING
+    return 0.0 if drops_gradients else float(VARIANTS["GradDrop"]["p"])
 
 
 def languages_of(task: str, wanted: list[str] | None) -> tuple[str, ...]:
@@ -141,7 +152,25 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive_int, default=32, help="rows in a batch (%(default)s)")
     add("--max-length", type=positive_int, default=256, help="tokens of a row or of a window (%(default)s)")
     add("--max-rows", type=positive_int, default=0, help="use the first rows of each file only, for a trial (all)")
-    add("--dropout", type=dropout_rate, default=0.0, help="rate of the model's own dropout (%(default)s)")
+    add(
+        "--dropout",
+        type=dropout_rate,
+        default=0.0,
+        metavar="RATE",
+        help="rate of the model's own dropout, or 'paper': 0 with gradient dropout, 0.2 without (%(default)s)",
+    )
+    add(
+        "--embeddings",
+        choices=["frozen", "trained"],
+        default="frozen",
+        help="whether the input embeddings train, with every method in full and unmasked (%(default)s)",
+    )
+    add(
+        "--blocks-per-epoch",
+        type=positive_int,
+        default=0,
+        help="blocks that GradFreeze adds in an epoch (an even part of all)",
+    )
     add("--density", type=share, default=0.01, help="share of each weight that LoRA and its like train (%(default)s)")
     add(
         "--target-modules",
@@ -153,10 +182,12 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     add("--save-steps", type=positive_int, default=500, help="steps between checkpoints in an epoch (%(default)s)")
 
 
-def dropout_rate(text: str) -> float:
+def dropout_rate(text: str) -> float | Literal["paper"]:
+    if text == "paper":
+        return "paper"
     rate = float(text)
     if not 0 <= rate < 1:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1), not {text}")
+        raise argparse.ArgumentTypeError(f"must be in [0, 1) or 'paper', not {text}")
     return rate
 
 

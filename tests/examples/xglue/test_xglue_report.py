@@ -31,7 +31,8 @@ BASELINE = "graddrop-off"
 RUN = Run(
     **{"model": "folder/encoder", "data": "data", "task": "QAM", "method": BASELINE, "seed": 0, "split": "test"},
     **{"languages": ("en", "de"), "epochs": 2, "lr": 1e-5, "batch_size": 32, "max_length": 64, "max_rows": 0},
-    **{"dropout": 0.0, "density": 0.01, "target_modules": (), "precision": "float32"},
+    **{"dropout": 0.0, "embeddings": "frozen", "blocks_per_epoch": 0},
+    **{"density": 0.01, "target_modules": (), "precision": "float32"},
 )
 
 

@@ -72,7 +72,8 @@ class Interrupt(TrainerCallback):
 )
 def test_a_resumed_run_ends_with_the_same_weights(method, options, tmp_path):
     """Interrupted in step 8 of 12, in the second of three epochs of four steps; the last checkpoint is step 6's."""
-    run = runs_of(options, "--tasks", "QAM", "--methods", method, "--epochs", "3", "--dropout", "0.1")[0]
+    options += ["--epochs", "3", "--dropout", "0.1", "--embeddings", "trained"]
+    run = runs_of(options, "--tasks", "QAM", "--methods", method)[0]
     rows, sets = load_features(run.model, run.data, run.task, run.split, run.languages, run.max_length, None)
 
     def trained(folder: Path, interrupt: bool = False, checkpoint: Path | None = None):

@@ -7,9 +7,11 @@ import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from fresh import environment
 from tiny import bert
 from torch import nn
@@ -72,6 +74,43 @@ def test_dropout_is_off_unless_asked_for(options):
         model = build_model(runs_of(options, "--tasks", "QAM", "--methods", "graddrop", "--dropout", str(rate))[0])
         rates = {module.p for module in model.modules() if isinstance(module, nn.Dropout)}
         assert rates == {rate}
+
+
+def test_the_papers_dropout_is_off_with_gradient_dropout_and_its_rate_without(options):
+    runs = runs_of(options, "--tasks", "QAM", "--methods", *METHODS, "--dropout", "paper")
+    rates = {run.method: run.dropout for run in runs}
+    without = {name for name in rates if name.startswith(("graddrop", "anneal", "layer-graddrop"))} - {"graddrop-off"}
+    assert len(without) == 7
+    assert {rates[name] for name in without} == {0.0}
+    assert {rates[name] for name in rates.keys() - without} == {0.2}
+
+
+@pytest.mark.parametrize("method", ["graddrop", "layer-graddrop", "full", "lora"])
+def test_embeddings_train_in_full_and_unmasked_if_they_are_to(method, options):
+    """Their gradients are those of plain fine-tuning, because a mask changes no other gradient."""
+    run = runs_of(options, "--tasks", "QAM", "--methods", method, "--embeddings", "trained")[0]
+    found, wanted = embedding_gradients(run), embedding_gradients(replace(run, method="graddrop-off"))
+    kinds = {"word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm"}
+    assert {kind for kind in kinds for name in found if f".{kind}." in name} == kinds
+    for gradient, plain in zip(found.values(), wanted.values(), strict=True):
+        assert gradient.any()
+        torch.testing.assert_close(gradient, plain, rtol=1e-4, atol=1e-7)
+    assert not embedding_gradients(replace(run, embeddings="frozen"))
+
+
+def embedding_gradients(run: Run) -> dict[str, torch.Tensor]:
+    """The gradients of the embeddings that train, in the first step."""
+    model = build_model(run)
+    model.train()(input_ids=torch.arange(5, 13).view(1, -1), labels=torch.tensor([1])).loss.backward()
+    named = model.named_parameters()
+    return {name: p.grad for name, p in named if ".embeddings." in name and p.grad is not None}
+
+
+def test_blocks_an_epoch_are_gradfreezes_alone(options):
+    methods = ("gradfreeze-topdown", "graddrop-epoch")
+    freeze, other = runs_of(options, "--tasks", "QAM", "--methods", *methods, "--blocks-per-epoch", "1")
+    assert (freeze.blocks_per_epoch, other.blocks_per_epoch) == (1, 0)
+    assert build_model(freeze).peft_config["default"].blocks_per_epoch == 1
 
 
 def test_the_head_is_all_that_is_not_the_encoder_and_its_pooler():

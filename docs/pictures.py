@@ -2,7 +2,7 @@
 
     python docs/pictures.py docs/pictures
 
-takes about two minutes on two CPU cores.
+takes three to four minutes of one CPU core.
 """
 
 from __future__ import annotations

@@ -31,12 +31,12 @@ def random_support(num_entries: int, seed: int) -> torch.Tensor:
     return torch.randperm(num_entries, generator=torch.Generator().manual_seed(seed))[:K].sort().values
 
 
-def both(support: str, bias: bool, rank="full", warmup_steps: int = 0) -> tuple[nn.Module, nn.Sequential]:
+def both(support: str, bias: bool, config=None, **settings) -> tuple[nn.Module, nn.Sequential]:
     """A PEFT model and its twin, with the same bases and supports; the static supports lie within the core."""
     twin = mlp(bias)
-    config = SparseGradConfig(
-        target_modules=LAYERS, rank=rank, num_values=K, support=support, warmup_steps=warmup_steps, renewal_steps=0
-    )
+    if config is None:
+        settings = {"rank": "full", "warmup_steps": 0, "renewal_steps": 0, **settings}
+        config = SparseGradConfig(target_modules=LAYERS, num_values=K, support=support, **settings)
     model = get_peft_model(copy.deepcopy(twin), config).double()
     for name in LAYERS:
         linear, layer = twin[int(name)], model.base_model.model[int(name)]
@@ -103,6 +103,12 @@ def test_dynamic_training_is_the_papers(bias, shape):
     model, twin = both("dynamic", bias)
     optimizer = SparseGradAdam([p for p in model.parameters() if p.requires_grad], lr=0.01)
     assert_same_training(model, twin, optimizer, shape)
+
+
+def test_the_variant_of_that_name_is_the_papers():
+    config = SparseGradConfig.from_variant("paper", target_modules=LAYERS, num_values=K, warmup_steps=0)
+    model, twin = both("dynamic", bias=True, config=config)
+    assert_same_training(model, twin, create_sparsegrad_optimizer(model, lr=0.01), (3, 4))
 
 
 @pytest.mark.parametrize("rank", [5, (3, 6)])

@@ -162,3 +162,35 @@ def test_another_methods_file_is_not_read_as_this_one(tmp_path):
 def test_values_of_another_type_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         SparseGradConfig(**settings)
+
+
+FIELDS = ("rank", "basis", "support", "renewal_steps")
+VARIANTS = {
+    "sparsegrad": ("auto", "hosvd", "static", 25),
+    "full-bases": ("full", "hosvd", "static", 25),
+    "sparsegrad-dynamic": ("auto", "hosvd", "dynamic", 25),
+    "paper": ("full", "hosvd", "dynamic", 25),
+    "meprop": ("auto", "identity", "static", 0),
+    "meprop-paper": ("auto", "identity", "dynamic", 25),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variant_by_its_name(name):
+    config = SparseGradConfig.from_variant(name, num_values=7)
+    assert tuple(getattr(config, field) for field in FIELDS) == VARIANTS[name]
+    assert (config.num_values, config.density, config.target_modules) == (7, 0.01, None)
+
+
+def test_the_default_is_the_variant_of_the_methods_name():
+    assert SparseGradConfig.from_variant("sparsegrad").to_dict() == SparseGradConfig().to_dict()
+
+
+def test_unknown_variant_lists_all():
+    with pytest.raises(ValueError, match="there is no SparseGrad variant 'Paper'; there are " + ", ".join(VARIANTS)):
+        SparseGradConfig.from_variant("Paper")
+
+
+def test_variant_with_settings_that_contradict_it_is_refused():
+    with pytest.raises(ValueError, match="`rank` has no meaning with basis='identity'"):
+        SparseGradConfig.from_variant("meprop-paper", rank=8)

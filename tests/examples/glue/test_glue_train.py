@@ -25,7 +25,7 @@ from examples.glue.finetune import Finetuner, is_over
 from examples.glue.runs import Run
 from examples.glue.tasks import TASKS
 from examples.glue.train import main, parse_args
-from experiments.results import finished_runs
+from experiments.results import finished_runs, read_json_lines
 from experiments.terminal import run_and_exit
 
 
@@ -169,6 +169,28 @@ def test_finished_runs_are_not_done_again_and_a_torn_one_is(where, tmp_path, cap
     assert {run.seed for run in finished_runs(tmp_path / "results.jsonl", Run)} == {0, 1}
 
 
+def test_the_papers_methods_with_their_scores_speed_and_memory(where, tmp_path, capsys):
+    """Tables 4, 5 and 7 to 10: the default methods, the rest of the model trained, in one command."""
+    arguments = options(where, "--tasks", "cola", "--seeds", "0", "--lr", "1e-3", "--lora-rank", "2")
+    arguments += ["--train-rows", "24", "--dev-rows", "12", "--out", str(tmp_path)]
+    assert main([*arguments, "--epochs", "1", "--head-steps", "0"]) == 0
+    records = {record["run"]["method"]: record for record in read_json_lines(tmp_path / "results.jsonl")}
+    assert list(records) == ["full", "lora", "meprop-paper", "paper"]
+    layers = {name: record["trainable"] for name, record in records.items()}
+    assert layers["lora"]["layer"] == layers["lora"]["layer_in_step"] == 2 * (32 + 64)
+    for method in ("paper", "meprop-paper"):
+        assert (layers[method]["layer"], layers[method]["layer_in_step"]) == (32 * 64, round(0.05 * 32 * 64))
+    for record in records.values():
+        costs, trained = record["costs"], record["trainable"]["model"]
+        assert 8 * trained <= costs["optimizer_bytes"] < 1.01 * 8 * trained + 1000
+        assert costs["peak_memory"] > 16 * trained  # weights, gradients and Adam's two moments
+        assert 4 * trained <= costs["saved_bytes"]
+    printed = capsys.readouterr().out
+    for title in ("Scores", "Steps per second", "Peak memory of a step, MB", "Sizes, MB"):
+        _, _, table = printed.partition(f"### {title}\n")
+        assert [row.split("|")[1].split(",")[0].strip() for row in table.strip().splitlines()[2:6]] == list(records)
+
+
 def test_a_failed_training_does_not_stop_the_others(where, tmp_path, capsys):
     arguments = options(where, "--tasks", "cola", "--methods", "meprop", "lora", "--seeds", "0", "--lr", "1e30")
     assert main([*arguments, "--rest", "trained", "--epochs", "1", "--out", str(tmp_path)]) == 1
@@ -185,6 +207,8 @@ def test_a_failed_training_does_not_stop_the_others(where, tmp_path, capsys):
         (["--target-modules", "up_proj"], "no module of the model matches target_modules=['up_proj']; name linear"),
         (["--num-values", "9999"], "--num-values 9,999 is more than the 2,048 of a target layer"),
         (["--train-rows", "41"], "--train-rows asks for 41 rows, and there are 40"),
+        (["--dev-rows", "25"], "--dev-rows asks for 25 rows, and there are 24"),
+        (["--rank", "8"], "`rank` is a setting of sparsegrad, full-bases, "),
         (["--report-to", "nothing"], "--report-to nothing is not installed here"),
         (["--hyperparameters", "{tmp}/nowhere"], "cannot read {tmp}/nowhere: No such file"),
     ],

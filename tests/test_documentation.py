@@ -134,10 +134,13 @@ def test_command_exists_with_all_of_its_options(page, command):
 
 
 def source_of(module: str) -> str:
-    """The text of a program and of the files beside it, where its options are declared."""
+    """The text of a program, of the files beside it and of the settings of methods, where its options are declared."""
     path = ROOT / module.replace(".", "/")
     folder = path if path.is_dir() else path.parent
-    return "".join(file.read_text("utf-8") for file in folder.glob("*.py"))
+    text = "".join(file.read_text("utf-8") for file in folder.glob("*.py"))
+    if "add_variant_options" in text:
+        text += (ROOT / "experiments/variant_options.py").read_text("utf-8")
+    return text
 
 
 @cache

@@ -1,10 +1,11 @@
-"""Search learning rate and batch size of every task and method with Optuna, as in the SparseGrad paper, section 5.1.
+"""Search learning rate and batch size of every task and method with Optuna, in the SparseGrad paper's ranges.
 
     python -m examples.glue.search --model google-bert/bert-base-uncased --tasks rte --methods sparsegrad --trials 20
 
-The rate is drawn from 1e-6 to 1e-1 on a logarithmic scale, the batch size from 8, 16 and 32, by the tree-structured
-Parzen estimator. Every trial is in OUT/search.db. The best values come into OUT/hyperparameters.json, which
-`examples.glue.train --hyperparameters` takes. Started again with the same options, it goes on where it was killed.
+The rate is drawn from 1e-6 to 1e-1, the batch size from 8, 16 and 32 (section 5.1), by the tree-structured Parzen
+estimator; the logarithmic scale of the rate is ours. Every trial is in OUT/search.db. The best values come into
+OUT/hyperparameters.json, which `examples.glue.train --hyperparameters` takes. Started again with the same options, it
+goes on where it was killed.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class SparseGradConfig(TargetedConfig):
     )
     support: Literal["static", "dynamic"] = field(
         default="static",
-        metadata={"help": "'static': chosen once and renewed. 'dynamic': the largest gradients of each step."},
+        metadata={"help": "'static': kept between renewals. 'dynamic': the largest gradients of each step."},
     )
     support_score: Literal["mean", "energy"] = field(
         default="mean", metadata={"help": "What chooses a static support: 'mean', |Σ G̃|, or 'energy', Σ G̃²."}

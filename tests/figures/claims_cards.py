@@ -1,0 +1,213 @@
+"""Figures of the README and of the method cards."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from documents import Claim, Given
+from measured import (
+    COLA,
+    STORIES,
+    STSB,
+    all_series,
+    bench,
+    differences,
+    file_to_lora,
+    graddrop,
+    lead,
+    mean,
+    memory_to_lora,
+    recorded,
+    seeds_ahead,
+    standing,
+    step,
+    time_to_lora,
+)
+
+from peft_sparsegrad.functional.materialised import materialising_pays
+
+README = "README.md"
+SPARSEGRAD, GRADDROP = (f"peft_sparsegrad/{method}/README.md" for method in ("sparsegrad", "graddrop"))
+SHAPES = ("bert", "llama")
+MANY = ("bench_bert_4096", "bench_llama_4096")
+FULL_BASES = "sparsegrad, rank full"
+
+
+def means(task: str) -> list[float]:
+    """The mean dev losses of the table in the README."""
+    return [mean(task, label) for label in ("sparsegrad", "lora", "meprop")]
+
+
+def standings(task: str) -> list[str]:
+    """Where SparseGrad stands to LoRA and to static MeProp."""
+    return [standing(task, "sparsegrad", other) for other in ("lora", "meprop")]
+
+
+def paper_to_ours(shape: str) -> float:
+    """The literal paper layer's step as a ratio to the default's."""
+    return step(shape, "paper layer")["to_sparsegrad"]["median"]
+
+
+def tokens_from_which_the_weight_is_written_out() -> int:
+    """Least tokens of a batch, to hundreds, at BERT base's `intermediate.dense` with the rank that it has at 1%."""
+    tokens = next(n for n in itertools.count(1) if materialising_pays(n, (3072, 768), (None, 96)))
+    return round(tokens, -2)
+
+
+def of_two_benches(contender: str, what, *arguments: str) -> list[float]:
+    """A ratio at BERT's and LLaMA's shape with 4,096 tokens, then with few."""
+    many = [what(shape, contender, *arguments, file) for shape, file in zip(SHAPES, MANY, strict=True)]
+    return many + [what(shape, contender, *arguments) for shape in SHAPES]
+
+
+def file_to_default(label: str, file: str) -> float:
+    """Bytes of an adapter file on the language model as a ratio to the default's."""
+    return recorded(STORIES, label, "adapter_bytes", file) / recorded(STORIES, "sparsegrad", "adapter_bytes")
+
+
+def runs_of_the_paper() -> list[str]:
+    """The labels of the runs with two full bases and a dynamic support."""
+    return [label for file in ("comparison", "ablation") for _, label in all_series(file) if label.startswith("paper")]
+
+
+def correlation(label: str) -> float:
+    """Mean correlation on STS-B, of GradDrop's runs."""
+    return mean(STSB, label, "metric", "graddrop")
+
+
+CLAIMS = [
+    Claim(
+        README,
+        "150 steps | **{:.3f}** | {:.3f} | {:.3f} | **{}** of both |",
+        lambda: [*means(STORIES), *set(standings(STORIES))],
+    ),
+    Claim(
+        README,
+        "200 steps | {:.3f} | {:.3f} | **{:.3f}** | **{}** with LoRA, **{}** MeProp |",
+        lambda: [*means(STSB), *standings(STSB)],
+    ),
+    Claim(
+        README,
+        "400 steps | **{:.3f}** | {:.3f} | {:.3f} | **{}** of both, {} in Matthews correlation |",
+        lambda: [*means(COLA), *set(standings(COLA)), standing(COLA, "sparsegrad", "lora", "metric")],
+    ),
+    Claim(
+        README,
+        "The lead over LoRA is {:.3f} ({:.3f} to {:.3f}) and {:.3f} ({:.3f} to {:.3f})",
+        lambda: [*lead(STORIES, "sparsegrad", "lora"), *lead(COLA, "sparsegrad", "lora")],
+    ),
+    Claim(README, "and after {:,} steps of CoLA", lambda: [recorded(COLA, "sparsegrad", "steps", "cola_longer")]),
+    Claim(
+        README,
+        "SHiRA and Super-Tuning are {} with SparseGrad on CoLA, and {} elsewhere.",
+        lambda: [
+            *{standing(COLA, other, "sparsegrad") for other in ("shira", "supertuning")},
+            *{standing(task, other, "sparsegrad") for task in (STORIES, STSB) for other in ("shira", "supertuning")},
+        ],
+    ),
+    Claim(
+        README,
+        "{:.2f} times at BERT's width and {:.2f} at LLaMA's with 4,096 tokens in float32, "
+        "{:.2f} and {:.2f} with 1,024 and 512",
+        lambda: of_two_benches("sparsegrad", time_to_lora),
+    ),
+    Claim(README, "MeProp's takes {:.2f}.", lambda: {round(time_to_lora(s, "meprop"), 2) for s in SHAPES}),
+    Claim(README, "takes {:.1f} and {:.1f} times ours", lambda: map(paper_to_ours, SHAPES)),
+    Claim(
+        README,
+        "{:.2f} and {:.2f} of its peak with many tokens, {:.2f} and {:.2f} with few",
+        lambda: of_two_benches("sparsegrad", memory_to_lora, "peak"),
+    ),
+    Claim(
+        README,
+        "{:.1f} times for MiniLM without the head and {:.1f} times for the small LLaMA",
+        lambda: [file_to_lora(COLA, "sparsegrad"), file_to_lora(STORIES, "sparsegrad")],
+    ),
+    Claim(
+        README, "The warm-up is {:.0f} times as fast", lambda: [bench()["warmup"]["methods"]["exact"]["speed_ratio"]]
+    ),
+    Claim(
+        README,
+        "({:.3f}; Layer-GradDrop {:.3f}, GradDrop {:.3f}), and gradual unfreezing was worse ({:.3f} from the top)",
+        lambda: map(correlation, ("graddrop-off", "layer-graddrop", "graddrop", "gradfreeze-topdown")),
+    ),
+    Claim(
+        README,
+        "Masks cost {:.0%} of a step of 1,024 tokens",
+        lambda: [graddrop("bert", "graddrop")["to_off"]["median"] - 1],
+    ),
+    Claim(
+        README,
+        "first epoch takes {:.2f} of plain",
+        lambda: {round(graddrop(shape, "anneal-layer-graddrop")["to_full"]["median"], 2) for shape in SHAPES},
+    ),
+    *(
+        Claim(page, "from about {:,} ", lambda: [tokens_from_which_the_weight_is_written_out()])
+        for page in (README, SPARSEGRAD)
+    ),
+    Claim(
+        SPARSEGRAD,
+        "default in {} seeds, {:.4f} against {:.4f},",
+        lambda: [
+            seeds_ahead(STORIES, FULL_BASES, "sparsegrad", "ablation"),
+            mean(STORIES, FULL_BASES, file="ablation"),
+            mean(STORIES, FULL_BASES, file="ablation")
+            - sum(differences(STORIES, FULL_BASES, "sparsegrad", file="ablation").values()) / 3,
+        ],
+    ),
+    Claim(
+        SPARSEGRAD,
+        '(`"sparsegrad-dynamic"`) in {}, {:.4f} against {:.4f}.',
+        lambda: [
+            seeds_ahead(STORIES, "sparsegrad-dynamic", "sparsegrad"),
+            mean(STORIES, "sparsegrad-dynamic"),
+            mean(STORIES, "sparsegrad"),
+        ],
+    ),
+    Claim(
+        SPARSEGRAD,
+        "On STS-B a dynamic support is {}, by {:.3f}, and on CoLA {}.",
+        lambda: [
+            standing(STSB, "sparsegrad-dynamic", "sparsegrad"),
+            lead(STSB, "sparsegrad", "sparsegrad-dynamic")[0],
+            standing(COLA, "sparsegrad-dynamic", "sparsegrad"),
+        ],
+    ),
+    Claim(
+        SPARSEGRAD,
+        "Full bases make the file {:.1f} times as large there, a dynamic support {:.1f} times",
+        lambda: [
+            file_to_default(FULL_BASES, "ablation"),
+            file_to_default("sparsegrad-dynamic", "comparison"),
+        ],
+    ),
+    Claim(SPARSEGRAD, "takes {:.1f} and {:.1f} times the default's step", lambda: map(paper_to_ours, SHAPES)),
+    Claim(SPARSEGRAD, "itself has {} run in these results", lambda: ["no" if not runs_of_the_paper() else "a"]),
+    Claim(
+        GRADDROP,
+        "takes as long as plain fine-tuning's, {:.2f} and {:.2f} times",
+        lambda: [graddrop(shape, "layer-graddrop")["to_full"]["median"] for shape in SHAPES],
+    ),
+    Claim(
+        GRADDROP,
+        "times the plain one: {:.2f} times at `p=0.2`, {:.2f} at `p=0.9`",
+        lambda: [1 / math.sqrt(1 - p) for p in (0.2, 0.9)],
+    ),
+]
+TABLE_X = "table X of the GradDrop paper"
+GIVEN = [
+    Given(README, "trains about 1% of each", "setting"),
+    Given(README, "3.10 or later", "pyproject.toml"),
+    Given(README, "By 95% intervals", "setting"),
+    *(Given(README, words, "setting") for words in ("4,096 tokens", "with 1,024", "of 1,024 tokens")),
+    Given(SPARSEGRAD, "Trains about 1% of each", "setting"),
+    Given(SPARSEGRAD, "the smallest 30% of the values", "setting"),
+    Given(SPARSEGRAD, "| 0.01 | the paper's; at 0.8%,", "tables 11 and 12 of the SparseGrad paper"),
+    Given(SPARSEGRAD, "averages are 0.7 (BERT) and 0.2 (RoBERTa) lower", "tables 11 and 12 of the SparseGrad paper"),
+    Given(GRADDROP, "plain fine-tuning has 77.45", TABLE_X),
+    *(Given(GRADDROP, f"| a step | {score} |", TABLE_X) for score in ("78.17", "**78.77**", "77.98", "78.52")),
+    *(Given(GRADDROP, f"| an epoch | {score} |", TABLE_X) for score in ("78.64", "77.02", "74.40")),
+    *(Given(GRADDROP, words, "setting") for words in ("probability 0.8", "probability 0.1", "| 0.2; 0.9 where")),
+    Given(GRADDROP, "keeps the largest 1% of each tensor", "setting"),
+]

@@ -1,0 +1,41 @@
+"""Every figure in the documents is what the results files give, or has another source that is named."""
+
+import re
+
+import claims_cards
+import pytest
+from documents import DOCUMENTS, ROOT, Claim, figures_without_source
+
+MODULES = (claims_cards,)
+CLAIMS = [claim for module in MODULES for claim in module.CLAIMS]
+GIVEN = [given for module in MODULES for given in module.GIVEN]
+CHECKED = [page for page in DOCUMENTS if page in {each.document for each in GIVEN}]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=str)
+def test_figures_are_what_the_results_give(claim):
+    assert claim.spans(), f"{claim.document} should say: {claim.sentence}"
+
+
+@pytest.mark.parametrize("document", CHECKED)
+def test_no_figure_is_without_a_source(document):
+    assert not (found := figures_without_source(document, [*CLAIMS, *GIVEN])), "\n".join(found)
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=str)
+def test_figures_that_nobody_measured_are_still_there(given):
+    assert given.spans()
+    for file in re.findall(r"\S+\.(?:py|toml)", given.source):
+        assert (ROOT / file).exists()
+
+
+def test_a_figure_that_nothing_gives_is_found():
+    others = [each for each in CLAIMS if "first epoch takes" not in each.template]
+    (found,) = figures_without_source("README.md", [*others, *GIVEN])
+    assert ">0.70<" in found
+
+
+def test_a_wrong_figure_is_found():
+    right, wrong = (Claim("README.md", "The lead over LoRA is {:.3f}", lambda n=n: [n]) for n in (0.0207, 0.0217))
+    assert right.spans()
+    assert not wrong.spans()

@@ -6,20 +6,15 @@ import csv
 import json
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from fresh import environment
+from fresh import Program
 from tiny import VOCAB, bert, tokenizer
 
 from examples.glue.runs import Run
 
-ROOT = Path(__file__).parents[3]
 MEASURED = ("seconds", "costs", "environment")
 SMALL = ["--epochs", "3", "--patience", "3", "--warmup-steps", "2", "--head-steps", "2", "--density", "0.05"]
 
@@ -52,56 +47,20 @@ def sentence(rng: random.Random, low: int = 3, high: int = VOCAB) -> str:
     return " ".join(f"t{rng.randrange(low, high)}" for _ in range(rng.randrange(3, 7)))
 
 
-class Finished(NamedTuple):
-    """A command that has ended."""
-
-    status: int
-    printed: str
-    errors: str
-
-
-def start(module: str, *arguments: object) -> subprocess.Popen:
+def start(module: str, *arguments: object) -> Program:
     """What a user's command does."""
-    line = [sys.executable, "-m", f"examples.glue.{module}", *map(str, arguments)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(line, cwd=ROOT, env=environment(), stdout=pipe, stderr=pipe, text=True)
+    return Program("-m", f"examples.glue.{module}", *arguments)
 
 
-def finish(process: subprocess.Popen) -> Finished:
-    printed, errors = process.communicate(timeout=200)
-    return Finished(process.returncode, printed, errors)
-
-
-def kill_and_go_on(
-    line: Sequence[object], happened: Callable[[], object], look: Callable[[], Any]
-) -> Future[tuple[Any, Finished]]:
-    """Kill a command once something has happened, and give it again. A start takes long, so tests go on meanwhile.
-
-    Args:
-        line: The module and its arguments.
-        happened: Asked every few milliseconds.
-        look: Called after the kill.
-
-    Returns:
-        What `look` has seen, and the second command.
-    """
-
-    def work() -> tuple[Any, Finished]:
-        kill_when(start(*line), happened)
-        return look(), finish(start(*line))
-
-    return ThreadPoolExecutor(max_workers=1).submit(work)
-
-
-def kill_when(process: subprocess.Popen, happened: Callable[[], object]) -> None:
+def kill_when(program: Program, happened: Callable[[], object]) -> None:
+    """Kill a program once something has happened, for which it is asked every few milliseconds."""
     deadline = time.monotonic() + 200
     while not happened():
-        assert process.poll() is None, process.communicate()
+        assert program.returncode is None, program.stderr
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.kill()  # SIGKILL
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    program.kill()
+    assert program.returncode == -signal.SIGKILL
 
 
 def make_run(**settings) -> Run:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import optuna
 import pytest
-from glue_tools import SMALL, kill_and_go_on, save_model, write_data
+from glue_tools import SMALL, kill_when, save_model, start, write_data
 from optuna.trial import TrialState
 
 from examples.glue.hyperparameters import read_found
@@ -20,19 +20,14 @@ TRIALS = 3
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory) -> SimpleNamespace:
-    """A search that nothing has interrupted, and its twin that was killed in its second trial and goes on."""
+    """A search that nothing has interrupted."""
     folder = tmp_path_factory.mktemp("search")
     where = ["--model", str(save_model(folder / "model")), "--data", str(write_data(folder / "data"))]
     sizes = [*SMALL, "--patience", "7", "--epochs", "7"]
     arguments = [*where, "--tasks", "cola", "--methods", "sparsegrad", "--trials", str(TRIALS), *sizes, "--out"]
-    killed, through = folder / "killed", folder / "through"
-    happening = kill_and_go_on(
-        ["search", *arguments, killed],
-        happened=lambda: in_second_trial(killed),
-        look=lambda: states(killed),
-    )
+    through = folder / "through"
     assert main([*arguments, str(through)]) == 0
-    return SimpleNamespace(arguments=arguments, killed=killed, through=through, happening=happening)
+    return SimpleNamespace(arguments=arguments, through=through)
 
 
 def in_second_trial(out) -> bool:
@@ -130,20 +125,18 @@ def test_every_option_is_explained(capsys):
 
 
 @pytest.mark.slow
-def test_killed_in_a_trial_it_goes_on_to_the_same_result(searched):
-    left, again = searched.happening.result()
-    assert left == [TrialState.COMPLETE, TrialState.RUNNING]
-    assert again.status == 0, again.errors
-    assert "trial 1 of" not in again.printed
-    assert f"trial {TRIALS} of {TRIALS}" in again.printed
-    pairs = zip(
-        trials(searched.killed, TrialState.COMPLETE), trials(searched.through, TrialState.COMPLETE), strict=True
-    )
+def test_killed_in_a_trial_it_goes_on_to_the_same_result(searched, tmp_path):
+    command = ["search", *searched.arguments, tmp_path]
+    kill_when(start(*command), lambda: in_second_trial(tmp_path))
+    assert states(tmp_path) == [TrialState.COMPLETE, TrialState.RUNNING]
+    again = start(*command)
+    assert again.wait() == 0, again.stderr
+    assert "trial 1 of" not in again.stdout
+    assert f"trial {TRIALS} of {TRIALS}" in again.stdout
+    pairs = zip(trials(tmp_path, TrialState.COMPLETE), trials(searched.through, TrialState.COMPLETE), strict=True)
     for resumed, expected in pairs:
         assert resumed.params == expected.params
         assert resumed.value == pytest.approx(expected.value, abs=1e-6)
-    assert len(trials(searched.killed, TrialState.FAIL)) == 1
-    (found,), (expected,) = (
-        json.loads((folder / FOUND).read_text()) for folder in (searched.killed, searched.through)
-    )
+    assert len(trials(tmp_path, TrialState.FAIL)) == 1
+    (found,), (expected,) = (json.loads((folder / FOUND).read_text()) for folder in (tmp_path, searched.through))
     assert found == pytest.approx(expected, abs=1e-6)

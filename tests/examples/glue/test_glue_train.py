@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-from glue_tools import MEASURED, SMALL, kill_and_go_on, make_run, results_in, save_model, write_data
+from glue_tools import MEASURED, SMALL, kill_when, make_run, results_in, save_model, start, write_data
 from peft import PeftModel
 from tiny import tokenizer
 from transformers import (
@@ -33,22 +33,6 @@ from experiments.terminal import run_and_exit
 def where(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("glue")
     return SimpleNamespace(model=save_model(folder / "model"), data=write_data(folder / "data"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def killed(where, tmp_path_factory) -> SimpleNamespace:
-    """A command that was killed in its second run and goes on, and its twin that nothing has interrupted."""
-    folder = tmp_path_factory.mktemp("killed")
-    out, through = folder / "killed", folder / "through"
-    methods = ["--tasks", "cola", "--methods", "lora", "sparsegrad", "--seeds", "0", "--lr", "1e-2"]
-    arguments = options(where, *methods, "--rest", "trained", "--epochs", "10", "--patience", "10", "--out")
-    happening = kill_and_go_on(
-        ["train", *arguments, out],
-        happened=lambda: list(out.glob("runs/cola-sparsegrad-*/checkpoint-*/trainer_state.json")),
-        look=lambda: (out / "results.jsonl").read_bytes(),
-    )
-    assert main([*arguments, str(through)]) == 0
-    return SimpleNamespace(out=out, through=through, happening=happening)
 
 
 @pytest.fixture
@@ -267,11 +251,19 @@ def small_files_only():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_results(killed):
-    left, again = killed.happening.result()
+def test_killed_in_the_middle_it_goes_on_to_the_same_results(where, tmp_path):
+    """Killed in the second run of two."""
+    out, through = tmp_path / "killed", tmp_path / "through"
+    methods = ["--tasks", "cola", "--methods", "lora", "sparsegrad", "--seeds", "0", "--lr", "1e-2"]
+    arguments = options(where, *methods, "--rest", "trained", "--epochs", "6", "--patience", "6", "--out")
+    assert main([*arguments, str(through)]) == 0
+    command = ["train", *arguments, out]
+    kill_when(start(*command), lambda: list(out.glob("runs/cola-sparsegrad-*/checkpoint-*/trainer_state.json")))
+    left = (out / "results.jsonl").read_bytes()
     assert left.count(b"\n") == 1
-    assert again.status == 0, again.errors
-    assert "1 of 2 runs to do" in again.printed
-    assert (killed.out / "results.jsonl").read_bytes().startswith(left)
-    assert_same(results_in(killed.out / "results.jsonl"), results_in(killed.through / "results.jsonl"))
-    assert not any((killed.out / "runs").iterdir())
+    again = start(*command)
+    assert again.wait() == 0, again.stderr
+    assert "1 of 2 runs to do" in again.stdout
+    assert (out / "results.jsonl").read_bytes().startswith(left)
+    assert_same(results_in(out / "results.jsonl"), results_in(through / "results.jsonl"))
+    assert not any((out / "runs").iterdir())

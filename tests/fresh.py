@@ -77,7 +77,7 @@ class Program:
         self._process.join()
 
 
-def run(*arguments: object, typed: str = "", folder: Path = ROOT, **variables: str) -> Program:
+def run_program(*arguments: object, typed: str = "", folder: Path = ROOT, **variables: str) -> Program:
     """Return a `Program` that has ended."""
     program = Program(*arguments, typed=typed, folder=folder, **variables)
     program.wait()

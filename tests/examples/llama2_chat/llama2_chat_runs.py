@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fresh import environment
+from fresh import Program
 
-ROOT = Path(__file__).parents[3]
 NOUNS = ["dog", "cat", "bird", "fish", "tree", "house", "river", "stone"]
 
 
@@ -54,37 +51,27 @@ def read_metrics(out: Path) -> dict:
     return json.loads((out / "metrics.json").read_text())
 
 
-def command(program: str, *options: object) -> list[str]:
-    return [sys.executable, "-m", f"examples.llama2_chat.{program}", *map(str, options)]
+def start(program: str, *options: object, typed: str = "") -> Program:
+    return Program("-m", f"examples.llama2_chat.{program}", *options, typed=typed, CUDA_VISIBLE_DEVICES="")
 
 
-def run(program: str, *options: object, **settings) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(program, *options),
-        cwd=ROOT,
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        capture_output=True,
-        text=True,
-        **settings,
-    )
+def run(program: str, *options: object, typed: str = "") -> Program:
+    """Return a program that has ended."""
+    started = start(program, *options, typed=typed)
+    started.wait()
+    return started
 
 
 def kill_when(path: Path, is_time, program: str, *options: object) -> None:
     """Start a program and send it SIGKILL as soon as `is_time(path)`."""
-    process = subprocess.Popen(
-        command(program, *options),
-        cwd=ROOT,
-        env=environment(CUDA_VISIBLE_DEVICES=""),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+    started = start(program, *options)
     deadline = time.monotonic() + 200
     while not is_time(path):
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert started.returncode is None, started.stderr
         assert time.monotonic() < deadline, "it takes too long"
         time.sleep(0.01)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "it had ended before it could be killed"
+    started.kill()
+    assert started.returncode == -signal.SIGKILL, "it had ended before it could be killed"
 
 
 @contextmanager

@@ -7,10 +7,8 @@ import sys
 
 import pytest
 import torch
-from fresh import environment
+from fresh import ROOT, environment
 from llama2_chat_runs import (
-    ROOT,
-    command,
     conversations,
     kill_when,
     options,
@@ -52,7 +50,7 @@ def test_two_processes_train_what_one_trains_on_twice_the_batch(base, data, tmp_
     """Where gradients were not averaged over the processes, each would learn from its own half."""
     settings = {"method": method, "steps": 6, "save_steps": 6}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    two = [*command("finetune", *options(base, data, tmp_path / "two", batch_size=2, **settings))[1:]]
+    two = ["-m", "examples.llama2_chat.finetune", *options(base, data, tmp_path / "two", batch_size=2, **settings)]
     ended = subprocess.run(
         [*launcher, *two],
         cwd=ROOT,

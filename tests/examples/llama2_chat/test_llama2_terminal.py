@@ -38,7 +38,7 @@ def expected(model, tokenizer, *turns, system=None):
 
 def test_conversation_through_the_command_line(adapter, model, tokenizer):
     typed = f"{TURN}\nAnd now?\n\n/reset\n/other\n{TURN}\n/quit\nnever read\n"
-    ended = run("chat", "--model", adapter, "--max-new-tokens", 12, "--system", "Be brief.", input=typed)
+    ended = run("chat", "--model", adapter, "--max-new-tokens", 12, "--system", "Be brief.", typed=typed)
     assert ended.returncode == 0, ended.stderr
     first, second = expected(model, tokenizer, TURN, "And now?", system="Be brief.")
     said = [line.partition("model:")[2].strip() for line in ended.stdout.splitlines() if "model:" in line]

@@ -6,14 +6,12 @@ import io
 import json
 import math
 import statistics
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fresh import environment
+from fresh import run_program
 from matplotlib.image import imread
 
 from examples.xglue.comparison import fractional_gains, gains, paired_test, understanding_scores
@@ -26,7 +24,6 @@ from examples.xglue.tasks import TASKS
 from experiments.results import append_result, read_results
 from peft_sparsegrad.cli.errors import InputError
 
-ROOT = Path(__file__).parents[3]
 BASELINE = "graddrop-off"
 RUN = Run(
     **{"model": "folder/encoder", "data": "data", "task": "QAM", "method": BASELINE, "seed": 0, "split": "test"},
@@ -206,8 +203,8 @@ def test_no_gain_figure_of_the_baseline_alone(tmp_path):
 
 def test_report_writes_what_it_promises_and_the_same_again(results, tmp_path):
     out = tmp_path / "report"
-    command = [sys.executable, "-m", "examples.xglue.report", str(results), "--out", str(out), "--epoch", "last"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    done = run_program("-m", "examples.xglue.report", results, "--out", out, "--epoch", "last")
+    assert done.returncode == 0, done.stderr
     names = {
         "report.md",
         "t-test.png",

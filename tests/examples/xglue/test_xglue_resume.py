@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from fresh import environment
+from fresh import Program, run_program
 from transformers import TrainerCallback
 from xglue_files import runs_of
 
@@ -21,22 +19,17 @@ from examples.xglue.encoder import build_model, load_tokenizer
 from examples.xglue.features import load_features
 from examples.xglue.training import make_trainer
 
-ROOT = Path(__file__).parents[3]
-PROGRAM = [sys.executable, "-m", "examples.xglue.train"]
 
-
-def kill_in_run(command: list[str], checkpoints: Path) -> None:
+def kill_in_run(options: list[str], checkpoints: Path) -> None:
     """Start the program, and kill it as soon as the run's second checkpoint is begun: then there is a whole one."""
-    settings = {"cwd": ROOT, "env": environment(), "text": True}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **settings)
+    program = Program("-m", "examples.xglue.train", *options)
     deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
+    while program.returncode is None and time.monotonic() < deadline:
         if any(path.name != "checkpoint-3" for path in checkpoints.glob("checkpoint-*")):
-            process.send_signal(signal.SIGKILL)
+            program.kill()
             break
         time.sleep(0.001)
-    output, _ = process.communicate()
-    assert process.returncode == -signal.SIGKILL, f"the run ended before it could be killed: {output}"
+    assert program.returncode == -signal.SIGKILL, f"the run ended before it could be killed: {program.stdout}"
 
 
 @pytest.mark.slow
@@ -45,12 +38,12 @@ def test_killed_and_started_again_gives_the_same_results(options, tmp_path):
     options += ["--tasks", "NER", "--methods", "layer-graddrop", "graddrop-epoch", "--dropout", "0.1"]
     options += ["--save-steps", "3", "--epochs", "4"]
     train.main([*options, "--out", str(tmp_path / "whole")])
-    kill_in_run([*PROGRAM, *options], tmp_path / "out" / "checkpoints" / runs_of(options)[1].folder_name)
+    kill_in_run(options, tmp_path / "out" / "checkpoints" / runs_of(options)[1].folder_name)
     first_line = (tmp_path / "out" / "results.jsonl").read_text().splitlines()[0]
-    settings = {"cwd": ROOT, "env": environment(), "text": True}
-    again = subprocess.run([*PROGRAM, *options], capture_output=True, check=True, **settings).stdout
-    assert "1 of 2 runs to do" in again
-    assert "goes on from" in again
+    again = run_program("-m", "examples.xglue.train", *options)
+    assert again.returncode == 0, again.stderr
+    assert "1 of 2 runs to do" in again.stdout
+    assert "goes on from" in again.stdout
     text = (tmp_path / "out" / "results.jsonl").read_text()
     assert text.splitlines()[0] == first_line
     assert text == (tmp_path / "whole" / "results.jsonl").read_text()

@@ -8,11 +8,10 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from fresh import environment
+from fresh import ROOT, environment, run_program
 from tiny import bert
 from torch import nn
 from xglue_files import LANGUAGES, runs_of
@@ -25,7 +24,6 @@ from experiments.methods import METHODS
 from experiments.results import read_results
 from peft_sparsegrad.cli.errors import InputError
 
-ROOT = Path(__file__).parents[3]
 PROGRAM = [sys.executable, "-m", "examples.xglue.train"]
 BLOCK = 4 * (32 * 32 + 32) + (32 * 64 + 64) + (64 * 32 + 32) + 2 * 2 * 32  # attention, MLP, two LayerNorms
 
@@ -134,8 +132,7 @@ def test_a_full_disk_ends_in_one_sentence(options):
 
 
 def test_a_wrong_path_ends_in_one_sentence(options, tmp_path):
-    command = [*PROGRAM, *options, "--data", str(tmp_path / "nowhere"), "--tasks", "WPR"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
+    done = run_program("-m", "examples.xglue.train", *options, "--data", tmp_path / "nowhere", "--tasks", "WPR")
     assert done.returncode == 2
     (message,) = errors(done.stderr)
     assert re.search(r"cannot read .*nowhere/WPR/xglue\.wpr\.en\.train", message)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import random
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fresh import environment
+from fresh import run_program
 from tiny import bert, tokenizer
 from transformers import TrainerCallback
 
@@ -28,7 +26,6 @@ from benchmarks.compare.train import build_model, execute
 from experiments.methods import METHODS
 from experiments.results import finished_runs, read_results
 
-ROOT = Path(__file__).parents[2]
 MLP = 2 * (32 * 64 + 64 + 64 * 32 + 32)
 POOLER = 32 * 32 + 32
 HEAD = {"cola": POOLER + 2 * 32 + 2, "stsb": POOLER + 32 + 1}
@@ -69,14 +66,9 @@ def compared(tmp_path_factory) -> SimpleNamespace:
     what = ["--methods", "full", "lora", "--seeds", "0", "1", "--lrs", "1e-3"]
     sizes = ["--epochs", "2", "--train-rows", "14", "--batch-size", "4", "--head-steps", "2", "--max-eval-rows", "9"]
     arguments, out = [*where, *what, *sizes], folder / "results.jsonl"
-    done = command([*arguments, "--out", str(out)])
+    done = run_program("-m", "benchmarks.compare", *arguments, "--out", out)
     assert done.returncode == 0, done.stderr
     return SimpleNamespace(arguments=arguments, out=out, printed=done.stdout, data=folder / "data")
-
-
-def command(arguments: list[str]) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "benchmarks.compare", *arguments]
-    return subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
 
 
 def test_every_run_is_a_line_with_all_that_was_measured(compared):
@@ -269,12 +261,11 @@ def test_shards_share_the_runs_and_keep_them(compared):
     assert set().union(*shards) == set(everything) == finished_runs(compared.out, Run)
 
 
-@pytest.mark.slow
 def test_missing_data_is_one_sentence(compared, tmp_path):
     write_data(tmp_path)
     (tmp_path / "stsb/stsb_dev.csv").unlink()
     out = tmp_path / "results.jsonl"
-    done = command([*compared.arguments, "--data", str(tmp_path), "--out", str(out)])
+    done = run_program("-m", "benchmarks.compare", *compared.arguments, "--data", tmp_path, "--out", out)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     reason = f"error: cannot read {tmp_path}/stsb/stsb_dev.csv: No such file or directory; --data is the folder above"

@@ -4,16 +4,15 @@ import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
-from pathlib import Path
 
 import pytest
 import typer
+from fresh import ROOT, run_program
 
 from peft_sparsegrad import __version__
 from peft_sparsegrad.cli import main
 from peft_sparsegrad.cli.app import app
 
-ROOT = Path(__file__).parent.parent.parent
 VERBS = ["inspect", "diff", "convert", "warmup", "plot", "doctor"]
 
 
@@ -65,7 +64,7 @@ assert not [name for name in sys.modules if name.startswith(("peft_sparsegrad.cl
 from peft_sparsegrad.cli import main
 main()
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_program("-c", code)
     assert (done.returncode, done.stdout) == (2, "")
     message = "error: the command line needs typer and rich: pip install 'peft-sparsegrad[cli]'"
     assert done.stderr.splitlines()[-1] == message

@@ -3,13 +3,11 @@
 import ast
 import html
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from fresh import environment
+from fresh import run_program
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny import batch, bert, llama, train
@@ -97,7 +95,7 @@ for name, logits in expected.items():
     with torch.no_grad():
         assert torch.equal(names["model"].eval()(**inputs).logits, logits), name
 """
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True)
+    done = run_program("-c", code, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert 'LlamaForCausalLM.from_pretrained("../../models/plain")' in Path("runs/plain/README.md").read_text("utf-8")
 

@@ -6,12 +6,11 @@ import copy
 import importlib
 import json
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from fresh import environment
+from fresh import run_program
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
@@ -165,8 +164,7 @@ def fresh(tmp_path_factory):
     directory = tmp_path_factory.mktemp("adapter")
     SparseGradConfig(rank=(3, 4), density=0.5, target_modules=["up"]).save_pretrained(str(directory))
     (directory / "member.pickle").write_bytes(pickle.dumps(PeftType.SPARSEGRAD))
-    command = [sys.executable, "-c", READ, str(directory)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=120)
+    done = run_program("-c", READ, directory)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -1,15 +1,12 @@
 """The adapter file: what is in it, what it costs, and what happens when it is damaged."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from fresh import environment
+from fresh import run_program
 from graddrop_tools import adamw, deltas, dropped, graddrop_layers, loss_of, masks_of, sgd, step, tower
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -94,10 +91,7 @@ for number in range(int(sys.argv[2])):
     loaded = PeftModel.from_pretrained(llama().to(expected.dtype), root / str(number))
     print("equal", number, torch.equal(logits(loaded), expected))
 """
-    env = environment(PYTHONPATH=os.pathsep.join([str(TESTS), *sys.path]))
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(root), str(len(CASES))], env=env, capture_output=True, text=True
-    )
+    done = run_program("-c", code, root, len(CASES))
     assert done.returncode == 0, done.stderr
     return dict(zip(CASES, re.findall(r"equal \d+ (\w+)", done.stdout), strict=True))
 

@@ -2,16 +2,12 @@
 
 import gc
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from fresh import environment
+from fresh import run_program
 from peft import LoraConfig, get_peft_model
 from tiny import adapted, batch, bert, llama, logits, rows
 from torch.utils.data import IterableDataset
@@ -536,10 +532,7 @@ def test_adapter_saved_by_the_trainer_gives_equal_logits_in_a_fresh_process(tmp_
         run.train()
         run.save_model(str(tmp_path / name))
         torch.save(logits(model), tmp_path / name / "logits")
-    done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(tmp_path), json.dumps(list(models))], capture_output=True, text=True,
-        env=environment(PYTHONPATH=os.pathsep.join(str(Path(__file__).parents[n]) for n in (1, 2))), timeout=120,
-    )  # fmt: skip
+    done = run_program("-c", RELOAD, tmp_path, json.dumps(list(models)))
     assert done.returncode == 0, done.stderr[-3000:]
 
 

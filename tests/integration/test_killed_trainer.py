@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from fresh import environment
+from fresh import Program
 from killed_script import STEPS
 
 SCRIPT = Path(__file__).with_name("killed_script.py")
-TESTS = Path(__file__).parent.parent
 
 
-def start(folder: Path, callback: bool) -> subprocess.Popen[str]:
-    command = [sys.executable, str(SCRIPT), str(folder), *(["callback"] if callback else [])]
-    env = environment(PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent)]))
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+def start(folder: Path, callback: bool) -> Program:
+    return Program(SCRIPT, folder, *(["callback"] if callback else []))
 
 
 def run_and_kill(folder: Path, callback: bool, chance: random.Random) -> None:
     """Kill a run some steps after it has begun, and a moment later than that: in a step or in a save."""
-    process = start(folder, callback)
-    assert process.stdout is not None
-    for _ in range(chance.randint(2, 7)):
-        if not process.stdout.readline():
-            break
+    program, steps = start(folder, callback), chance.randint(2, 7)
+    while program.returncode is None and program.stdout.count("step ") < steps:
+        time.sleep(0.001)
     time.sleep(chance.random() * 0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    program.kill()
 
 
 @pytest.mark.parametrize(

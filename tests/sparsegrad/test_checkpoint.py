@@ -3,20 +3,16 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from fresh import environment
+from fresh import run_program
 from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tiny import adapted, llama, logits, train
 from transformers import AutoModelForCausalLM
 
-TESTS = Path(__file__).parent.parent
 FILE = "adapter_model.safetensors"
 
 
@@ -26,11 +22,6 @@ def saved(tmp_path):
     train(model, steps=8)
     model.save_pretrained(tmp_path / "adapter")
     return model, tmp_path / "adapter"
-
-
-def in_fresh_process(code: str, *arguments: str) -> subprocess.CompletedProcess:
-    env = environment(PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent)]))
-    return subprocess.run([sys.executable, "-c", code, *arguments], env=env, capture_output=True, text=True)
 
 
 def test_loads_in_a_fresh_process(saved, tmp_path):
@@ -45,14 +36,14 @@ assert torch.equal(logits(loaded), torch.load(sys.argv[2]))
 merged = loaded.merge_and_unload()
 assert torch.allclose(logits(merged), torch.load(sys.argv[2]), atol=1e-5)
 """
-    done = in_fresh_process(code, str(path), str(tmp_path / "expected.pt"))
+    done = run_program("-c", code, path, tmp_path / "expected.pt")
     assert done.returncode == 0, done.stderr
 
 
 def test_process_that_forgot_the_import_gets_pefts_own_error(saved):
     _, path = saved
     code = "import sys; from peft import PeftConfig; PeftConfig.from_pretrained(sys.argv[1])"
-    done = in_fresh_process(code, str(path))
+    done = run_program("-c", code, path)
     assert "KeyError: 'SPARSEGRAD'" in done.stderr
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-from fresh import environment
+from fresh import run_program
 from paper_layer import random_orthogonal
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.conversion import convert_to_lora as peft_convert_to_lora
@@ -20,7 +17,6 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear, convert_to_lora
 
-ROOT = Path(__file__).parents[2]
 IDS = torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
 
 
@@ -109,8 +105,7 @@ def elsewhere(tmp_path_factory):
         paths = {name: str(directory / name) for name in ("base", "output")}
         names = {"class": type(base).__name__, "dtype": str(dtype).removeprefix("torch."), "ids": IDS.tolist()}
         jobs.append({**names, **paths, "adapter": str(directory / "lora")})
-    command = [sys.executable, "-c", LOAD, json.dumps(jobs)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+    done = run_program("-c", LOAD, json.dumps(jobs))
     assert done.returncode == 0, done.stderr
     got = [torch.load(job["output"]) for job in jobs]
     return {case: (expected[case], theirs) for case, theirs in zip(CASES, got, strict=True)}

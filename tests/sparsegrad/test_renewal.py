@@ -7,14 +7,10 @@ import gc
 import io
 import itertools
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from fresh import environment
+from fresh import run_program
 from paper_layer import random_orthogonal
 from peft import PeftModel, get_peft_model
 from tiny import adapted, batch, llama, logits, rows, train
@@ -26,7 +22,6 @@ from peft_sparsegrad.common.optimizer_watcher import observers
 from peft_sparsegrad.common.pieces import piece_of
 from peft_sparsegrad.sparsegrad.renewal import next_renewal, reset_state
 
-TESTS = Path(__file__).parent.parent
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 
 
@@ -590,8 +585,7 @@ assert supports() == after
 train(model, steps=1)
 assert supports() != after
 """
-    env = environment(PYTHONPATH=os.pathsep.join([str(TESTS), str(TESTS.parent)]))
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=env, capture_output=True, text=True)
+    done = run_program("-c", code, tmp_path)
     assert done.returncode == 0, done.stderr
 
 

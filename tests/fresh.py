@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -97,6 +98,7 @@ def _server() -> ForkServerContext:
 
 def _become(arguments: list[str], streams: str, folder: str, variables: dict[str, str]) -> None:
     """Run a program in this process as `python` does, with streams, folder and environment of its own."""
+    gc.freeze()  # collections of garbage need not walk through the libraries
     for number, (name, flags) in enumerate(STREAMS.items()):
         os.dup2(os.open(Path(streams, name), flags), number)
     sys.stdin = open(0)  # noqa: SIM115 as long as the process

@@ -3,12 +3,13 @@
 A server that has imported everything is forked for each rank of each call, so that a call takes a second or two and
 not the ten that imports take. Used as a script it is that server:
 
-    python ranks.py FOLDER MODULE        # FOLDER contains MODULE
+    python ranks.py
 """
 
 from __future__ import annotations
 
 import datetime
+import gc
 import importlib
 import json
 import os
@@ -38,22 +39,27 @@ class Failure(Exception):
 
 
 class Ranks:
-    """A server for the functions of one module.
+    """A server for functions.
 
     Args:
-        module: Path of the module. Its functions take keyword arguments and return what `torch.save` can save.
         folder: Folder for the results.
     """
 
-    def __init__(self, module: Path, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self._folder, self._calls = folder, 0
-        path = os.pathsep.join([str(module.parent), str(HERE), str(HERE.parent)])
-        command = [sys.executable, str(HERE / "ranks.py"), str(module.parent), module.stem]
+        path = os.pathsep.join([str(HERE), str(HERE.parent)])
+        command = [sys.executable, str(HERE / "ranks.py")]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._server = subprocess.Popen(command, env={**environment, "PYTHONPATH": path}, text=True, **pipes)
 
-    def run(self, function: str, world: int = 2, **arguments: Any) -> list[Any]:
+    def run(self, script: Path, function: str, world: int = 2, **arguments: Any) -> list[Any]:
         """Return what a function returned on each rank; with `backend="nccl"` each rank has a GPU.
+
+        Args:
+            script: Path of the module of the function, which the server imports once.
+            function: Its name. It takes keyword arguments and returns what `torch.save` can save.
+            world: The number of ranks.
+            arguments: What the function is called with.
 
         Raises:
             Failure: If it ended with an error on some rank.
@@ -65,7 +71,7 @@ class Ranks:
         self._calls += 1
         out = self._folder / f"{self._calls}-{function}"
         out.mkdir()
-        print(json.dumps([function, world, str(out), arguments]), file=self._server.stdin, flush=True)
+        print(json.dumps([str(script), function, world, str(out), arguments]), file=self._server.stdin, flush=True)
         errors = json.loads(self._server.stdout.readline())
         if any(errors):
             raise Failure(errors, [(out / f"log{rank}").read_text()[-3000:] for rank in range(world)])
@@ -77,12 +83,16 @@ class Ranks:
         self._server.wait()
 
 
-def _serve(module: Any) -> None:
+def _serve() -> None:
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nothing else may write to the pipe
     for line in sys.stdin:
-        function, world, folder, arguments = json.loads(line)
-        print(json.dumps(_call(getattr(module, function), world, Path(folder), arguments)), file=out, flush=True)
+        script, name, world, folder, arguments = json.loads(line)
+        if (path := str(Path(script).parent)) not in sys.path:
+            sys.path.insert(0, path)
+        function = getattr(importlib.import_module(Path(script).stem), name)
+        gc.freeze()  # collections of garbage on the ranks need not walk through the libraries
+        print(json.dumps(_call(function, world, Path(folder), arguments)), file=out, flush=True)
 
 
 def _call(function: Any, world: int, folder: Path, arguments: dict[str, Any]) -> list[str]:
@@ -139,4 +149,4 @@ if __name__ == "__main__":
     import torch
 
     torch.set_num_threads(1)
-    _serve(importlib.import_module(sys.argv[2]))
+    _serve()

@@ -7,7 +7,6 @@ import importlib
 import json
 import pickle
 import sys
-from pathlib import Path
 
 import pytest
 from fresh import run_program
@@ -19,7 +18,6 @@ from peft_sparsegrad import SparseGradConfig, SparseGradModel
 from peft_sparsegrad.common import registration
 from peft_sparsegrad.common.registration import add_peft_type, register
 
-ROOT = Path(__file__).parents[2]
 NAMES = pytest.mark.parametrize("name", ["SPARSEGRAD", "GRADDROP"])
 
 

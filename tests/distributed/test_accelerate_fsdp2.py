@@ -21,8 +21,8 @@ def base(tmp_path_factory):
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_train_and_save_what_one_process_does(ranks, base, tmp_path, method, efficient):
     settings = {"method": method, "base": str(base), "efficient": efficient}
-    first, second = ranks.run("train", folder=str(tmp_path / "two"), **settings)
-    (one,) = ranks.run("train", world=1, folder=str(tmp_path / "one"), **settings)
+    first, second = ranks("train", folder=str(tmp_path / "two"), **settings)
+    (one,) = ranks("train", world=1, folder=str(tmp_path / "one"), **settings)
     for name, tensor in first["state"].items():
         assert torch.equal(tensor, second["state"][name]), f"the ranks disagree on {name}"
         assert torch.allclose(tensor.double(), one["state"][name].double(), atol=1e-5), name
@@ -34,6 +34,6 @@ def test_two_ranks_train_and_save_what_one_process_does(ranks, base, tmp_path, m
 @pytest.mark.parametrize(("basis", "reader"), [("svd", "`basis='svd'`"), ("hosvd", "the warm-up")])
 def test_what_needs_weights_that_rank_0_alone_has_is_refused_on_every_rank(ranks, base, basis, reader):
     with pytest.raises(Failure) as failure:
-        ranks.run("refused", base=str(base), basis=basis)
+        ranks("refused", base=str(base), basis=basis)
     for error in failure.value.errors:
         assert error.startswith(f"ValueError: {reader} needs the weights, which `cpu_ram_efficient_loading` reads")

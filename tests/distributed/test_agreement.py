@@ -10,17 +10,17 @@ SCRIPT = "agreement"
 
 def errors(ranks, function, **arguments):
     with pytest.raises(Failure) as failure:
-        ranks.run(function, **arguments)
+        ranks(function, **arguments)
     return failure.value.errors
 
 
 @pytest.mark.parametrize("ok", [[True, True, True], [True, False, True], [False, False, False]])
 def test_all_ranks_learn_whether_all_can_go_on(ranks, ok):
-    assert ranks.run("agreement", world=3, points=["here"] * 3, ok=ok) == [all(ok)] * 3
+    assert ranks("agreement", world=3, points=["here"] * 3, ok=ok) == [all(ok)] * 3
 
 
 def test_one_process_agrees_with_itself(ranks):
-    assert ranks.run("agreement", world=1, points=["here"], ok=[False]) == [False]
+    assert ranks("agreement", world=1, points=["here"], ok=[False]) == [False]
 
 
 def test_ranks_at_different_points_raise_the_same_error(ranks):
@@ -31,7 +31,7 @@ def test_ranks_at_different_points_raise_the_same_error(ranks):
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_numbers_come_in_the_order_of_the_ranks(ranks, world):
-    assert ranks.run("numbers", world=world) == [[5, 6, 7][:world]] * world
+    assert ranks("numbers", world=world) == [[5, 6, 7][:world]] * world
 
 
 def test_join_context_is_refused_on_all_ranks(ranks):
@@ -41,7 +41,7 @@ def test_join_context_is_refused_on_all_ranks(ranks):
 
 @pytest.mark.parametrize("joined", [None, False])
 def test_passes_without_a_join_context_are_not_refused(ranks, joined):
-    ranks.run("passes_of_ddp", joined=joined)
+    ranks("passes_of_ddp", joined=joined)
 
 
 @pytest.mark.parametrize(
@@ -106,15 +106,15 @@ def same(found, expected, atol=1e-5):
 
 
 def test_expert_without_tokens_on_one_rank_is_warmed_up_as_in_one_process(ranks):
-    first, second = ranks.run("expert_without_tokens")
+    first, second = ranks("expert_without_tokens")
     same(first, second)
-    same(first, ranks.run("expert_without_tokens", world=1)[0])
+    same(first, ranks("expert_without_tokens", world=1)[0])
 
 
 @pytest.fixture(scope="module")
 def warm_ups(ranks):
-    engines = {engine: ranks.run("warm_ups", engine=engine) for engine in ("DDP", "FSDP2")}
-    return {"one process": ranks.run("warm_ups", world=1, engine="one process"), **engines}
+    engines = {engine: ranks("warm_ups", engine=engine) for engine in ("DDP", "FSDP2")}
+    return {"one process": ranks("warm_ups", world=1, engine="one process"), **engines}
 
 
 @pytest.mark.parametrize("name", agreement.WARM_UPS)

@@ -27,8 +27,8 @@ CASES = [
 @pytest.mark.parametrize(("method", "saved_on", "resumed_on"), CASES)
 def test_a_resumed_run_is_the_uninterrupted_one(ranks, tmp_path, method, saved_on, resumed_on):
     folder = str(tmp_path / "checkpoint")
-    whole = ranks.run("save", world=saved_on, method=method, folder=folder)
-    resumed = ranks.run("resume", world=resumed_on, method=method, folder=folder)
+    whole = ranks("save", world=saved_on, method=method, folder=folder)
+    resumed = ranks("resume", world=resumed_on, method=method, folder=folder)
     for name, tensor in whole[0]["state"].items():
         for each in (*whole, *resumed):
             assert torch.allclose(each["state"][name].double(), tensor.double(), atol=1e-5), name

@@ -29,7 +29,7 @@ CASES = [
 
 @pytest.mark.parametrize(("engine", "method"), CASES)
 def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, method):
-    found = ranks.run("train_by_deepspeed", engine=engine, method=method)
+    found = ranks("train_by_deepspeed", engine=engine, method=method)
     assert_equal(found, one_process(method, "accumulation" in engine))
 
 
@@ -37,13 +37,13 @@ def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, metho
 @pytest.mark.parametrize("method", ["default", "dynamic", "GradDrop held", "GradDrop on LoRA"])
 @pytest.mark.parametrize("engine", ["bf16, ZeRO-1", "bf16, ZeRO-2", "bf16, ZeRO-3"])
 def test_bf16_comes_close_to_one_process_in_float32(ranks, one_process, engine, method):
-    assert_close(ranks.run("train_by_deepspeed", engine=engine, method=method), one_process(method, False), 0.3)
+    assert_close(ranks("train_by_deepspeed", engine=engine, method=method), one_process(method, False), 0.3)
 
 
 @pytest.mark.parametrize("engine", ["ZeRO-2", pytest.param("ZeRO-3", marks=pytest.mark.slow)])
 def test_held_layers_are_refused_on_every_rank(ranks, engine):
     with pytest.raises(Failure) as failure:
-        ranks.run("train_by_deepspeed", engine=engine, method=HELD_LAYERS)
+        ranks("train_by_deepspeed", engine=engine, method=HELD_LAYERS)
     for error in failure.value.errors:
         assert "set frozen='gradient', or use FSDP2" in error
 
@@ -58,9 +58,9 @@ def test_held_layers_are_refused_on_every_rank(ranks, engine):
 ])  # fmt: skip
 def test_trainer_trains_saves_and_resumes(ranks, tmp_path, engine, method):
     settings = {"engine": engine, "method": method}
-    through = ranks.run("train_by_trainer", folder=str(tmp_path / "two"), **settings)
-    assert_equal(through, ranks.run("train_by_trainer", world=1, folder=str(tmp_path / "one"), **settings)[0])
-    resumed = ranks.run("train_by_trainer", folder=str(tmp_path / "two"), **settings)
+    through = ranks("train_by_trainer", folder=str(tmp_path / "two"), **settings)
+    assert_equal(through, ranks("train_by_trainer", world=1, folder=str(tmp_path / "one"), **settings)[0])
+    resumed = ranks("train_by_trainer", folder=str(tmp_path / "two"), **settings)
     for name, tensor in through[0]["state"].items():
         assert torch.equal(resumed[0]["state"][name], tensor), name
     two, one = (PeftModel.from_pretrained(llama(), tmp_path / each / "saved") for each in ("two", "one"))

@@ -50,7 +50,7 @@ def assert_close(ranks, one, relative):
 
 @pytest.mark.parametrize(("engine", "method"), CASES)
 def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, method):
-    found = ranks.run("train_by_torch", engine=engine, method=method)
+    found = ranks("train_by_torch", engine=engine, method=method)
     assert_equal(found, one_process(method, "accumulation" in engine))
 
 
@@ -60,7 +60,7 @@ def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, metho
 @pytest.mark.parametrize("engine", ["DDP", "FSDP2", "FSDP2, accumulation"])
 def test_two_gpus_train_what_one_process_does(ranks, one_process, engine, method):
     """To the precision of two devices, on which AdamW's first steps amplify rounding."""
-    found = ranks.run("train_by_torch", engine=engine, method=method, backend="nccl")
+    found = ranks("train_by_torch", engine=engine, method=method, backend="nccl")
     assert_close(found, one_process(method, "accumulation" in engine), relative=0.02)
 
 
@@ -68,14 +68,12 @@ def test_two_gpus_train_what_one_process_does(ranks, one_process, engine, method
 @pytest.mark.parametrize("method", ["default", "dynamic", "GradDrop held", "GradDrop on LoRA"])
 @pytest.mark.parametrize("engine", ["FSDP2, bf16", "FSDP2, bf16, accumulation, reduced each time"])
 def test_bf16_comes_close_to_one_process_in_float32(ranks, one_process, engine, method):
-    assert_close(
-        ranks.run("train_by_torch", engine=engine, method=method), one_process(method, "accum" in engine), 0.3
-    )
+    assert_close(ranks("train_by_torch", engine=engine, method=method), one_process(method, "accum" in engine), 0.3)
 
 
 def test_four_ranks_of_which_some_have_no_part_of_a_layer(ranks, one_process):
     """The adapter has fewer values than FSDP2 needs for a piece for each rank."""
-    found = ranks.run("train_by_torch", world=4, engine="FSDP2", method="few values")
+    found = ranks("train_by_torch", world=4, engine="FSDP2", method="few values")
     assert_equal(found, one_process("few values", False))
 
 
@@ -93,7 +91,7 @@ def test_both_renewals_are_within_the_run(one_process):
 ])  # fmt: skip
 def test_fsdp1_is_refused_on_every_rank_before_a_step(ranks, method, way_out):
     with pytest.raises(Failure) as failure:
-        ranks.run("train_by_torch", engine="FSDP1", method=method)
+        ranks("train_by_torch", engine="FSDP1", method=method)
     for error in failure.value.errors:
         assert error.startswith("RuntimeError: FSDP1 gives the layers views")
         assert "use FSDP2 (`fully_shard`, in accelerate `fsdp_version: 2`)" in error
@@ -102,7 +100,7 @@ def test_fsdp1_is_refused_on_every_rank_before_a_step(ranks, method, way_out):
 
 @pytest.mark.parametrize("method", ["LoRA", "not renewed"])
 def test_fsdp1_trains_what_needs_no_more_than_gradients(ranks, one_process, method):
-    found = ranks.run("train_by_torch", engine="FSDP1", method=method)
+    found = ranks("train_by_torch", engine="FSDP1", method=method)
     one = one_process(method, False)["state"]
     trained = [name for name in one if "lora_" in name or name.endswith(".values")]
     assert trained

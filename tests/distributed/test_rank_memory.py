@@ -23,7 +23,7 @@ CASES = [
 
 @pytest.mark.parametrize("engine", CASES)
 def test_the_first_rank_holds_what_is_counted_and_others_no_more(ranks, engine):
-    first, second = ranks.run("measure", engine=engine)
+    first, second = ranks("measure", engine=engine)
     for method, counted in first["counted"].items():
         assert first["held"][method] == counted, method
         for kind, size in second["held"][method].items():

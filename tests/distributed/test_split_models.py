@@ -33,7 +33,7 @@ def saved(tmp_path_factory):
     ],
 )
 def test_an_adapter_on_a_model_that_is_split_already(ranks, saved, kind):
-    for messages in ranks.run("refusals", kind=kind, **saved):
+    for messages in ranks("refusals", kind=kind, **saved):
         for message in messages:
             assert re.fullmatch(
                 r"the (model|weight of the target module '.*_proj') is split over devices: load the model without "
@@ -43,6 +43,6 @@ def test_an_adapter_on_a_model_that_is_split_already(ranks, saved, kind):
 
 
 def test_merging_into_a_model_that_is_split(ranks):
-    for messages in ranks.run("merged_afterwards"):
+    for messages in ranks("merged_afterwards"):
         assert len(messages) == len(split_models.CONFIGS)
         assert all("split over devices, where an adapter cannot be merged: save it" in each for each in messages)

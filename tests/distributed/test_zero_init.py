@@ -20,7 +20,7 @@ def base(tmp_path_factory):
 
 @pytest.mark.parametrize("method", ["LoRA", "SparseGrad", "a basis of the weights", "GradDrop"])
 def test_an_adapter_on_weights_that_are_split_is_that_on_whole_ones(ranks, base, method):
-    for found in ranks.run("adapted", base=base, method=method):
+    for found in ranks("adapted", base=base, method=method):
         whole, split = found["one piece"], found["split"]
         for name, tensor in whole["tensors"].items():
             assert torch.equal(tensor, split["tensors"][name]), name
@@ -29,6 +29,6 @@ def test_an_adapter_on_weights_that_are_split_is_that_on_whole_ones(ranks, base,
 
 
 def test_merging_into_weights_that_are_split(ranks, base):
-    for messages in ranks.run("merged", base=base):
+    for messages in ranks("merged", base=base):
         assert len(messages) == 2
         assert all("split over devices, where an adapter cannot be merged: save it" in each for each in messages)

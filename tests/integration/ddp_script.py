@@ -1,15 +1,9 @@
-"""Started by torchrun: train on fixed global batches, split over the ranks, and save what came out.
-
-torchrun --nproc_per_node=2 ddp_script.py OUT
-"""
+"""Training on fixed global batches, split over the ranks where there are several."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from tiny import adapted, rows
 from transformers import Trainer, TrainingArguments
 
@@ -54,17 +48,6 @@ def results(model) -> dict[str, Any]:
     }
 
 
-def end_distributed():
-    """End the process with everything saved, without destructors.
-
-    That of DDP joins gloo's threads while it holds the interpreter's lock, which one of them may be waiting for; and a
-    thread that still runs when the interpreter ends can abort it.
-    """
-    dist.barrier()
-    sys.stdout.flush()
-    os._exit(0)
-
-
 RUNS = {
     **{f"trainer {how}": (trainer, how) for how in ("observed", "callback", "renewing")},
     "trainer resumed": (resumed, "resumed"),
@@ -76,9 +59,5 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     return function(how, folder / name.replace(" ", "_"))
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    out = Path(sys.argv[1])
-    torch.save({name: run(name, out) for name in RUNS}, out / f"rank{dist.get_rank()}.pt")
-    end_distributed()
+def run_all(folder: str) -> dict[str, dict[str, Any]]:
+    return {name: run(name, Path(folder)) for name in RUNS}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,14 +22,6 @@ def encoder(data, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     tiny_encoder.main(["--data", str(data), "--out", str(folder)])
     return folder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_collections() -> Iterator[None]:
-    """Each Trainer collects garbage at its start, and walks through all that is imported unless it is frozen."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

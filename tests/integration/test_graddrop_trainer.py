@@ -1,6 +1,5 @@
 """GradDrop in transformers' Trainer, in Accelerate and in loops of one's own, with its adapter and on other models."""
 
-import gc
 import json
 
 import pytest
@@ -35,15 +34,6 @@ VARIANTS = [
 EPOCHS, STEPS_IN_EPOCH = 3, 4  # 7 micro-batches an epoch: the last step of an epoch has one, the others two
 OTHERS = ["full", "lora", "sparsegrad", "sparsegrad, warm-up"]  # models without the adapter
 MASKED = {"p": 0.5, "frozen": "hold"}  # so that an entry moves if and only if it is kept
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _garbage():
-    """Every run of the Trainer collects garbage; passing over what was imported makes it fast."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def trainer(model, path, callbacks=(), kind=Trainer, dataset=None, **settings):

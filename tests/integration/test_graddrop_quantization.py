@@ -54,8 +54,17 @@ def kept_in_step(model, step, epoch=None):
     }
 
 
-@BITS
-@pytest.mark.parametrize("variant", ["GradDrop", "Layer-GradDrop", "GradDrop-Epoch"])
+@pytest.mark.parametrize(
+    ("variant", "bits"),
+    [
+        ("GradDrop", "4bit"),
+        ("Layer-GradDrop", "8bit"),
+        ("GradDrop-Epoch", "4bit"),
+        pytest.param("GradDrop", "8bit", marks=pytest.mark.slow),
+        pytest.param("Layer-GradDrop", "4bit", marks=pytest.mark.slow),
+        pytest.param("GradDrop-Epoch", "8bit", marks=pytest.mark.slow),
+    ],
+)
 def test_trains_saves_and_reloads(base_path, tmp_path, bits, variant):
     model = graddrop(prepare_model_for_kbit_training(quantized(base_path, bits)), variant)
     model.gradient_checkpointing_disable()

@@ -1,5 +1,6 @@
 """GradDrop in transformers' Trainer, in Accelerate and in loops of one's own, with its adapter and on other models."""
 
+import itertools
 import json
 
 import pytest
@@ -34,6 +35,12 @@ VARIANTS = [
 EPOCHS, STEPS_IN_EPOCH = 3, 4  # 7 micro-batches an epoch: the last step of an epoch has one, the others two
 OTHERS = ["full", "lora", "sparsegrad", "sparsegrad, warm-up"]  # models without the adapter
 MASKED = {"p": 0.5, "frozen": "hold"}  # so that an entry moves if and only if it is kept
+
+
+def often(cases, in_every_run):
+    """Return the cases, of which those outside of `in_every_run` are slow tests: they repeat the others' subject."""
+    marks = {False: [pytest.mark.slow], True: []}
+    return [pytest.param(*([c] if isinstance(c, str) else c), marks=marks[c in in_every_run]) for c in cases]
 
 
 def trainer(model, path, callbacks=(), kind=Trainer, dataset=None, **settings):
@@ -152,7 +159,7 @@ def equal(one, two):
 # The adapter, with the callback
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", often(VARIANTS, ["GradDrop", "GradDrop-Epoch-Toggle"]))
 def test_resumed_run_is_the_uninterrupted_run_bit_for_bit(tmp_path, variant):
     def run(path, resume=None):
         model = graddrop(variant)
@@ -319,7 +326,12 @@ def test_best_model_is_loaded_at_the_end(tmp_path):
 
 @pytest.mark.parametrize(
     ("variant", "reentrant"),
-    [("GradDrop", False), ("Layer-GradDrop", False), ("Layer-GradDrop", True), ("GradDrop-Epoch", True)],
+    [
+        ("GradDrop", False),
+        pytest.param("Layer-GradDrop", False, marks=pytest.mark.slow),
+        ("Layer-GradDrop", True),
+        pytest.param("GradDrop-Epoch", True, marks=pytest.mark.slow),
+    ],
 )
 def test_gradient_checkpointing_changes_nothing(tmp_path, variant, reentrant):
     def run(**settings):
@@ -360,8 +372,15 @@ def test_variant_of_epochs_asks_for_the_callback_at_the_first_backward_pass(tmp_
     assert not record.moved
 
 
-@pytest.mark.parametrize("settings", [{}, {"frozen": "hold"}])
-@pytest.mark.parametrize("variant", ["GradDrop", "Layer-GradDrop"])
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        ("GradDrop", {"frozen": "hold"}),
+        ("Layer-GradDrop", {}),
+        pytest.param("GradDrop", {}, marks=pytest.mark.slow),
+        pytest.param("Layer-GradDrop", {"frozen": "hold"}, marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_called_draws_a_mask_for_every_optimizer_step(tmp_path, variant, settings):
     model, record = graddrop(variant, p=0.5, **settings), Record()
     run = trainer(model, tmp_path, [record], num_train_epochs=6)
@@ -407,8 +426,16 @@ def test_task_head_trains_unmasked_and_embeddings_do_not_train(tmp_path):
 # Other models
 
 
-@pytest.mark.parametrize("variant", ["GradDrop", "Layer-GradDrop", "GradDrop-Epoch"])
-@pytest.mark.parametrize("name", OTHERS)
+EACH_ONCE = [
+    ("full", "GradDrop"), ("lora", "Layer-GradDrop"), ("sparsegrad", "GradDrop-Epoch"),
+    ("sparsegrad, warm-up", "GradDrop"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    often(list(itertools.product(OTHERS, ["GradDrop", "Layer-GradDrop", "GradDrop-Epoch"])), EACH_ONCE),
+)
 def test_masks_all_that_trains_in_the_blocks_of_another_model_and_nothing_else(tmp_path, name, variant):
     model, record = other(name), Record()
     settings = {**MASKED, "scale": None} if variant != "GradDrop-Epoch" else {}

@@ -56,7 +56,12 @@ def quantized(path):
 
 @pytest.mark.parametrize(
     ("variant", "gradient_checkpointing"),
-    [("GradDrop", False), ("Layer-GradDrop", False), ("Layer-GradDrop", True), ("GradDrop-Epoch", True)],
+    [
+        ("GradDrop", False),
+        ("Layer-GradDrop", True),
+        pytest.param("Layer-GradDrop", False, marks=pytest.mark.slow),
+        pytest.param("GradDrop-Epoch", True, marks=pytest.mark.slow),
+    ],
 )
 def test_trains_saves_and_reloads(tmp_path, variant, gradient_checkpointing):
     trainer = sft(llama(), tmp_path, variant, gradient_checkpointing=gradient_checkpointing)

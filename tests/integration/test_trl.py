@@ -37,8 +37,15 @@ def assert_has_learned(model):
     assert loss < base_loss - 0.05
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [True, False])
-@pytest.mark.parametrize("warm_up", ["nothing called", "callback"])
+@pytest.mark.parametrize(
+    ("warm_up", "gradient_checkpointing"),
+    [
+        ("nothing called", True),
+        ("callback", False),
+        pytest.param("nothing called", False, marks=pytest.mark.slow),
+        pytest.param("callback", True, marks=pytest.mark.slow),
+    ],
+)
 def test_trains_saves_and_reloads(tmp_path, warm_up, gradient_checkpointing):
     callbacks = [SparseGradCallback(steps=3)] if warm_up == "callback" else []
     trainer = sft(llama(), tmp_path, callbacks, gradient_checkpointing=gradient_checkpointing)

@@ -117,7 +117,7 @@ def test_killed_before_its_result_was_written_a_run_trains_no_more(where, contra
     assert not any(contrary.folder.iterdir())
 
 
-@pytest.mark.parametrize("method", ["full", "sparsegrad", "lora"])
+@pytest.mark.parametrize("method", ["full", "sparsegrad", pytest.param("lora", marks=pytest.mark.slow)])
 def test_the_model_that_is_kept_is_that_of_the_best_epoch(where, contrary, method, tmp_path):
     contrary.models = tmp_path / "models"
     run = make_run(model=str(where.model), method=method, rest="trained", lr=1e-2)

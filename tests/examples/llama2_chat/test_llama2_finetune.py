@@ -36,11 +36,11 @@ def changed_weights(base, tuned) -> set[str]:
         ("sparsegrad", {}),
         ("sparsegrad-dynamic", {}),
         ("lora", {"base": "4bit"}),
-        ("shira", {}),
+        pytest.param("shira", {}, marks=pytest.mark.slow),
         ("full", {"lr": 0.002, "base": "bf16"}),
         ("layer-graddrop", {"lr": 0.002}),
         ("sparsegrad", {"base": "4bit"}),
-        ("sparsegrad", {"base": "8bit"}),
+        pytest.param("sparsegrad", {"base": "8bit"}, marks=pytest.mark.slow),
     ],
     ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
 )

@@ -13,14 +13,20 @@ import torch
 from experiments.environment import describe_environment
 from experiments.memory import keep_freed_memory
 
-from .contenders import CONTENDERS, SWEEP, TO_COMPILE, TWO_WAYS
+from .contenders import CONTENDERS, NAMED, SWEEP, TO_COMPILE, TWO_WAYS
 from .graddrop import adapter_bytes, benchmark_graddrop
 from .models import SHAPES, dtype_on
 from .step import benchmark_step
 from .targets import targets_of
 from .warmup import benchmark_warmup
 
-CONTENDERS_OF = {"all": CONTENDERS, "two-ways": TWO_WAYS, "widths": SWEEP, "compiled": TO_COMPILE}
+CONTENDERS_OF = {
+    "all": CONTENDERS,
+    "variants": NAMED,
+    "two-ways": TWO_WAYS,
+    "widths": SWEEP,
+    "compiled": TO_COMPILE,
+}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,8 +42,8 @@ def parse_arguments() -> argparse.Namespace:
         "--contenders",
         choices=CONTENDERS_OF,
         default="all",
-        help="two-ways: with the delta on the weight and on the output, widths: SparseGrad with several core sizes, "
-        "compiled: with torch.compile; these time the step alone",
+        help="variants: all names of SparseGrad, two-ways: with the delta on the weight and on the output, widths: "
+        "SparseGrad with several core sizes, compiled: with torch.compile; these time the step alone",
     )
     parser.add_argument("--json", type=Path, default=Path("outputs/bench.json"), help="default: outputs/bench.json")
     return parser.parse_args()

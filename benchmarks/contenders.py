@@ -11,7 +11,7 @@ from torch import nn
 
 from experiments.memory import resident_tensors
 from experiments.methods import METHODS, targeted
-from peft_sparsegrad import SparseGradAdam, SparseGradLinear
+from peft_sparsegrad import SparseGradAdam, SparseGradConfig, SparseGradLinear
 
 from .models import Shape, build_model
 from .paper_layer import attach_paper_layers
@@ -21,6 +21,7 @@ DYNAMIC, DYNAMIC_SD = "sparsegrad-dynamic", "sparsegrad-dynamic, sparse-by-dense
 ON_OUTPUT = ", delta on the output"  # never written out
 CONTENDERS = (FROZEN, LORA, STATIC, MEPROP, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
 TWO_WAYS = (LORA, STATIC, STATIC + ON_OUTPUT, MEPROP, MEPROP + ON_OUTPUT)
+NAMED = (LORA, *SparseGradConfig.variants)
 SLACKS = (3.0, 6.0, 12.0, 24.0)
 SWEEP = (LORA, *(f"slack {slack:g}" for slack in SLACKS))
 COMPILED = ", compiled"
@@ -92,7 +93,7 @@ def build_contender(name: str, shape: Shape, device: torch.device, density: floa
 def _attached(name: str, model: nn.Module, density: float, **settings: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A method of the package's table, SparseGrad in a data-free basis: its cost does not depend on the numbers."""
     method = METHODS[name]
-    overrides = {"warmup_steps": 0} if name.startswith((STATIC, MEPROP)) else {}
+    overrides = {"warmup_steps": 0} if name in SparseGradConfig.variants else {}
     model = method.attach(model, None, density, **overrides, **settings)
     if method.make_optimizer is not None:
         return model, method.make_optimizer(model, LEARNING_RATE)

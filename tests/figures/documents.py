@@ -18,7 +18,7 @@ DOCUMENTS = [
 FIGURE = re.compile(
     r"""(?<![\w.,/-])(?:
         \d+\.\d+(?:e-?\d+)? | \d{1,3}(?:,\d{3})+ | \d+e-?\d+          # 0.641, 27,318, 4e-5
-        | \d+(?=\ ?(?:%|×|±|[KMGT]i?B\b|m?s\b|seconds\b|minutes\b|times\b))  # 28%, 15 ×, 2 times
+        | \d+(?=\ ?(?:%|×(?!\ ?\d)|±|[KMGT]i?B\b|m?s\b|seconds\b|minutes\b|times\b))  # 28%, 15 ×, 2 times
     )(?![\w.]\w|,\d)""",
     re.VERBOSE,
 )
@@ -100,5 +100,5 @@ def figures_without_source(document: str, known: Iterable[Claim | Given]) -> lis
     return [
         f"{words[max(0, found.start() - 30) : found.start()]}>{found[0]}<{words[found.end() : found.end() + 20]}"
         for found in FIGURE.finditer(words)
-        if not any(start <= found.start() and found.end() <= end for start, end in spans)
+        if not any(start <= found.start() < end for start, end in spans)
     ]

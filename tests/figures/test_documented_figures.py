@@ -2,14 +2,19 @@
 
 import re
 
+import claims_ablation
 import claims_cards
+import claims_comparison
+import claims_guides
+import claims_printed
 import pytest
 from documents import DOCUMENTS, ROOT, Claim, figures_without_source
 
-MODULES = (claims_cards,)
+MODULES = (claims_ablation, claims_cards, claims_comparison, claims_guides, claims_printed)
 CLAIMS = [claim for module in MODULES for claim in module.CLAIMS]
 GIVEN = [given for module in MODULES for given in module.GIVEN]
-CHECKED = [page for page in DOCUMENTS if page in {each.document for each in GIVEN}]
+LATER = ("docs/design-notes.md", "docs/results/sparsegrad.md", "docs/results/graddrop.md")
+CHECKED = [page for page in DOCUMENTS if not page.startswith(LATER)]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=str)

@@ -1,0 +1,117 @@
+"""Figures of the guides and of the READMEs of the examples."""
+
+from __future__ import annotations
+
+from functools import cache
+from statistics import fmean
+
+from documents import Claim, Given
+from measured import STORIES, differences, lead
+from transformers import LlamaConfig
+
+from benchmarks.rank_memory import llama_7b
+from peft_sparsegrad.functional.core_size import core_ranks, num_trained_values
+
+CHAT, GLUE, DENSITY = "examples/llama2_chat/README.md", "examples/glue/README.md", "docs/guides/density-and-rank.md"
+GPUS = "docs/guides/many-gpus.md"
+LLAMA = LlamaConfig()  # 7B
+VALUES = 22 * 100_000  # up and down projections of every third block
+NF4 = (4 + 8 / 64 + 32 / 64 / 256) / 8  # bytes of a weight, with scales of 64 that are quantised themselves
+
+
+@cache
+def parameters() -> tuple[int, int]:
+    """Parameters of LLaMA-2 7B, and those in the linear layers of its blocks."""
+    model = llama_7b()
+    linear = [p.numel() for name, p in model.named_parameters() if name.endswith("proj.weight")]
+    return sum(p.numel() for p in model.parameters()), sum(linear)
+
+
+def billions(count: float) -> float:
+    """A number of parameters or bytes, in 10⁹."""
+    return count / 1e9
+
+
+def in_16_bits() -> list[float]:
+    """Billions of weights, and their gigabytes."""
+    return [billions(parameters()[0]), billions(2 * parameters()[0])]
+
+
+def in_4_bits() -> list[float]:
+    """Billions of quantised weights, bytes of each, billions of others, and gigabytes of all."""
+    whole, linear = parameters()
+    return [billions(linear), NF4, billions(whole - linear), billions(linear * NF4 + 2 * (whole - linear))]
+
+
+def all_weights() -> list[float]:
+    """Billions of the weights that train in full fine-tuning, billions of the others, and gigabytes with AdamW."""
+    trained = 22 * LLAMA.hidden_size * LLAMA.intermediate_size
+    rest = parameters()[0] - trained
+    return [billions(trained), billions(rest), billions(16 * trained + 2 * rest)]
+
+
+def loss_of_slack(slack: int) -> float:
+    """Dev loss with so many entries a value, less the default's, seed by seed."""
+    return fmean(differences(STORIES, f"sparsegrad, slack {slack}", "sparsegrad", file="ablation").values())
+
+
+def rank_of_bert() -> int:
+    """Columns of the transition matrix of an MLP layer of BERT base, with the default settings."""
+    (rank,) = [r for r in core_ranks(3072, 768, num_trained_values(3072, 768, 0.01), "auto", 12.0) if r is not None]
+    return rank
+
+
+CLAIMS = [
+    Claim(CHAT, "alone, for {:.2f} billion parameters of which {:.2f} are", lambda: map(billions, parameters())),
+    Claim(CHAT, "| weights in bf16 | {:.2f}e9 × 2 | {:.1f} |", in_16_bits),
+    Claim(CHAT, "head in bf16 | {:.2f}e9 × {:.3f} + {:.2f}e9 × 2 | {:.1f} |", in_4_bits),
+    Claim(CHAT, "moments, float32 | {:.1f}e6 × 16 | {:.2f} |", lambda: [VALUES / 1e6, billions(16 * VALUES)]),
+    Claim(CHAT, "float32 | {:.1f}e6 × 12 × 4 | {:.2f} |", lambda: [VALUES / 1e6, billions(48 * VALUES)]),
+    Claim(CHAT, "32 × 2048 × 4096 × 2 | {:.2f} |", lambda: [billions(32 * 2048 * LLAMA.hidden_size * 2)]),
+    Claim(CHAT, "of them, float32 | {:.2f}e9 × 16 + {:.2f}e9 × 2 | {:.1f} |", all_weights),
+    Claim(
+        DENSITY,
+        "24 entries a value −{:.3f}, 6 +{:.3f}, 3 +{:.3f}",
+        lambda: [-loss_of_slack(24), loss_of_slack(6), loss_of_slack(3)],
+    ),
+    Claim(DENSITY, "LoRA is {:.3f} behind the default there", lambda: [lead(STORIES, "sparsegrad", "lora")[0]]),
+    Claim("docs/guides/serving.md", "{} for BERT base at 1%", lambda: [rank_of_bert()]),
+]
+TABLE_6 = "tests/examples/llama2_chat/test_llama2_table6.py"
+PAPER_6 = "table 6 of the SparseGrad paper"
+PAPER_5 = "section 5 of the SparseGrad paper"
+ENGINES = "tests/distributed/test_engines.py"
+PICTURE = "setting of docs/pictures.py"
+GIVEN = [
+    Given(CHAT, "One 24 GB GPU", "setting"),
+    Given(CHAT, "should fit in 24 GB", "setting"),
+    Given(CHAT, "100,000 values in each, learning rate 9e-4 and one epoch", PAPER_5),
+    Given(CHAT, "100,000 in each layer", PAPER_5),
+    Given(CHAT, "22 × 100,000 values", PAPER_5),
+    *(Given(CHAT, words, PAPER_6) for words in ("| 22% |", "| 0.5% |", "the table's 22%")),
+    *(Given(CHAT, words, TABLE_6) for words in ("14.7%; 22.1%", "| 0.16% |", "| 0.03% |", "0.46%")),
+    Given(CHAT, "within 1e-5 of one process", "tests/distributed/test_accelerate_fsdp2.py"),
+    Given(GLUE, "approximately 1%", PAPER_5),
+    Given(GLUE, "from 1e-6 to 1e-1", PAPER_5),
+    Given(GLUE, "an MLP layer 0.03 mln", "tests/examples/glue/test_glue_model.py"),
+    Given(GLUE, "are 2.36 mln", "tests/examples/glue/test_glue_table.py"),
+    Given("examples/xglue/README.md", "linear decay after 6% of the steps", "setting"),
+    Given(DENSITY, "at 0.8%, the least", "tables 11 and 12 of the SparseGrad paper"),
+    Given(DENSITY, "runs use 100,000", PAPER_5),
+    *(
+        Given("docs/guides/many-gpus.md", words, ENGINES)
+        for words in ("within 1e-5 of", "at most 5%", "within 30% of")
+    ),
+    Given("docs/guides/many-gpus.md", "to within 1e-5 of the uninterrupted run", "tests/distributed/test_dcp.py"),
+    Given(GPUS, "keeps 3.0 GiB", "tests/figures/test_printed_tables.py"),
+    Given("docs/guides/resume.md", "safetensors 0.8 and later", "pyproject.toml"),
+    Given("docs/guides/serving.md", "BERT base at 1%", "setting"),
+    Given("docs/guides/serving.md", "keeps the largest 1% of each tensor", "setting"),
+    Given("docs/how-graddrop-works.md", "![GradDrop: 80% of", PICTURE),
+    Given("docs/how-graddrop-works.md", "from 10% to 100%", PICTURE),
+    Given("docs/how-sparsegrad-works.md", "the largest 1% hold", "setting"),
+    Given("docs/how-sparsegrad-works.md", "the smallest 30% of the values", "setting"),
+    Given("docs/index.md", "trains about 1% of each", "setting"),
+    Given("docs/programs.md", "100,000 values each", PAPER_5),
+    Given("docs/quickstart.md", "That is 1% of every", "setting"),
+]

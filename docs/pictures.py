@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def draw_all(folder: Path) -> None:
 
 def sparsegrad_pictures(base: LlamaForCausalLM) -> dict[str, Figure]:
     """Name to figure, of one layer's gradient and of an adapter with the default settings."""
-    code = byte_blocks(standard_library_code(400_000))
+    code = code_blocks()
     batches = draw_batches(code[:-BATCH], 32, BATCH, seed=1)
     report, supports = adapter_of(base, batches)
     gradient, U, V = gradient_and_basis(base, batches, code[-BATCH:])
@@ -74,11 +75,11 @@ def classifier_pictures(base: LlamaForCausalLM) -> dict[str, Figure]:
     model.config.pad_token_id = 0
     model.model.load_state_dict(base.model.state_dict())
     adapted = get_peft_model(model, SparseGradConfig(rank="full", task_type="SEQ_CLS"))
-    batches = labelled_batches(93)
-    warmup(adapted, batches[:32], progress=False)
+    batches = labelled_batches(49)
+    warmup(adapted, batches[:8], progress=False)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=3e-3)
     with recorded_nonzero_shares(adapted) as shares:
-        for batch in batches[32:-1]:
+        for batch in batches[8:-1]:
             adapted(**batch).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -97,7 +98,7 @@ def classifier_pictures(base: LlamaForCausalLM) -> dict[str, Figure]:
 def labelled_batches(count: int) -> list[dict[str, torch.Tensor]]:
     """Pieces of docstrings (0) and code (1) of 1 to `LENGTH` bytes, padded with zeros."""
     generator = torch.Generator().manual_seed(0)
-    texts = [byte_blocks(standard_library_docstrings()), byte_blocks(standard_library_code(400_000))]
+    texts = [docstring_blocks(), code_blocks()]
     batches = []
     for _ in range(count):
         labels = torch.randint(2, (BATCH,), generator=generator)
@@ -138,11 +139,23 @@ def pretrained() -> LlamaForCausalLM:
     }
     model = LlamaForCausalLM(LlamaConfig(vocab_size=256, tie_word_embeddings=True, **sizes))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for batch in draw_batches(byte_blocks(standard_library_docstrings()), 300, BATCH, seed=0):
+    for batch in draw_batches(docstring_blocks(), 300, BATCH, seed=0):
         model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return model
+
+
+@cache
+def docstring_blocks() -> torch.Tensor:
+    """Blocks (count, `LENGTH`) of bytes of the standard library's docstrings."""
+    return byte_blocks(standard_library_docstrings())
+
+
+@cache
+def code_blocks() -> torch.Tensor:
+    """Blocks (count, `LENGTH`) of bytes of the standard library's code."""
+    return byte_blocks(standard_library_code(400_000))
 
 
 def copy_of(base: LlamaForCausalLM) -> LlamaForCausalLM:

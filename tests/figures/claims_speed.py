@@ -1,0 +1,149 @@
+"""Figures of docs/results/sparsegrad.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from claims_cards import MANY, SHAPES, paper_to_ours
+from documents import Claim, Given
+from measured import STORIES, bench, mean, memory_to_lora, scores, step, time_to_lora
+
+PAGE = "docs/results/sparsegrad.md"
+ON_OUTPUT = "{}, delta on the output"
+ROWS = {
+    "frozen model, the floor": "frozen",
+    "SparseGrad": "sparsegrad",
+    "MeProp, static": "meprop",
+    "SparseGrad, dynamic, regular product": "sparsegrad-dynamic",
+    "SparseGrad, dynamic, sparse-by-dense": "sparsegrad-dynamic, sparse-by-dense",
+    "literal paper layer": "paper layer",
+    "full fine-tuning of the same weights": "full",
+}
+
+
+def claim(template: str, values: Callable[[], Iterable[object]]) -> Claim:
+    """A sentence of the page."""
+    return Claim(PAGE, template, values)
+
+
+def spread(shape: str, contender: str, file: str = "bench") -> list[float]:
+    """Median, least and greatest of the ratios to LoRA's time."""
+    ratio = step(shape, contender, file)["to_lora"]
+    return [ratio["median"], ratio["min"], ratio["max"]]
+
+
+def memory(shape: str, contender: str, file: str = "bench") -> list[float]:
+    """Bytes kept and at the peak, as ratios to LoRA's."""
+    return [memory_to_lora(shape, contender, kind, file) for kind in ("kept", "peak")]
+
+
+def row(shape: str, label: str) -> Claim:
+    """A row of the table of a shape."""
+
+    def values() -> list[float]:
+        one = step(shape, ROWS[label])
+        return [one["trained"], *spread(shape, ROWS[label]), one["cpu_to_lora"]["median"], *memory(shape, ROWS[label])]
+
+    return claim(f"| {label} | {{:,}} | {{:.2f}} ({{:.2f}}–{{:.2f}}) | {{:.2f}} | {{:.2f}} | {{:.2f}} |", values)
+
+
+def row_of_many_tokens(label: str, contender: str, template: str) -> Claim:
+    """A row of the table with 4,096 tokens, which has both shapes."""
+    pair = list(zip(SHAPES, MANY, strict=True))
+    cells = " | ".join(2 * [f"{template} ({{:.2f}}–{{:.2f}}) | {{:.2f}}, {{:.2f}}"])
+    return claim(
+        f"| {label} | {cells} |",
+        lambda: [each for s, file in pair for each in (*spread(s, contender, file), *memory(s, contender, file))],
+    )
+
+
+def many(contender: str) -> list[float]:
+    """The ratio to LoRA's time with 4,096 tokens, at both shapes."""
+    return [time_to_lora(shape, contender, file) for shape, file in zip(SHAPES, MANY, strict=True)]
+
+
+def few(contender: str, batch: str = "full batch") -> list[float]:
+    """The ratio to LoRA's time with 1,024 and 512 tokens."""
+    return [time_to_lora(shape, contender, batch=batch) for shape in SHAPES]
+
+
+def half_padding() -> list[float]:
+    """The ratios of the sparse-by-dense and of the regular product, for each shape."""
+    products = [
+        few(ROWS[f"SparseGrad, dynamic, {name}"], "half padding") for name in ("sparse-by-dense", "regular product")
+    ]
+    return [ratio for shape in zip(*products, strict=True) for ratio in shape]
+
+
+def compiled() -> list[float]:
+    """The ratio to LoRA's time with and without `torch.compile`, at both shapes."""
+    names = ("sparsegrad, compiled", "sparsegrad")
+    return [time_to_lora(shape, name, "bench_compiled") for shape in SHAPES for name in names]
+
+
+def short(angle: float) -> str:
+    """An angle as in 4.0e-5."""
+    return f"{angle:.1e}".replace("e-0", "e-")
+
+
+def row_of_warm_up(name: str, label: str) -> Claim:
+    """A row of the table of warm-ups."""
+
+    def values() -> list[object]:
+        one = bench()["warmup"]["methods"][name]
+        angle = short(max(one["angle_in"], one["angle_out"]))
+        held = [held / 1e6 for held in one["held_bytes"].values()]
+        return [one["speed_ratio"], one["passes"], *held, one["peak_bytes"] / 1e6, angle, one["energy"]]
+
+    return claim(f"| {label} | {{:.1f}} × | {{}} | {{:.1f}} / {{:.1f}} MB | {{:.0f}} MB | {{}} | {{:.2%}} |", values)
+
+
+def of_three_svds() -> list[float]:
+    """Megabytes at the peak, and share of the energy."""
+    one = bench()["warmup"]["methods"]["stacked SVD"]
+    return [one["peak_bytes"] / 1e6, one["energy"]]
+
+
+def two_bases() -> list[float]:
+    """Mean losses with two narrow bases and of the default, on seeds 0 to 2."""
+    default = scores(STORIES, "sparsegrad", file="ablation")
+    return [mean(STORIES, "sparsegrad, rank 19", file="ablation"), sum(default[seed] for seed in range(3)) / 3]
+
+
+CLAIMS = [
+    *(claim("| LoRA | {:,} | 1 |", lambda s=shape: [step(s, "lora")["trained"]]) for shape in SHAPES),
+    *(row(shape, label) for shape in SHAPES for label in ROWS),
+    row_of_many_tokens("**SparseGrad**", "sparsegrad", "**{:.2f}**"),
+    row_of_many_tokens("MeProp, static", "meprop", "{:.2f}"),
+    *(
+        row_of_many_tokens("the same, delta on the output", ON_OUTPUT.format(name), "{:.2f}")
+        for name in ("sparsegrad", "meprop")
+    ),
+    claim("a step is faster than LoRA's, {:.2f} and {:.2f}, at no more memory", lambda: many("sparsegrad")),
+    claim("it takes longer, {:.2f} and {:.2f}.", lambda: few("sparsegrad")),
+    claim("**Bytes kept are {:.2f} and {:.2f} of", lambda: [memory(shape, "sparsegrad")[0] for shape in SHAPES]),
+    claim(
+        "memory is {:.2f} and {:.2f} of LoRA's** with few tokens, {:.2f} and {:.2f} with many",
+        lambda: [
+            *(memory(shape, "sparsegrad")[1] for shape in SHAPES),
+            *(memory(shape, "sparsegrad", file)[1] for shape, file in zip(SHAPES, MANY, strict=True)),
+        ],
+    ),
+    claim(
+        "MeProp's step takes {:.2f} and {:.2f} of LoRA's with 4,096 tokens, and {:.2f} and {:.2f} where",
+        lambda: [*many("meprop"), *many(ON_OUTPUT.format("meprop"))],
+    ),
+    claim("takes {:.1f} and {:.1f} times our step", lambda: map(paper_to_ours, SHAPES)),
+    claim("({:.2f} against {:.2f}, {:.2f} against {:.2f}).", half_padding),
+    claim("BERT {:.2f} of LoRA's step with and {:.2f} without, LLaMA {:.2f} and {:.2f}", compiled),
+    claim("| three SVDs | 1 | | | {:.0f} MB | | {:.2%} |", of_three_svds),
+    row_of_warm_up("exact", "exact Gram matrices"),
+    row_of_warm_up("sketch", "sketch"),
+    claim(
+        "the sketch captures {:.0%}, {:.0%}, {:.0%}, {:.0%}, {:.0%} and {:.0%} of",
+        lambda: bench()["warmup"]["flat spectrum"]["sketch_share_by_pass"],
+    ),
+    claim("`stories260k` ({:.3f} against {:.3f}, both renewed", two_bases),
+]
+SETTINGS = ("density 1%", "4,096 tokens", "With 1,024 and 512", "adds less than 0.5%")
+GIVEN = [Given(PAGE, words, "setting") for words in SETTINGS]

@@ -13,6 +13,7 @@ from benchmarks.rank_memory import llama_7b
 from peft_sparsegrad.functional.core_size import core_ranks, num_trained_values
 
 CHAT, GLUE, DENSITY = "examples/llama2_chat/README.md", "examples/glue/README.md", "docs/guides/density-and-rank.md"
+NOTES = "docs/design-notes.md"
 GPUS = "docs/guides/many-gpus.md"
 LLAMA = LlamaConfig()  # 7B
 VALUES = 22 * 100_000  # up and down projections of every third block
@@ -118,5 +119,10 @@ GIVEN = [
     Given("docs/how-sparsegrad-works.md", "the smallest 30% of the values", "setting"),
     Given("docs/index.md", "trains about 1% of each", "setting"),
     Given("docs/programs.md", "100,000 values each", PAPER_5),
+    Given(NOTES, "below 1e-5", "tests/integration/test_distributed.py"),
+    Given(NOTES, "step is seen, 4,096 entries", "setting"),
+    Given(NOTES, "1% of a 20 × 2 layer", "setting"),
+    Given(NOTES, "a table of 65,536 quantiles", "setting"),
+    Given(NOTES, "1.5 bytes a value in place of 4", "12 bits of the mask for a value, against an int32"),
     Given("docs/quickstart.md", "That is 1% of every", "setting"),
 ]

@@ -31,7 +31,7 @@ README = "README.md"
 SPARSEGRAD, GRADDROP = (f"peft_sparsegrad/{method}/README.md" for method in ("sparsegrad", "graddrop"))
 SHAPES = ("bert", "llama")
 MANY = ("bench_bert_4096", "bench_llama_4096")
-FULL_BASES = "sparsegrad, rank full"
+FULL_BASES, WIDE = "sparsegrad, rank full", "sparsegrad, basis identity"
 
 
 def means(task: str) -> list[float]:
@@ -141,6 +141,14 @@ CLAIMS = [
         README,
         "first epoch takes {:.2f} of plain",
         lambda: {round(graddrop(shape, "anneal-layer-graddrop")["to_full"]["median"], 2) for shape in SHAPES},
+    ),
+    Claim(
+        README,
+        "default in {} seeds on the language model and {} on STS-B and CoLA",
+        lambda: [
+            seeds_ahead(STORIES, WIDE, "sparsegrad", "ablation"),
+            *{standing(task, WIDE, "sparsegrad") for task in (STSB, COLA)},
+        ],
     ),
     *(
         Claim(page, "from about {:,} ", lambda: [tokens_from_which_the_weight_is_written_out()])

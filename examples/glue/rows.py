@@ -46,7 +46,8 @@ class Cell:
     def cost(self, name: str) -> float | None:
         """Mean of what the runs have measured under that name; None where one has not."""
         costs = [(record.get("costs") or {}).get(name) for record in self.records]
-        return None if None in costs else statistics.fmean(costs)
+        measured = [cost for cost in costs if cost is not None]
+        return statistics.fmean(measured) if len(measured) == len(costs) else None
 
     def __str__(self) -> str:
         spread = "" if self.spread is None else f" ± {100 * self.spread:.1f}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def _percent(share: float) -> str:
 def report(results: Results) -> str:
     """All tables, a section for all runs that have the same settings but for what the tables compare."""
     varied = ("task", "seed", *ROW_FIELDS, *SEARCHED_FIELDS)
-    shared = [name for name in Run.__dataclass_fields__ if name not in varied]
+    shared = [field.name for field in fields(Run) if field.name not in varied]
     groups = group_by(results, shared)
     return "\n\n".join(_section(dict(zip(shared, key, strict=True)), group) for key, group in groups.items()) + "\n"
 

@@ -76,7 +76,9 @@ def test_other_settings_are_another_section(tmp_path, capsys):
     second = write(tmp_path / "b.jsonl", [record(0.6, rest="trained"), record(0.7, seed=1)])
     assert main([str(first), str(second)]) == 0
     text = capsys.readouterr().out
-    assert [line.count("rest trained") for line in text.splitlines() if line.startswith("## ")] == [0, 1]
+    titles = [line for line in text.splitlines() if line.startswith("## ")]
+    assert [title.count("rest trained") for title in titles] == [0, 1]
+    assert all(title.startswith("## model m, data d, ") for title in titles)
     assert [row[-1] for row in rows(text) if row[0] == "lora"] == ["60.0 ± 14.1", "8 / 0.001", "60.0", "8 / 0.001"]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -66,3 +67,17 @@ def check_types(config: Any) -> None:
         value = getattr(config, name)
         if not is_right(value):
             raise ValueError(f"`{name}` must be {wanted}, not {value!r}")
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(value := getattr(config, name), str):
+            check_expressions(name, [value])
+    patterns = config.layers_pattern
+    check_expressions("layers_pattern", [patterns] if isinstance(patterns, str) else patterns or ())
+
+
+def check_expressions(name: str, expressions: Iterable[str]) -> None:
+    """Raise a ValueError for the first of a field's regular expressions that is none."""
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except (re.error, TypeError) as error:
+            raise ValueError(f"`{name}` must be a regular expression, and {expression!r} is none: {error}") from error

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 from ..common.registration import add_peft_type
+from ..common.setting_types import check_expressions
 from ..common.targeted_config import TargetedConfig
 from ..functional import SUPPORT_SCORES
 from .variants import VARIANTS
@@ -109,8 +110,9 @@ class SparseGradConfig(TargetedConfig):
 
     def _check_kinds(self) -> None:
         for name in ("density_pattern", "rank_pattern"):
-            if not isinstance(getattr(self, name), dict):
-                raise ValueError(f"`{name}` must be a dictionary of patterns, not {getattr(self, name)!r}")
+            if not isinstance(patterns := getattr(self, name), dict):
+                raise ValueError(f"`{name}` must be a dictionary of patterns, not {patterns!r}")
+            check_expressions(name, patterns)
         if not isinstance(self.slack, Real) or isinstance(self.slack, bool):
             raise ValueError(f"`slack` must be a number of at least 1, not {self.slack!r}")
         if self.transition_matrices is not None and not isinstance(self.transition_matrices, (str, os.PathLike)):

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 def write(path: Path, losses: dict, task: str = "cola", method: str = "lora", **settings) -> Path:
     """Add runs with the final dev losses {(learning rate, seed): loss}, and 1 - loss as the metric."""
     for (lr, seed), loss in losses.items():
-        shared = {"density": 0.01, "epochs": 1, "train_rows": 8, "batch_size": 4, "evals": 2, **settings}
+        shared = {"settings": "{}", "density": 0.01, "epochs": 1, "train_rows": 8, "batch_size": 4, "evals": 2}
+        shared |= settings
         scores = [{"step": step, "metric": 1 - loss / step, "loss": loss / step} for step in (2, 1)]
         counts = {"trained_parameters": 1234, "trained_head_parameters": 5, "adapter_bytes": 6000}
         costs = {"seconds_per_step": seed + 1.0, "kept_memory": 2_000_000, "peak_memory": None}

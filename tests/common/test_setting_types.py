@@ -49,3 +49,25 @@ def test_wrong_type_in_sparsegrad_is_refused_by_name(name, value):
 @pytest.mark.parametrize("settings", RIGHT)
 def test_types_that_peft_takes_are_taken(config, settings):
     config(**settings)
+
+
+@pytest.mark.parametrize("config", [SparseGradConfig, GradDropConfig])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "up["},
+        {"target_modules": ["up"], "exclude_modules": "*"},
+        {"target_modules": ["up"], "layers_to_transform": 1, "layers_pattern": ["layers", "(h"]},
+    ],
+)
+def test_a_text_that_is_no_regular_expression_is_refused_by_name(config, settings):
+    name = list(settings)[-1]
+    with pytest.raises(ValueError, match=f"`{name}` must be a regular expression, and .* is none: "):
+        config(**settings)
+    config(target_modules=["up["])  # names in a list are no expressions
+
+
+@pytest.mark.parametrize("name", ["density_pattern", "rank_pattern"])
+def test_a_pattern_of_sparsegrad_that_is_no_regular_expression_is_refused(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be a regular expression, and 'up\\[' is none"):
+        SparseGradConfig(**{name: {"up[": 0.5 if name == "density_pattern" else 4}})

@@ -60,7 +60,9 @@ def row_of_mpnet(method: str) -> Claim:
         sizes = megabytes(method, "peak_memory", "optimizer_bytes", "saved_bytes")
         return [trained["model"] / 1e6, trained["layer"], trained["layer_in_step"], *sizes]
 
-    return Claim(PAGE, f"| {OF_MPNET[method]} | {{:.1f}} mln | {{:,}} | {{:,}} | {{:,.0f}} | {{:,.0f}} | {{:,.0f}} |", values)
+    return Claim(
+        PAGE, f"| {OF_MPNET[method]} | {{:.1f}} mln | {{:,}} | {{:,}} | {{:,.0f}} | {{:,.0f}} | {{:,.0f}} |", values
+    )
 
 
 def peaks_to(other: str) -> list[float]:

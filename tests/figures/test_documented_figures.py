@@ -8,6 +8,7 @@ import claims_comparison
 import claims_graddrop
 import claims_guides
 import claims_printed
+import claims_published
 import claims_speed
 import pytest
 from documents import DOCUMENTS, ROOT, Claim, figures_without_source
@@ -19,6 +20,7 @@ MODULES = (
     claims_graddrop,
     claims_guides,
     claims_printed,
+    claims_published,
     claims_speed,
 )
 CLAIMS = [claim for module in MODULES for claim in module.CLAIMS]

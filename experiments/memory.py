@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
+from peft_sparsegrad.common.pieces import local_part
 from peft_sparsegrad.sparsegrad.adapter import LayerAdapter
 
 # Parameters of mallopt in glibc's <malloc.h>.
@@ -31,8 +32,8 @@ def keep_freed_memory() -> bool:
 
 
 def storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Address and bytes of each storage behind `tensors`, which may share some."""
-    found = (part.untyped_storage() for tensor in tensors for part in _dense_parts(tensor))
+    """Address and bytes of each storage behind `tensors`, which may share some; of a DTensor this rank's part."""
+    found = (part.untyped_storage() for tensor in tensors for part in _dense_parts(local_part(tensor)))
     return {storage.data_ptr(): storage.nbytes() for storage in found}
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from engines import optimizer_for, share, wrap
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from tiny import llama
 
 from benchmarks.rank_memory import METHODS, count
+from experiments.costs import StepMemory
 from experiments.memory import storages
 from peft_sparsegrad import GradDrop
 from peft_sparsegrad.common.pieces import local_part
@@ -35,6 +36,21 @@ def measure(engine: str) -> dict[str, dict[str, dict[str, int]]]:
         counted[method] = count(model, engine, torch.distributed.get_world_size()).bytes()
         held[method] = train(model, method, engine)
     return {"held": held, "counted": counted}
+
+
+def step_memory() -> dict[str, int | None]:
+    """What `StepMemory` finds in the second step under FSDP2, and the bytes of two moments of this rank's values."""
+    torch.manual_seed(0)
+    model = wrap(get_peft_model(llama(), LoraConfig(target_modules=["up_proj"])), "FSDP2")
+    optimizer, memory = optimizer_for(model, "LoRA"), StepMemory()
+    for _ in range(2):
+        memory.on_step_begin(model=model, optimizer=optimizer)
+        model(**share(0)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        memory.on_step_end(optimizer=optimizer)
+    moments = 2 * 4 * sum(local_part(parameter).numel() for parameter in trained(model))
+    return {"peak": memory.peak_memory, "optimizer": memory.optimizer_bytes, "moments": moments}
 
 
 def make(method: str) -> Any:

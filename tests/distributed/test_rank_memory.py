@@ -28,3 +28,9 @@ def test_the_first_rank_holds_what_is_counted_and_others_no_more(ranks, engine):
         assert first["held"][method] == counted, method
         for kind, size in second["held"][method].items():
             assert 0.95 * counted[kind] <= size <= counted[kind], (method, kind)
+
+
+def test_memory_of_a_step_is_that_of_the_ranks_own_parts(ranks):
+    for found in ranks("step_memory"):
+        assert found["moments"] <= found["optimizer"] <= found["moments"] + 1000  # and the numbers of steps
+        assert found["peak"] > found["optimizer"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from experiments.methods import METHODS
 from experiments.tables import markdown_table
 from experiments.terminal import run_and_exit
 from experiments.text_files import make_folder, write_whole
+from peft_sparsegrad.cli.errors import InputError
 
 from .finetune import main as finetune
 from .run_folder import METRICS_FILE
@@ -31,6 +33,8 @@ HEADER = ("method", "seeds", "trained", "of the model", "valid loss", "before", 
 
 def main(argv: list[str] | None = None) -> int:
     args, of_runs = parse_args(argv)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("compare.py runs in one process: launch finetune.py on several, once for each method")
     for seed, method in itertools.product(args.seeds, args.methods):
         run_once(method, seed, args, of_runs)
     table = make_table(args.methods, args.seeds, args.out)

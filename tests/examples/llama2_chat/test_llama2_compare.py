@@ -46,3 +46,11 @@ def test_options_that_every_run_sets_itself_are_refused(capsys):
 def test_settings_that_concern_another_method_are_refused(base, data, tmp_path):
     with pytest.raises(InputError, match=r"`rank` is a setting of sparsegrad, .* none runs"):
         main(command(base, data, tmp_path, "--methods", "lora", "--rank", "full"))
+
+
+def test_several_processes_are_refused(base, data, tmp_path, monkeypatch):
+    """A run ends the processes' group, and the next could not join it again."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="launch finetune.py on several"):
+        main(command(base, data, tmp_path))
+    assert not list(tmp_path.iterdir())

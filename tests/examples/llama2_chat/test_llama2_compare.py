@@ -51,6 +51,6 @@ def test_settings_that_concern_another_method_are_refused(base, data, tmp_path):
 def test_several_processes_are_refused(base, data, tmp_path, monkeypatch):
     """A run ends the processes' group, and the next could not join it again."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="launch finetune.py on several"):
+    with pytest.raises(InputError, match=r"launch finetune.py on several"):
         main(command(base, data, tmp_path))
     assert not list(tmp_path.iterdir())

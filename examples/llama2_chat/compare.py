@@ -10,10 +10,10 @@ judge.py find out for each folder.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import statistics
 import sys
+from itertools import product
 from pathlib import Path
 
 from experiments.arguments import positive_int
@@ -22,9 +22,11 @@ from experiments.methods import METHODS
 from experiments.tables import markdown_table
 from experiments.terminal import run_and_exit
 from experiments.text_files import make_folder, write_whole
+from experiments.variant_options import check_settings_have_effect
 from peft_sparsegrad.cli.errors import InputError
 
 from .finetune import main as finetune
+from .finetune_options import parse_args as parse_finetune
 from .run_folder import METRICS_FILE
 
 PAPER_METHODS = ["full", "lora", "paper", "meprop-paper"]
@@ -35,8 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     args, of_runs = parse_args(argv)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("compare.py runs in one process: launch finetune.py on several, once for each method")
-    for seed, method in itertools.product(args.seeds, args.methods):
-        run_once(method, seed, args, of_runs)
+    runs = [(method, command_of(method, seed, args, of_runs)) for seed, method in product(args.seeds, args.methods)]
+    for method, command in runs:
+        check_settings_have_effect(parse_finetune(None, command), [method])  # now, and not after the first run
+    for _, command in runs:
+        finetune(command)
     table = make_table(args.methods, args.seeds, args.out)
     make_folder(args.out)
     write_whole(args.out / "table.md", table.encode())
@@ -44,11 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def run_once(method: str, seed: int, args: argparse.Namespace, of_runs: list[str]) -> None:
-    """Do a run, or what is left of it."""
+def command_of(method: str, seed: int, args: argparse.Namespace, of_runs: list[str]) -> list[str]:
+    """The options of finetune.py for a run."""
     rank = ["--lora-rank", str(args.lora_rank)] if method == "lora" else []
     folder = str(folder_of(args.out, method, seed))
-    finetune([*of_runs, "--method", method, "--seed", str(seed), "--out", folder, *rank])
+    return [*of_runs, "--method", method, "--seed", str(seed), "--out", folder, *rank]
 
 
 def make_table(methods: list[str], seeds: list[int], out: Path) -> str:

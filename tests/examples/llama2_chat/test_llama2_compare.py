@@ -45,7 +45,8 @@ def test_options_that_every_run_sets_itself_are_refused(capsys):
 
 def test_settings_that_concern_another_method_are_refused(base, data, tmp_path):
     with pytest.raises(InputError, match=r"`rank` is a setting of sparsegrad, .* none runs"):
-        main(command(base, data, tmp_path, "--methods", "lora", "--rank", "full"))
+        main(command(base, data, tmp_path, "--methods", "paper", "lora", "--rank", "full"))
+    assert not list(tmp_path.iterdir()), "before the first run"
 
 
 def test_several_processes_are_refused(base, data, tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ PIP_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+# --no-compile: Python compiles what it imports, a small part of what is installed.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
 # Models and data are made or shipped locally, so nothing is fetched from the hub.
 demo test bench docs: export HF_HUB_OFFLINE := 1

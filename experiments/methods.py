@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,9 +19,8 @@ from peft_sparsegrad import (
     SparseGradModel,
     create_sparsegrad_optimizer,
 )
-from peft_sparsegrad.common.targeting import in_out_features, targeted_modules
+from peft_sparsegrad.common.targeting import exact_targets, in_out_features, targeted_modules
 from peft_sparsegrad.graddrop import VARIANTS
-from peft_sparsegrad.sparsegrad.lora_conversion import lora_settings
 from peft_sparsegrad.sparsegrad.targets import set_default_targets
 
 
@@ -60,8 +60,22 @@ def _lora(
 ) -> PeftModel:
     """LoRA of a `rank`, or in every layer that whose r (in + out) values are closest to `density` of the weight."""
     ranks = {name: rank or lora_rank(*in_out_features(m), density) for name, m in targeted(model, target_modules)}
-    config = LoraConfig(**{**lora_settings(model, ranks), **overrides})
+    config = LoraConfig(**{**_lora_settings(model, ranks), **overrides})
     return get_peft_model(model, config)  # pyright: ignore
+
+
+def _lora_settings(model: nn.Module, ranks: dict[str, int]) -> dict[str, Any]:
+    """Return `LoraConfig` fields that give each module in `ranks` its rank and a scale of 1, and target no other."""
+    r = max(ranks.values())
+    pattern = {f"^{re.escape(name)}": rank for name, rank in ranks.items() if rank != r}
+    targets = exact_targets(model, list(ranks))
+    return {
+        "r": r,
+        "lora_alpha": r,
+        "rank_pattern": pattern,
+        "alpha_pattern": dict(pattern),
+        "target_modules": targets,
+    }
 
 
 def _shira(
@@ -73,14 +87,13 @@ def _shira(
     """
     sizes = {name: in_out_features(m) for name, m in targeted(model, target_modules)}
     r = max(1, round(density * sum(m * n for m, n in sizes.values()) / sum(m + n for m, n in sizes.values())))
-    targets = lora_settings(model, dict.fromkeys(sizes, r))["target_modules"]
+    targets = exact_targets(model, list(sizes))
     config = ShiraConfig(**{"r": r, "random_seed": seed, "target_modules": targets, **overrides})
     return get_peft_model(model, config)  # pyright: ignore
 
 
 def _supertuning(model: nn.Module, target_modules: Any, density: float, **overrides: Any) -> PeftModel:
-    names = [name for name, _ in targeted(model, target_modules)]
-    targets = lora_settings(model, dict.fromkeys(names, 1))["target_modules"]
+    targets = exact_targets(model, [name for name, _ in targeted(model, target_modules)])
     config = SupertuningConfig(**{"sparsity": 1 - density, "target_modules": targets, **overrides})
     return get_peft_model(model, config)  # pyright: ignore
 

@@ -1,5 +1,7 @@
 """SparseGrad and GradDrop as PEFT methods. Importing this package registers them."""
 
+from .common.lora_conversion import LoraConversion, convert_to_lora
+from .common.output_change import OutputChange
 from .common.registration import register
 from .graddrop import (
     GradDrop,
@@ -13,7 +15,6 @@ from .graddrop import (
 )
 from .sparsegrad import (
     GroupReport,
-    LoraConversion,
     SparseGradAdam,
     SparseGradCallback,
     SparseGradConfig,
@@ -21,7 +22,6 @@ from .sparsegrad import (
     SparseGradLinear,
     SparseGradModel,
     WarmUpReport,
-    convert_to_lora,
     create_sparsegrad_optimizer,
     save_transition_matrices,
     warmup,
@@ -40,6 +40,7 @@ __all__ = [
     "GradDropParameters",
     "GroupReport",
     "LoraConversion",
+    "OutputChange",
     "SparseGradAdam",
     "SparseGradCallback",
     "SparseGradConfig",

@@ -16,7 +16,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from ..sparsegrad.lora_conversion import convert_to_lora
+from ..common.lora_conversion import convert_to_lora
 from .base_models import load_adapted, load_tokenizer
 from .errors import InputError
 from .files import check_file, check_folder, replacing_file, replacing_folder

@@ -10,9 +10,9 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 
+from ..common.lora_conversion import convert_to_lora
 from ..graddrop import GradDropConfig
 from ..sparsegrad import SparseGradConfig
-from ..sparsegrad.lora_conversion import convert_to_lora
 from ..sparsegrad.warmup import warmup
 
 _VOCABULARY = 64

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import nn
 
 from .bitsandbytes_cpu import unpack_weight
+from .lora_factors import LoraFactors
 from .placement import check_merge
 
 
 class DeltaLayer(BaseTunerLayer):
-    """A tuner layer whose adapters add `get_delta_weight` to the weight and `get_delta_bias` to the bias."""
+    """A tuner layer whose adapters add `get_delta_weight` to the weight and `get_delta_bias` to the bias.
 
+    Attributes:
+        is_linear: True if the layer multiplies by its weight, so that a LoRA layer can take its place.
+        fan_in_fan_out: True if the weight is stored as (in, out).
+    """
+
+    is_linear: ClassVar[bool] = False
+    fan_in_fan_out: bool = False
     merged_adapters: list[str]
 
     def has_adapter(self, adapter_name: str) -> bool:
@@ -29,6 +38,10 @@ class DeltaLayer(BaseTunerLayer):
     def get_delta_bias(self, adapter_name: str) -> torch.Tensor | None:
         """Return the adapter's delta of the bias, or None if it leaves the bias as it is."""
         return None
+
+    def lora_factors(self, adapter_name: str, rank: int | None) -> LoraFactors:
+        """Return factors of the adapter's ΔW (out, in), exact ones if `rank` is None; only of a linear layer."""
+        raise NotImplementedError
 
     def get_base_weight(self) -> torch.Tensor:
         """Return the base weight, dequantised if it is quantised."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
@@ -32,6 +33,16 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if name and not (inside and name.startswith(inside)):
             yield name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def exact_targets(model: nn.Module, names: Collection[str]) -> list[str] | str:
+    """Return `target_modules` for the modules with these names in `model`, and for no other.
+
+    PEFT compares a list with the ends of names. Where those could match other modules, it is a regular expression.
+    """
+    suffixes = tuple(f".{name}" for name in names)
+    ambiguous = any(name.endswith(suffixes) and name not in names for name, _ in model.named_modules())
+    return "|".join(map(re.escape, names)) if ambiguous else list(names)
 
 
 def is_linear(module: nn.Module, **backend_kwargs: Any) -> bool:

@@ -11,10 +11,12 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from ..common.forward_replaced import Calling, forward_replaced
+from ..common.lora_factors import LoraFactors
 from ..common.placement import is_split_by_zero
 from ..common.targeting import in_out_features
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .layer import GradDropLayer
+from .lora_factors import lora_factors
 
 
 class _GradDropProduct(GradDropLayer):
@@ -57,6 +59,8 @@ class _GradDropProduct(GradDropLayer):
 class GradDropLinear(_GradDropProduct):
     """GradDrop on a `torch.nn.Linear`, a transformers `Conv1D`, or a quantised linear layer."""
 
+    is_linear = True
+
     def __init__(self, base_layer: nn.Module, name: str, block: str, **kwargs: Any) -> None:
         super().__init__(base_layer, name, block, **kwargs)
         self.in_features, self.out_features = in_out_features(self.get_base_layer())
@@ -69,6 +73,15 @@ class GradDropLinear(_GradDropProduct):
 
     def product(self, x, weight, bias, weight_deltas, bias_deltas):
         return masked_linear(x, weight, bias, weight_deltas, bias_deltas, self.fan_in_fan_out)
+
+    def lora_factors(self, adapter_name: str, rank: int | None) -> LoraFactors:
+        if rank is None:
+            raise ValueError(
+                f"`rank` must be given to convert the GradDrop adapter {adapter_name!r}, whose changes are of full "
+                "rank: a LoRA adapter is an approximation of it, rank=16 for instance"
+            )
+        delta = self.get_delta_weight(adapter_name)
+        return lora_factors(delta.T if self.fan_in_fan_out else delta, rank)
 
 
 class GradDropConv2d(_GradDropProduct):

@@ -3,7 +3,6 @@
 from .callback import SparseGradCallback
 from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear
-from .lora_conversion import LoraConversion, convert_to_lora
 from .model import SparseGradModel
 from .optimizer import SparseGradAdam, create_sparsegrad_optimizer
 from .report import GroupReport, WarmUpReport
@@ -14,7 +13,6 @@ from .warmup import warmup
 __all__ = [
     "VARIANTS",
     "GroupReport",
-    "LoraConversion",
     "SparseGradAdam",
     "SparseGradCallback",
     "SparseGradConfig",
@@ -22,7 +20,6 @@ __all__ = [
     "SparseGradLinear",
     "SparseGradModel",
     "WarmUpReport",
-    "convert_to_lora",
     "create_sparsegrad_optimizer",
     "save_transition_matrices",
     "warmup",

@@ -30,15 +30,6 @@ def warn_if_not_settled(adapters: list[LayerAdapter], adapter_name: str) -> None
     )
 
 
-def check_settled(adapters: list[LayerAdapter], adapter_name: str) -> None:
-    """Raise a ValueError if the warm-up has not finished, so that there is no basis and no support yet."""
-    if not all(adapter.is_settled for adapter in adapters):
-        raise ValueError(
-            f"the warm-up of the adapter {adapter_name!r} has not finished: run `peft_sparsegrad.warmup` first, or "
-            "train longer"
-        )
-
-
 def check_adapter_tensors(
     model: nn.Module, adapter_name: str, state_dict: dict[str, torch.Tensor], prefix: str
 ) -> None:

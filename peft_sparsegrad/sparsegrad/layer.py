@@ -11,13 +11,16 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..common.delta_layer import DeltaLayer, restore_float32
+from ..common.lora_factors import LoraFactors
 from ..common.placement import check_data_parallel, in_one_piece
 from ..common.targeting import in_out_features
 from ..functional import delta_weight, hosvd_of_weight, materialised_linear, materialising_pays
 from .adapter import LayerAdapter
 from .basis import Basis
+from .lora_factors import lora_factors
 from .materialise import is_plain_linear
 from .plan import LayerPlan
+from .settled import check_settled
 
 
 class SparseGradLayer(DeltaLayer):
@@ -28,6 +31,7 @@ class SparseGradLayer(DeltaLayer):
         sparsegrad_basis: [`Basis`] of the layer's group by adapter name, only on the layer that owns it.
     """
 
+    is_linear = True
     adapter_layer_names: tuple[str, ...] = ("sparsegrad_adapter",)
     other_param_names: tuple[str, ...] = ("sparsegrad_basis",)
 
@@ -100,6 +104,11 @@ class SparseGradLayer(DeltaLayer):
         dtype = torch.promote_types(core.values.dtype, torch.float32)
         delta = delta_weight(core._replace(values=core.values.detach().to(dtype)))
         return delta.T.contiguous() if self.fan_in_fan_out else delta
+
+    def lora_factors(self, adapter_name: str, rank: int | None) -> LoraFactors:
+        adapter = self.adapter(adapter_name)
+        check_settled([adapter], adapter_name)
+        return lora_factors(adapter, rank)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return True

@@ -17,9 +17,9 @@ from ..common.checksum import add_checksum
 from ..functional import unpack_support
 from .adapter import LayerAdapter
 from .basis import Basis
-from .checkpoint import check_settled
 from .layer import layer_adapters
 from .plan import LayerPlan
+from .settled import check_settled
 from .transition_contents import check_contents, read_contents
 
 FORMAT, VERSION = "peft_sparsegrad.transition_matrices", 1

@@ -248,16 +248,16 @@ def test_modules_to_save_are_refused():
         convert_to_lora(model)
 
 
-@pytest.mark.parametrize("rank", [0, -1])
+@pytest.mark.parametrize("rank", [0, -1, 0.9])
 def test_rank_below_one(rank):
-    with pytest.raises(ValueError, match=f"`rank` must be at least 1, not {rank}"):
+    with pytest.raises(ValueError, match=f"`rank` must be a whole number of at least 1, not {rank}"):
         convert_to_lora(trained(), rank=rank)
 
 
 def test_unknown_adapter_and_other_methods():
-    with pytest.raises(ValueError, match="no SparseGrad adapter named 'other'"):
+    with pytest.raises(ValueError, match="no SparseGrad or GradDrop adapter named 'other'"):
         convert_to_lora(trained(), adapter_name="other")
-    with pytest.raises(ValueError, match="no SparseGrad adapter named 'default'"):
+    with pytest.raises(ValueError, match="no SparseGrad or GradDrop adapter named 'default'"):
         convert_to_lora(get_peft_model(tiny("bert"), LoraConfig(target_modules=["query"])))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,8 +17,10 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from ..common.lora_conversion import convert_to_lora
+from ..common.lora_conversion import LoraConversion
+from ..common.output_change import OutputChange
 from .base_models import load_adapted, load_tokenizer
+from .convert_lora import LoraOptions, write_lora
 from .errors import InputError
 from .files import check_file, check_folder, replacing_file, replacing_folder
 from .output import errors_only, new_console, print_facts, print_json, print_table
@@ -46,6 +49,9 @@ class Conversion:
         largest_error: The largest of `errors`.
         errors: Module to ‖ΔW − what was written‖ / ‖ΔW‖, in the Frobenius norm.
         tokenizer: Of a merged model, whether a tokenizer was found and written with it.
+        num_bytes: Size of a LoRA adapter's tensors.
+        adapter_bytes: Size of the file that it was made of.
+        output_change: What the LoRA adapter does to the output on `--data`.
     """
 
     to: str
@@ -53,6 +59,9 @@ class Conversion:
     largest_error: float
     errors: dict[str, float]
     tokenizer: bool | None = None
+    num_bytes: int | None = None
+    adapter_bytes: int | None = None
+    output_change: OutputChange | None = None
 
 
 def convert_command(
@@ -60,8 +69,8 @@ def convert_command(
     to: Annotated[
         Target,
         typer.Option(
-            help="lora: a LoRA adapter, of SparseGrad only. merged: the base model with the change in its weights. "
-            "dense: a safetensors file with the change of every weight, float32.",
+            help="lora: a LoRA adapter, of GradDrop with a --rank. merged: the base model with the change in its "
+            "weights. dense: a safetensors file with the change of every weight, float32.",
             show_default=False,
         ),
     ],
@@ -74,6 +83,14 @@ def convert_command(
     rank: Annotated[
         int | None, typer.Option(min=1, help="With --to lora, rank of every module. Default: as exactness needs.")
     ] = None,
+    linear_only: Annotated[
+        bool, typer.Option("--linear-only", help="With --to lora, leave out trained biases and normalisation layers.")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="With --to lora, text (.txt, .jsonl) on which to measure the loss before and after."),
+    ] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Tokens in a sequence of --data.")] = 128,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files in --out.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
 ) -> None:
@@ -81,17 +98,31 @@ def convert_command(
 
     Exit status: 0, or 2 if the adapter cannot be converted. Nothing is written then.
     """
-    conversion = convert_adapter(adapter, to, out, base, rank, overwrite)
+    lora, console = LoraOptions(rank, linear_only, data, max_length), new_console()
+    announce = _be_silent if as_json else console.print
+    conversion = convert_adapter(adapter, to, out, base, overwrite, lora, announce)
     if as_json:
         print_json(conversion)
     else:
-        _show(new_console(), conversion)
+        _show(console, conversion)
+
+
+def _be_silent(_: str) -> None:
+    """Say nothing of the progress: the output is for a program."""
 
 
 def convert_adapter(
-    path: Path, to: Target, out: Path, base: str | None = None, rank: int | None = None, overwrite: bool = False
+    path: Path,
+    to: Target,
+    out: Path,
+    base: str | None,
+    overwrite: bool,
+    lora: LoraOptions,
+    announce: Callable[[str], None],
 ) -> Conversion:
     """Convert the adapter in the folder `path`. The arguments are those of the command line.
+
+    `announce` is called with the size of a LoRA adapter before it is written.
 
     Raises:
         InputError: If it cannot be converted, or `out` must not be written.
@@ -100,8 +131,8 @@ def convert_adapter(
     can = [name for name, method in METHODS.items() if method.converts_to_lora or to is not Target.lora]
     if adapter.method not in can:
         raise InputError(f"a {adapter.method} adapter cannot be converted to {to.value}; these can: {', '.join(can)}")
-    if rank is not None and to is not Target.lora:
-        raise InputError("--rank is for --to lora: the others lose no rank")
+    if to is not Target.lora and lora.given():
+        raise InputError(f"{lora.given()[0]} is for --to lora: the others lose nothing")
     if out.resolve() == adapter.folder.resolve():
         raise InputError(f"--out {out} is the adapter itself: name another folder")
     check_file(out, overwrite, (".safetensors",)) if to is Target.dense else check_folder(out, overwrite)
@@ -109,7 +140,7 @@ def convert_adapter(
         model = load_adapted(adapter, base)
         _check_finite(adapter, model)
         if to is Target.lora:
-            return _to_lora(model, out, rank)
+            return _to_lora(adapter, write_lora(adapter, model, base, out, lora, announce), out)
         return _to_merged(adapter, model, base, out) if to is Target.merged else _to_dense(model, out)
 
 
@@ -119,14 +150,16 @@ def _check_finite(adapter: SavedAdapter, model: PeftModel) -> None:
             raise InputError(f"{adapter.folder} has NaN or infinite values at {name!r}: the training run diverged")
 
 
-def _to_lora(model: PeftModel, out: Path, rank: int | None) -> Conversion:
-    try:
-        conversion = convert_to_lora(model, rank, _ADAPTER)
-    except ValueError as error:
-        raise InputError(str(error)) from error
-    with replacing_folder(out) as folder:
-        conversion.save(folder)
-    return Conversion("lora", str(out), conversion.largest_error, conversion.errors)
+def _to_lora(adapter: SavedAdapter, written: LoraConversion, out: Path) -> Conversion:
+    return Conversion(
+        "lora",
+        str(out),
+        written.largest_error,
+        written.errors,
+        num_bytes=written.num_bytes,
+        adapter_bytes=adapter.weights_path.stat().st_size,
+        output_change=written.output_change,
+    )
 
 
 def _to_merged(adapter: SavedAdapter, model: PeftModel, base: str | None, out: Path) -> Conversion:
@@ -189,6 +222,10 @@ def _show(console: Console, conversion: Conversion) -> None:
         ("written", f"{conversion.out} ({conversion.to})"),
         ("largest error ‖ΔW − written‖ / ‖ΔW‖", f"{conversion.largest_error:.2e}"),
     ]
+    if (change := conversion.output_change) is not None:
+        losses = (change.loss_base, change.loss_adapter, change.loss_lora)
+        facts.append(("loss of the base, the adapter and the LoRA", ", ".join(f"{loss:.4f}" for loss in losses)))
+        facts.append(("share of the adapter's effect on the logits that is lost", f"{change.relative:.2e}"))
     if conversion.tokenizer is False:
         facts.append(("tokenizer", "none was found beside the adapter or the base model"))
     print_facts(console, facts)

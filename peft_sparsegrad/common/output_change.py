@@ -57,11 +57,11 @@ def measure_output_change(
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with _only(None, model):
+        with _only([], model):
             base, loss_base = _output(model, batch)
             with _factors_added(layers, factors):
                 lora, loss_lora = _output(model, batch)
-        with _only(adapter_name, model):
+        with _only([adapter_name], model):
             ours, loss_adapter = _output(model, batch)
     finally:
         for module in was_training:
@@ -80,8 +80,8 @@ def _output(model: nn.Module, batch: Mapping[str, Any]) -> tuple[torch.Tensor, f
 
 
 @contextmanager
-def _only(adapter_name: str | None, model: nn.Module) -> Iterator[None]:
-    """Inside, one adapter of the model is active, or none is.
+def _only(adapter_names: list[str], model: nn.Module) -> Iterator[None]:
+    """Inside, these adapters of the model are active and no others.
 
     The layers' own methods would change what requires a gradient.
     """
@@ -89,7 +89,7 @@ def _only(adapter_name: str | None, model: nn.Module) -> Iterator[None]:
     before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
     try:
         for layer in layers:
-            layer._active_adapter, layer._disable_adapters = [adapter_name], adapter_name is None
+            layer._active_adapter, layer._disable_adapters = adapter_names, not adapter_names
         yield
     finally:
         for layer, (active, disabled) in zip(layers, before, strict=True):

@@ -32,6 +32,32 @@ def test_error_of_a_lower_rank_is_the_distance_that_diff_finds(shelf, command, t
     assert {layer["module"]: pytest.approx(layer["distance"], rel=1e-3) for layer in layers} == errors
 
 
+def test_graddrop_as_lora_with_its_error_and_its_loss(shelf, command, tmp_path):
+    (tmp_path / "text.txt").write_text("t3 t3 t4 t4 t5 t5 t6 t6\n\n" * 8)
+    options = ("--rank", 4, "--data", tmp_path / "text.txt", "--max-length", 8)
+    words = ("convert", shelf.adapter("graddrop"), "--to", "lora", "--out", tmp_path / "lora", *options)
+    found = command(*words, "--json").json
+    assert 0.05 < found["largest_error"] < 1
+    assert found["num_bytes"] < (tmp_path / "lora" / "adapter_model.safetensors").stat().st_size
+    assert found["adapter_bytes"] == (shelf.adapter("graddrop") / "adapter_model.safetensors").stat().st_size
+    base = AutoModelForCausalLM.from_pretrained(shelf.saved_base())
+    model = PeftModel.from_pretrained(base, tmp_path / "lora").eval()
+    ids = torch.tensor([[3, 3, 4, 4, 5, 5, 6, 6]])
+    loss = model(input_ids=ids, labels=ids).loss.item()
+    assert loss == pytest.approx(found["output_change"]["loss_lora"], rel=0.2), "of about the same text"
+    assert found["output_change"]["loss_adapter"] != found["output_change"]["loss_base"]
+    text = command(*words, "--overwrite").out
+    assert text.startswith(f"LoRA of rank 4: {found['num_bytes']:,} bytes; the adapter has {found['adapter_bytes']:,}")
+    assert f"{found['output_change']['loss_lora']:.4f}" in text
+
+
+def test_layers_that_lora_lacks_are_left_out_when_asked(shelf, command, refused, tmp_path):
+    words = ("convert", shelf.adapter("graddrop-frozen"), "--to", "lora", "--rank", 2, "--out", tmp_path / "lora")
+    assert "biases and modules that are not linear" in refused(*words)
+    assert not (tmp_path / "lora").exists()
+    assert command(*words, "--linear-only", "--json").json["largest_error"] == 1
+
+
 @pytest.mark.parametrize("name", ["sparsegrad", "graddrop", "lora", "sparsegrad-gpt2"])
 def test_merged_model_computes_the_same(shelf, command, tmp_path, name):
     result = command("convert", shelf.adapter(name), "--to", "merged", "--out", tmp_path / "merged", "--json")
@@ -90,7 +116,8 @@ def test_classifier_with_its_own_number_of_labels(shelf, command, refused, tmp_p
 
 def test_what_cannot_be_converted_ends_in_one_sentence(shelf, refused, tmp_path):
     sparsegrad, out = shelf.adapter("sparsegrad"), tmp_path / "out"
-    assert "these can: SPARSEGRAD" in refused("convert", shelf.adapter("graddrop"), "--to", "lora", "--out", out)
+    assert "these can: SPARSEGRAD, GRADDROP" in refused("convert", shelf.adapter("lora"), "--to", "lora", "--out", out)
+    assert "`rank` must be given" in refused("convert", shelf.adapter("graddrop"), "--to", "lora", "--out", out)
     assert "IA3 adapter cannot be" in refused("convert", shelf.adapter("ia3"), "--to", "merged", "--out", out)
     assert "--rank is for" in refused("convert", sparsegrad, "--to", "merged", "--rank", 3, "--out", out)
     assert "must end in .safetensors" in refused("convert", sparsegrad, "--to", "dense", "--out", out)

@@ -46,6 +46,7 @@ class SavedGradDrop(SavedMethod):
     """Deltas of weights and biases, whole or as values with a `_support` and a `_shape`."""
 
     peft_type = "GRADDROP"
+    converts_to_lora = True
     plots = ("active",)
 
     def __init__(self, adapter: SavedAdapter) -> None:

@@ -7,15 +7,16 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import check_adapters_to_merge
 from torch import nn
 
 from .bitsandbytes_cpu import unpack_weight
 from .lora_factors import LoraFactors
+from .mixed_batches import MixedBatchLayer
 from .placement import check_merge
 
 
-class DeltaLayer(BaseTunerLayer):
+class DeltaLayer(MixedBatchLayer):
     """A tuner layer whose adapters add `get_delta_weight` to the weight and `get_delta_bias` to the bias.
 
     Attributes:
@@ -26,10 +27,6 @@ class DeltaLayer(BaseTunerLayer):
     is_linear: ClassVar[bool] = False
     fan_in_fan_out: bool = False
     merged_adapters: list[str]
-
-    def has_adapter(self, adapter_name: str) -> bool:
-        """Return whether the adapter is on this layer."""
-        raise NotImplementedError
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """Return the adapter's delta of the weight, in the layout of the base weight."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
 from torch import nn
 
+from .mixed_batches import mixed_batch
 from .placement import check_model, check_targets
 from .targeting import targeted_modules
 
@@ -28,6 +33,13 @@ class DeltaTuner(BaseTuner):
         targets = list(targeted_modules(model, peft_config, self._check_target_module_exists))
         check_targets(targets, trains=not peft_config.inference_mode)
         return targets
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Let a forward pass or `generate` with `adapter_names` mix adapters in a batch; PEFT calls it around both."""
+        names = kwargs.get("adapter_names")
+        with contextlib.nullcontext() if names is None else mixed_batch(self, names, kwargs.get("num_beams")):
+            yield
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put a layer in the place of the module that it wraps, or an unloaded module in the place of its wrapper.

@@ -131,9 +131,10 @@ class GradDropLayer(DeltaLayer, nn.Module):
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False
 
-    def _active_deltas(self, kind: str) -> list[Delta]:
-        active = [name for name in self.active_adapters if self.has_adapter(name)]
-        deltas = [(self.deltas(name).of(kind), self.graddrop_sampler[name]) for name in active]
+    def deltas_in_pass(self, kind: str, adapter_names: list[str]) -> list[Delta]:
+        """Return what adapters add to the `"weight"` or to the `"bias"` in a forward pass that begins."""
+        present = [name for name in adapter_names if self.has_adapter(name)]
+        deltas = [(self.deltas(name).of(kind), self.graddrop_sampler[name]) for name in present]
         name = f"{self.graddrop_name}.{kind}"
         return [self._delta(name, delta, sampler) for delta, sampler in deltas if delta is not None]
 
@@ -155,13 +156,34 @@ class GradDropLayer(DeltaLayer, nn.Module):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the output of the base layer with every active adapter's delta added to its weight and bias."""
+        if "adapter_names" in kwargs:
+            return self.mixed_forward(x, *args, **kwargs)
         if self.disable_adapters and self.merged:
             self.unmerge()
-        weight_deltas = [] if self.disable_adapters or self.merged else self._active_deltas("weight")
+        active = [] if self.disable_adapters or self.merged else self.active_adapters
+        weight_deltas = self.deltas_in_pass("weight", active)
         if not weight_deltas:
             return cast(Callable[..., torch.Tensor], self.base_layer)(x, *args, **kwargs)
         self._check_is_here(weight_deltas[0].value, x)
-        return self._forward_with(weight_deltas, self._active_deltas("bias"), x, *args, **kwargs)
+        return self._forward_with(weight_deltas, self.deltas_in_pass("bias", active), x, *args, **kwargs)
+
+    def rows_of(self, adapter_name, rows, result, x, *args, **kwargs):
+        weight_deltas, bias_deltas = (self.deltas_in_pass(kind, [adapter_name]) for kind in ("weight", "bias"))
+        self._check_is_here(weight_deltas[0].value, x)
+        return self._rows_with(weight_deltas, bias_deltas, rows, result, x, *args, **kwargs)
+
+    def _rows_with(
+        self,
+        weight_deltas: list[Delta],
+        bias_deltas: list[Delta],
+        rows: torch.Tensor,
+        result: torch.Tensor,
+        x: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Return some rows of the output with deltas added, computed for all rows as their arguments are unknown."""
+        return self._forward_with(weight_deltas, bias_deltas, x, *args, **kwargs)[rows]
 
     def _check_is_here(self, tensor: torch.Tensor, x: torch.Tensor) -> None:
         if tensor.is_meta and not x.is_meta:

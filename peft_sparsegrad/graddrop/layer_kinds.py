@@ -55,6 +55,11 @@ class _GradDropProduct(GradDropLayer):
         with forward_replaced(base, lambda _, x: self.product(x, base.weight, base.bias, weight_deltas, bias_deltas)):
             return base(x)
 
+    @torch.compiler.disable
+    def _rows_with(self, weight_deltas, bias_deltas, rows, result, x, *args, **kwargs):
+        deltas = self.product(x[rows].to(result.dtype), None, None, weight_deltas, bias_deltas)
+        return result[rows] + deltas
+
 
 class GradDropLinear(_GradDropProduct):
     """GradDrop on a `torch.nn.Linear`, a transformers `Conv1D`, or a quantised linear layer."""

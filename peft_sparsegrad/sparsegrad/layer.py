@@ -145,19 +145,16 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return `base_layer(x)` plus every active adapter's delta, for x (..., in); the result is (..., out)."""
+        if "adapter_names" in kwargs:
+            return self.mixed_forward(x, *args, **kwargs)
         base_layer = cast(Callable[..., torch.Tensor], self.base_layer)
         if self.disable_adapters and self.merged:
             self.unmerge()
         if self.disable_adapters or self.merged:
             return base_layer(x, *args, **kwargs)
         active = [self.adapter(name) for name in self.active_adapters if self.has_adapter(name)]
-        if any(adapter.values.is_meta for adapter in active) and not x.is_meta:
-            raise RuntimeError(
-                "the values of a SparseGrad adapter are on the meta device: load a saved adapter after "
-                "`low_cpu_mem_usage`, and offload a model before the adapter is added"
-            )
         for adapter in active:
-            adapter.begin_pass()
+            self._begin_pass(adapter, x)
         if len(active) == 1 and not args and not kwargs and self._is_materialised(active[0], x):
             linear = cast(nn.Linear, self.base_layer)
             return materialised_linear(x, linear.weight, linear.bias, active[0].core)
@@ -167,6 +164,19 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         for adapter in active:
             result = adapter.add_delta(result, x)
         return result
+
+    def rows_of(self, adapter_name, rows, result, x, *args, **kwargs):
+        adapter = self.adapter(adapter_name)
+        self._begin_pass(adapter, x)
+        return adapter.add_delta(result[rows], x[rows])
+
+    def _begin_pass(self, adapter: LayerAdapter, x: torch.Tensor) -> None:
+        if adapter.values.is_meta and not x.is_meta:
+            raise RuntimeError(
+                "the values of a SparseGrad adapter are on the meta device: load a saved adapter after "
+                "`low_cpu_mem_usage`, and offload a model before the adapter is added"
+            )
+        adapter.begin_pass()
 
     def _is_materialised(self, adapter: LayerAdapter, x: torch.Tensor) -> bool:
         """Return whether the adapter's delta is added to the weight for this input."""

@@ -31,7 +31,8 @@ def gpt2():
 
 def t5():
     sizes: Any = {"vocab_size": 64, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+    sizes["decoder_start_token_id"] = 0
+    return T5ForConditionalGeneration(T5Config(**sizes))
 
 
 MODELS = {"llama": llama, "bert": bert, "gpt2": gpt2, "t5": t5}
@@ -129,6 +130,7 @@ def test_generate(method, kind, search):
     assert len({tuple(each.flatten().tolist()) for each in expected.values()}) == 3, "the adapters differ"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
 def test_quantized_base(tmp_path, method, bits):

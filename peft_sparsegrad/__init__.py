@@ -3,6 +3,7 @@
 from .common.lora_conversion import LoraConversion, convert_to_lora
 from .common.output_change import OutputChange
 from .common.registration import register
+from .common.scaling import rescale_adapter_scale
 from .graddrop import (
     GradDrop,
     GradDropCallback,
@@ -50,6 +51,7 @@ __all__ = [
     "WarmUpReport",
     "convert_to_lora",
     "create_sparsegrad_optimizer",
+    "rescale_adapter_scale",
     "save_transition_matrices",
     "warmup",
 ]

@@ -14,9 +14,10 @@ from .bitsandbytes_cpu import unpack_weight
 from .lora_factors import LoraFactors
 from .mixed_batches import MixedBatchLayer
 from .placement import check_merge
+from .scaling import ScaledLayer, scales_of
 
 
-class DeltaLayer(MixedBatchLayer):
+class DeltaLayer(MixedBatchLayer, ScaledLayer):
     """A tuner layer whose adapters add `get_delta_weight` to the weight and `get_delta_bias` to the bias.
 
     Attributes:
@@ -26,14 +27,13 @@ class DeltaLayer(MixedBatchLayer):
 
     is_linear: ClassVar[bool] = False
     fan_in_fan_out: bool = False
-    merged_adapters: list[str]
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """Return the adapter's delta of the weight, in the layout of the base weight."""
+        """Return the adapter's delta of the weight times its scale, in the layout of the base weight."""
         raise NotImplementedError
 
     def get_delta_bias(self, adapter_name: str) -> torch.Tensor | None:
-        """Return the adapter's delta of the bias, or None if it leaves the bias as it is."""
+        """Return the adapter's delta of the bias times its scale, or None if it leaves the bias as it is."""
         return None
 
     def lora_factors(self, adapter_name: str, rank: int | None) -> LoraFactors:
@@ -61,6 +61,8 @@ class DeltaLayer(MixedBatchLayer):
             if self.has_adapter(adapter_name):
                 self._add_to_base(adapter_name, 1, safe_merge)
                 self.merged_adapters.append(adapter_name)
+                part = self.scaling.parts[adapter_name]
+                part.merged_scale = part.scale
 
     def unmerge(self) -> None:
         """Subtract every merged adapter from the base weight."""
@@ -70,7 +72,9 @@ class DeltaLayer(MixedBatchLayer):
         while self.merged_adapters:
             adapter_name = self.merged_adapters.pop()
             if self.has_adapter(adapter_name):
-                self._add_to_base(adapter_name, -1, check=False)
+                part = self.scaling.parts[adapter_name]
+                with scales_of({part: part.merged_scale}):  # `rescale_adapter_scale` may have ended since
+                    self._add_to_base(adapter_name, -1, check=False)
 
     def _add_to_base(self, adapter_name: str, sign: int, check: bool) -> None:
         weight, delta_bias = self.get_base_weight(), self.get_delta_bias(adapter_name)

@@ -43,6 +43,15 @@ class Core(NamedTuple):
         entries = self.values.new_zeros(self.shape[0] * self.shape[1], dtype=dtype)
         return entries.index_copy(0, self.indices, self.values.to(dtype)).view(self.shape)
 
+    def scaled(self, factor: float) -> Core:
+        """Return the core times a factor, which the gradients of its values and of its leaf have too.
+
+        Computed in float32 at least, so that the product of 16-bit values is not rounded.
+        """
+        dtype = torch.promote_types(self.values.dtype, torch.float32)
+        leaf = None if self.leaf is None else self.leaf * factor
+        return self._replace(values=self.values.to(dtype) * factor, leaf=leaf)
+
     def rotate_input(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x U`: inputs (..., in) in the basis of the core, (..., r_in)."""
         return x if self.U is None else x @ self.U

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ..common.kept_buffers import KeptBuffers
+from ..common.scaling import ScaledPart
 
 
-class Deltas(KeptBuffers):
+class Deltas(KeptBuffers, ScaledPart):
     """The trained deltas of one adapter on one module.
 
     They are in a module of their own so that their names contain the adapter's name and do not end in it. TRL finds by

@@ -120,13 +120,14 @@ class GradDropLayer(DeltaLayer, nn.Module):
                     yield MaskedParameter(delta, sampler, f"{self.graddrop_name}.{kind}", self.graddrop_block)
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
-        """Return the delta of the weight, in the layout of the base weight and at least float32."""
-        delta = self.deltas(adapter_name).weight_delta.detach()
-        return delta.to(torch.promote_types(delta.dtype, torch.float32))
+        """Return the delta of the weight times its scale, in the layout of the base weight and at least float32."""
+        deltas = self.deltas(adapter_name)
+        delta = deltas.weight_delta.detach()
+        return _times(delta.to(torch.promote_types(delta.dtype, torch.float32)), deltas.scale)
 
     def get_delta_bias(self, adapter_name: str) -> torch.Tensor | None:
         delta = self.deltas(adapter_name).of("bias")
-        return None if delta is None else delta.detach()
+        return None if delta is None else _times(delta.detach(), self.deltas(adapter_name).scale)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         return False
@@ -134,11 +135,12 @@ class GradDropLayer(DeltaLayer, nn.Module):
     def deltas_in_pass(self, kind: str, adapter_names: list[str]) -> list[Delta]:
         """Return what adapters add to the `"weight"` or to the `"bias"` in a forward pass that begins."""
         present = [name for name in adapter_names if self.has_adapter(name)]
-        deltas = [(self.deltas(name).of(kind), self.graddrop_sampler[name]) for name in present]
+        deltas = [(self.deltas(name), self.graddrop_sampler[name]) for name in present]
         name = f"{self.graddrop_name}.{kind}"
-        return [self._delta(name, delta, sampler) for delta, sampler in deltas if delta is not None]
+        values = [(each.of(kind), each.scale, sampler) for each, sampler in deltas]
+        return [self._delta(name, value, scale, sampler) for value, scale, sampler in values if value is not None]
 
-    def _delta(self, name: str, value: torch.Tensor, sampler: MaskSampler) -> Delta:
+    def _delta(self, name: str, value: torch.Tensor, scale: float, sampler: MaskSampler) -> Delta:
         if value.requires_grad and (torch.is_grad_enabled() or self.training) and not in_backward():
             refuse_views(value, "mask its gradient", "another method")
             sampler.begin_pass()
@@ -148,7 +150,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
         # With `x` detached, autograd need not reach this layer; bitsandbytes would take that for inference.
         attached = trains or zeros or self.in_quantized_model
         return Delta(
-            value if attached else value.detach(),
+            _times(value if attached else value.detach(), scale),
             mask=lambda gradient: sampler.mask_gradient_(gradient, name, self.graddrop_block),
             trains=trains,
             zeros=zeros,
@@ -207,6 +209,10 @@ class GradDropLayer(DeltaLayer, nn.Module):
 
     def __repr__(self) -> str:
         return "graddrop." + super().__repr__()
+
+
+def _times(delta: torch.Tensor, scale: float) -> torch.Tensor:
+    return delta if scale == 1 else delta * scale
 
 
 def _needs_some_gradient(sampler: MaskSampler) -> bool:

@@ -13,6 +13,7 @@ from ..common.backward import in_backward
 from ..common.derived import Derived
 from ..common.kept_buffers import KeptBuffers
 from ..common.pieces import refuse_views
+from ..common.scaling import ScaledPart
 from ..functional import Core, delta_product, observe_gradient, pack_support, spread_support, unpack_support
 from .basis import Basis
 from .plan import LayerPlan
@@ -34,7 +35,7 @@ class WarmUp(Protocol):
         ...
 
 
-class LayerAdapter(KeptBuffers):
+class LayerAdapter(KeptBuffers, ScaledPart):
     """The delta `V S Uᵀ` of one adapter on one layer.
 
     All state that a copy must carry is in parameters and persistent buffers whose shapes are fixed when the adapter is
@@ -110,8 +111,8 @@ class LayerAdapter(KeptBuffers):
 
     @property
     def core(self) -> Core:
-        """The core with its transition matrices."""
-        return Core(
+        """The core, times the scale, with its transition matrices."""
+        core = Core(
             values=self.values,
             indices=self.indices,
             U=self.basis.U,
@@ -119,6 +120,7 @@ class LayerAdapter(KeptBuffers):
             shape=self.plan.core_shape,
             leaf=self.training_state.leaf(),
         )
+        return core if self.scale == 1 else core.scaled(self.scale)
 
     @property
     def observer(self) -> Observer | None:

@@ -37,7 +37,8 @@ NOT_SETTINGS = {
     *("auto_mapping", "base_model_name_or_path", "format_version", "inference_mode", "init_weights", "peft_type"),
     *("peft_version", "revision", "target_modules", "task_type", "transition_matrices"),
 }
-_BEGIN, _END = "<!-- peft_sparsegrad: rewritten at every save -->", "<!-- peft_sparsegrad: end -->"
+_BEGIN, END = "<!-- peft_sparsegrad: rewritten at every save -->", "<!-- peft_sparsegrad: end -->"
+_OURS = re.compile(f"<!-- peft_sparsegrad: (?!end ).*?{re.escape(END)}", re.DOTALL)
 _MOST_TARGETS = 8
 
 
@@ -104,10 +105,20 @@ def write_card(config: Any, directory: str | os.PathLike[str], facts: CardFacts)
 
 def with_section(text: str, section: str) -> str:
     """Return a card with its section replaced or, if it has none, inserted before the first second-level heading."""
-    marked = f"{_BEGIN}\n{section}\n{_END}"
-    replaced, count = re.subn(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}", lambda _: marked, text, flags=re.DOTALL)
-    if count:
-        return replaced
+    marked = f"{_BEGIN}\n{section}\n{END}"
+    replaced, count = re.subn(f"{re.escape(_BEGIN)}.*?{re.escape(END)}", lambda _: marked, text, flags=re.DOTALL)
+    return replaced if count else _inserted(text, marked)
+
+
+def with_sections_of(earlier: str, text: str) -> str:
+    """Return a card with all sections that this package wrote into an earlier one, if it has none of its own."""
+    sections = _OURS.findall(earlier)
+    if not sections or _OURS.search(text):
+        return text
+    return _inserted(text, "\n\n".join(sections))
+
+
+def _inserted(text: str, marked: str) -> str:
     lines = text.split("\n")
     fences = 0
     for number, line in enumerate(lines):

@@ -13,6 +13,7 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from .adapter_file import read_tensors
+from .calling_trainer import calling_trainers, keep_card
 from .checksum import add_checksum
 from .model_card import CardFacts, write_card
 from .setting_types import check_types
@@ -116,7 +117,8 @@ class TargetedConfig(PeftConfig):
         """Save as PEFT does; if the tensors are saved too, add their checksum and a section of the model card.
 
         The configuration takes the place of an earlier one at once. A process that is killed leaves the one or the
-        other, and in between the tensors without a checksum.
+        other, and in between the tensors without a checksum. A Trainer that is saving keeps the section of the card
+        when it writes a card of its own.
         """
         os.makedirs(save_directory, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".config-", suffix=".partial", dir=save_directory) as partial:
@@ -129,6 +131,8 @@ class TargetedConfig(PeftConfig):
             if os.path.isfile(weights):
                 add_checksum(weights)
             write_card(self, save_directory, facts)
+            for trainer in calling_trainers():
+                keep_card(trainer)
 
     def check_choices(self, choices: Mapping[str, tuple[str, ...]]) -> None:
         """Raise a ValueError for the first field whose value is not among its `choices`."""

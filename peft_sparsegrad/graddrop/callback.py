@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..common.calling_trainer import LoggedFigures, trainer_of
 from .config import GradDropConfig
 from .training import GradDrop
 
@@ -22,8 +23,8 @@ class GradDropCallback(TrainerCallback):
     has no epochs, so the configuration's `num_epochs` divides `max_steps` into equal parts.
 
     At every logging step it adds `graddrop_rate`, `graddrop_active` and `graddrop_moved`, the shares that
-    `GradDrop.report` returns, to the log that is printed and kept in `trainer.state.log_history`. The Trainer calls
-    trackers such as TensorBoard before callbacks that users add, so trackers do not receive these shares.
+    `GradDrop.report` returns, to the log that is printed, kept in `trainer.state.log_history` and given to trackers
+    such as TensorBoard.
 
     Args:
         config: Settings for a model that has no GradDrop adapter.
@@ -33,10 +34,12 @@ class GradDropCallback(TrainerCallback):
         self.config = config
         self.graddrop: GradDrop | None = None
         self._is_stream = False
+        self._figures = LoggedFigures(self._measure)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._figures.put_first(trainer_of(self))
         if self.graddrop is not None:  # left behind by a run that was interrupted
             self.graddrop.remove()
         self.graddrop = GradDrop(kwargs["model"], self.config, optimizer=_innermost(kwargs.get("optimizer")))
@@ -76,19 +79,10 @@ class GradDropCallback(TrainerCallback):
                 epoch = state.global_step * num_epochs // state.max_steps
             sampler.set_epoch(min(epoch, num_epochs - 1))  # a finished run that is resumed is past its last epoch
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self.graddrop is None or logs is None or "loss" not in logs:
-            return
-        measured = {f"graddrop_{key}": share for key, share in self.graddrop.report().items()}
-        logs.update(measured)
-        state.log_history[-1].update(measured)
+    def _measure(self) -> dict[str, float]:
+        if self.graddrop is None:
+            return {}
+        return {f"graddrop_{key}": share for key, share in self.graddrop.report().items()}
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

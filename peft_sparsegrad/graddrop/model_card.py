@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from ..common.atomic import write_text
+from ..common.model_card import END
 
-_HEADING = "## What was left out of this file"
+_BEGIN = "<!-- peft_sparsegrad: what was left out -->"
 
 
 def note_saved_energy(directory: str, save_density: float | None, saved_energy: float | None) -> None:
@@ -23,14 +24,15 @@ def note_saved_energy(directory: str, save_density: float | None, saved_energy: 
         return
     card = Path(directory, "README.md")
     text = card.read_text("utf-8") if card.exists() else ""
-    without = re.sub(rf"\n*{re.escape(_HEADING)}\n.*?(?=\n## |\Z)", "", text, flags=re.DOTALL).rstrip()
+    without = re.sub(rf"\n*{re.escape(_BEGIN)}.*?{re.escape(END)}", "", text, flags=re.DOTALL).rstrip()
     if save_density is None:
-        if _HEADING in text:
+        if _BEGIN in text:
             write_text(card, f"{without}\n")
         return
     section = (
-        f"{_HEADING}\n\n`save_density={save_density:g}`: of each tensor's changes only the largest "
+        f"{_BEGIN}\n## What was left out of this file\n\n"
+        f"`save_density={save_density:g}`: of each tensor's changes only the largest "
         f"{save_density:.2%} were saved. They hold {saved_energy:.2%} of the squared norm of all changes; the rest is "
-        "lost, and the loaded adapter differs from the trained one by it.\n"
+        f"lost, and the loaded adapter differs from the trained one by it.\n{END}\n"
     )
     write_text(card, f"{without}\n\n{section}" if without else section)

@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..common.calling_trainer import LoggedFigures, trainer_of
 from ..common.zero import is_managed
 from .adapter import LayerAdapter
 from .energy_probe import EnergyProbe
 from .layer import SparseGradLayer, layer_adapters
 from .report import WarmUpReport
 from .task_head import settle_head
-from .trainer_batches import TrainerBatches, draws_from_dataset, trainer_of
+from .trainer_batches import TrainerBatches, draws_from_dataset
 from .warmup import warmup
 from .warmup_collector import WarmUpCollector
 
@@ -36,7 +37,8 @@ class SparseGradCallback(TrainerCallback):
         head_steps: Number of steps that train everything but the SparseGrad values before the warm-up (AdamW, the
             Trainer's learning rate), because a new task head's first gradients say little about the task.
         log_energy: True to add `sparsegrad_energy_in_core` and `sparsegrad_energy_in_support` to the log at every
-            logging step: the shares of the gradient's energy that the core can express and that the support holds.
+            logging step, for trackers such as TensorBoard too: the shares of the gradient's energy that the core can
+            express and that the support holds.
 
     Attributes:
         report: The [`WarmUpReport`] after the warm-up, else None.
@@ -49,14 +51,16 @@ class SparseGradCallback(TrainerCallback):
         self.report: WarmUpReport | None = None
         self._probe: EnergyProbe | None = None
         self._collector: WarmUpCollector | None = None
+        self._figures = LoggedFigures(self._measure)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         adapter_name, adapters = _trained_adapter(kwargs["model"])
+        trainer = trainer_of(self)
+        self._figures.put_first(trainer)
         if all(adapter.is_settled for adapter in adapters):
             return
-        trainer = trainer_of(self)
         if is_managed(adapters[0].values):
             self._observe_training(adapters, "DeepSpeed counts every backward pass as one of training")
         elif draws_from_dataset(trainer, kwargs["train_dataloader"]):
@@ -105,20 +109,11 @@ class SparseGradCallback(TrainerCallback):
             for adapter in _trained_adapter(kwargs["model"])[1]:
                 adapter.training_state.gather()
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if self._probe is None or logs is None or "loss" not in logs:
-            return
-        measured = {f"sparsegrad_{key}": share for key, share in self._probe.finish().items()}
-        self._probe = None
-        logs.update(measured)
-        state.log_history[-1].update(measured)
+    def _measure(self) -> dict[str, float]:
+        if self._probe is None:
+            return {}
+        probe, self._probe = self._probe, None
+        return {f"sparsegrad_{key}": share for key, share in probe.finish().items()}
 
 
 def _trained_adapter(model: nn.Module) -> tuple[str, list[LayerAdapter]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, cast
@@ -12,30 +11,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_pt_utils import IterableDatasetShard
 
 from ..common.distributed import agree, world_size
 from .warmup import finite_loss, has_labels
 from .warmup_ranks import WAY_OUT
-
-
-def trainer_of(callback: TrainerCallback) -> Trainer:
-    """Return the Trainer that is calling one of the callback's methods, which transformers does not pass to it.
-
-    Raises:
-        RuntimeError: If no Trainer with this callback is calling.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, Trainer) and callback in caller.callback_handler.callbacks:
-            return caller
-        frame = frame.f_back
-    raise RuntimeError(
-        f"{type(callback).__name__} must be called by a Trainer that it was given to: in a loop of your own, call "
-        "`peft_sparsegrad.warmup(model, batches)`"
-    )
 
 
 def draws_from_dataset(trainer: Trainer, dataloader: DataLoader) -> bool:

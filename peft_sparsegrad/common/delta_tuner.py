@@ -7,12 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from peft.utils import _get_submodules
 from torch import nn
 
+from .adapted_parameters import AdaptedParameters
 from .mixed_batches import mixed_batch
 from .placement import check_model, check_targets
+from .targeted_parameters import TargetedParameter, targeted_parameters
 from .targeting import targeted_modules
 
 
@@ -40,6 +44,43 @@ class DeltaTuner(BaseTuner):
         names = kwargs.get("adapter_names")
         with contextlib.nullcontext() if names is None else mixed_batch(self, names, kwargs.get("num_beams")):
             yield
+
+    def _target_parameters(self, peft_config: Any, model: nn.Module) -> list[TargetedParameter]:
+        """Return each parameter that is to have an adapter, before anything is changed.
+
+        Raises:
+            ValueError: If a name in `target_parameters` is that of no parameter, or an adapter on one would be wrong.
+        """
+        targets = targeted_parameters(model, peft_config, self._check_target_module_exists)
+        check_targets([(target.name, target.module) for target in targets], trains=not peft_config.inference_mode)
+        return targets
+
+    def _inject_parameters(
+        self, peft_config: PeftConfig, model: nn.Module, adapter_name: str, low_cpu_mem_usage: bool
+    ) -> list[str]:
+        """Add an adapter to each parameter, and return their names; PEFT's own nests a wrapper for each of them."""
+        targets = targeted_parameters(model, peft_config, self._check_target_module_exists)
+        for target in targets:
+            parent, module, module_name = _get_submodules(model, target.module_name)
+            existing = module._modules.get(target.parameter_name) if isinstance(module, AdaptedParameters) else None
+            with init_empty_weights() if low_cpu_mem_usage else contextlib.nullcontext():
+                self._create_and_replace(
+                    peft_config,
+                    adapter_name,
+                    module if existing is None else existing,
+                    module_name,
+                    parent,
+                    current_key=target.name,
+                    parameter_name=target.parameter_name,
+                )
+        return [target.name for target in targets]
+
+    def _holder(self, parent: nn.Module, name: str, module: nn.Module) -> AdaptedParameters:
+        """Return the module with adapted parameters that `parent` has in the place of `module`."""
+        if not isinstance(module, AdaptedParameters):
+            module, base = AdaptedParameters(module), module
+            self._replace_module(parent, name, module, base)
+        return module
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         """Put a layer in the place of the module that it wraps, or an unloaded module in the place of its wrapper.

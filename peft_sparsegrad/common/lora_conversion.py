@@ -101,6 +101,11 @@ def convert_to_lora(
             f"first is {left_out[0]!r}: merge the adapter, or leave them out with `linear_only=True`"
         )
     factors = {name: each.lora_factors(adapter_name, rank) for name, each in layers.items() if each.is_linear}
+    if not factors:
+        raise ValueError(
+            f"the adapter {adapter_name!r} is on no linear layer, and a LoRA adapter cannot hold changes of "
+            "`target_parameters` or other modules: merge the adapter"
+        )
     errors = {name: each.error for name, each in factors.items()} | dict.fromkeys(left_out, 1.0)
     change = None if batch is None else measure_output_change(model, layers, factors, adapter_name, batch)
     r = max(each.a.shape[0] for each in factors.values())

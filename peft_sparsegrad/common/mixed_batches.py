@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,7 +22,13 @@ _WITHOUT_ROWS = ("experts", "relative_attention_bias")
 
 
 class MixedBatchLayer(BaseTunerLayer):
-    """A tuner layer that can take rows for different adapters in one batch."""
+    """A tuner layer that can take rows for different adapters in one batch.
+
+    Attributes:
+        has_rows: False if the layer is not called with the rows of the batch.
+    """
+
+    has_rows: ClassVar[bool] = True
 
     base_layer: nn.Module
     quantization_backend: Any
@@ -132,7 +138,8 @@ def _check_model(tuner: nn.Module, modules: dict[str, nn.Module], named: set[str
             raise ValueError(
                 "`adapter_names` cannot be used while adapters are merged: call `model.unmerge_adapter()` first"
             )
-        if any(part in _WITHOUT_ROWS for part in name.split(".")) and any(map(module.has_adapter, named)):
+        has_rows = module.has_rows and not any(part in _WITHOUT_ROWS for part in name.split("."))
+        if not has_rows and any(map(module.has_adapter, named)):
             raise ValueError(
                 f"`adapter_names` cannot be used with an adapter on {name!r}, whose input does not have the rows of "
                 "the batch: run each adapter's rows by themselves after `model.set_adapter`"

@@ -54,6 +54,7 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "modules_to_save": ("a list of names or None", lambda value: value is None or _are_names(value)),
     "revision": _TEXT,
     "target_modules": _NAMES,
+    "target_parameters": ("a list of names or None", lambda value: value is None or _are_names(value)),
     "trainable_token_indices": (
         "a list of token numbers, a dictionary of such lists or None",
         lambda value: value is None or _are_tokens(value),

@@ -41,6 +41,9 @@ class TargetedConfig(PeftConfig):
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Modules to adapt: names, a regular expression, or None for the default."}
     )
+    target_parameters: list[str] | None = field(
+        default=None, metadata={"help": "Parameters to adapt, by name or its end, such as fused experts."}
+    )
     exclude_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Modules to leave alone: names or a regular expression."}
     )

@@ -15,8 +15,10 @@ from .masks import (
     set_mask,
 )
 from .materialised import materialised_linear, materialising_pays
+from .observed_gradient import LinearGradient, ObservedGradient, StackedGradient
 from .schedules import SCHEDULES
 from .sparse_by_dense import sparse_by_dense, sparse_by_dense_coo
+from .stacked import observe_weight_gradient, stacked_core_gradient, stacked_delta, stacked_sum
 from .streams import stream_key
 from .support import (
     SUPPORT_SCORES,
@@ -26,6 +28,7 @@ from .support import (
     packed_support_size,
     renew_support,
     select_support,
+    select_supports,
     spread_support,
     unpack_support,
 )
@@ -39,7 +42,10 @@ __all__ = [
     "ExactHosvd",
     "GradientMask",
     "Hosvd",
+    "LinearGradient",
+    "ObservedGradient",
     "SketchedHosvd",
+    "StackedGradient",
     "bernoulli_block_mask",
     "bernoulli_mask",
     "block_sets",
@@ -61,14 +67,19 @@ __all__ = [
     "materialising_pays",
     "num_trained_values",
     "observe_gradient",
+    "observe_weight_gradient",
     "pack_support",
     "packed_support_size",
     "renew_support",
     "select_support",
+    "select_supports",
     "set_mask",
     "sparse_by_dense",
     "sparse_by_dense_coo",
     "spread_support",
+    "stacked_core_gradient",
+    "stacked_delta",
+    "stacked_sum",
     "stream_key",
     "unpack_support",
 ]

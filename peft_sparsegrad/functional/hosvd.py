@@ -57,8 +57,11 @@ def hosvd_accumulator(
 
 
 def hosvd_of_weight(weight: torch.Tensor, ranks: Ranks) -> Hosvd:
-    """Return the leading singular vectors of a weight (out, in), which are the data-free basis `"svd"`."""
-    accumulator = ExactHosvd(weight.shape[0], weight.shape[1], ranks, weight.device)
+    """Return the leading singular vectors of a weight (out, in), which are the data-free basis `"svd"`.
+
+    Those of several experts' weights (experts, out, in) are those of their unfoldings.
+    """
+    accumulator = ExactHosvd(weight.shape[-2], weight.shape[-1], ranks, weight.device)
     accumulator.add_gradient(weight.detach().float())
     return accumulator.result()
 
@@ -94,13 +97,15 @@ class ExactHosvd:
         self.add_gradient(mean_over_ranks(_at_least_float32(dy).T @ _at_least_float32(x)))
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
-        """Add one gradient, shape (out, in)."""
+        """Add one gradient, shape (out, in), or those of several experts, shape (experts, out, in)."""
         gradient = gradient.to(self.energy.device)
         self.energy += gradient.square().sum()
         if self.gram_in is not None:
-            self.gram_in += gradient.T @ gradient
+            rows = _rows_of_input(gradient)
+            self.gram_in += rows.T @ rows
         if self.gram_out is not None:
-            self.gram_out += gradient @ gradient.T
+            rows = _rows_of_output(gradient)
+            self.gram_out += rows.T @ rows
 
     def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
         """Return True: one sweep over the batches is enough for exact sums."""
@@ -142,6 +147,14 @@ class SketchedHosvd:
         if self.sketch_out is not None:
             self.sketch_out.update(dy, x, mean_over_ranks)
 
+    def add_gradient(self, gradient: torch.Tensor) -> None:
+        """Add gradients that are formed already, shape (out, in) or (experts, out, in)."""
+        gradient = _at_least_float32(gradient).to(self.sketches[0].omega.device)
+        if self.sketch_in is not None:
+            self.sketch_in.add_rows(_rows_of_input(gradient))
+        if self.sketch_out is not None:
+            self.sketch_out.add_rows(_rows_of_output(gradient))
+
     def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
         """End a sweep over the batches, and return whether another one would add next to nothing."""
         return all([sketch.finish_pass(mean_over_ranks) for sketch in self.sketches])
@@ -169,6 +182,12 @@ class _GramSketch:
         """Add GᵀG Ω with G = dyᵀ x, computed as xᵀ(dy(dyᵀ(x Ω))) so that G is never formed."""
         projected = mean_over_ranks(dy.T @ (x @ self.omega.to(x.dtype)))
         self.product += x.T @ (dy @ projected)
+        self.probed += projected.double().square().sum()
+
+    def add_rows(self, rows: torch.Tensor) -> None:
+        """Add RᵀR Ω for the rows R (rows, n) of a gradient."""
+        projected = rows @ self.omega.to(rows.dtype)
+        self.product += rows.T @ projected
         self.probed += projected.double().square().sum()
 
     def finish_pass(self, mean_over_ranks: Reduce) -> bool:
@@ -223,6 +242,16 @@ def _nystrom(product: torch.Tensor, omega: torch.Tensor) -> tuple[torch.Tensor, 
     root = rotation * eigenvalues.clamp(min=shift.item()).rsqrt()
     vectors, singular_values, _ = torch.linalg.svd(shifted @ root, full_matrices=False)
     return (singular_values.square() - shift).clamp(min=0), vectors
+
+
+def _rows_of_input(gradient: torch.Tensor) -> torch.Tensor:
+    """Return the rows (experts * out, in) of gradients (experts, out, in)."""
+    return gradient.reshape(-1, gradient.shape[-1])
+
+
+def _rows_of_output(gradient: torch.Tensor) -> torch.Tensor:
+    """Return the columns of gradients (experts, out, in) as rows (experts * in, out)."""
+    return gradient.transpose(-2, -1).reshape(-1, gradient.shape[-2])
 
 
 def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

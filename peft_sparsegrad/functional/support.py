@@ -50,10 +50,27 @@ def select_support(score: torch.Tensor, k: int) -> torch.Tensor:
     Raises:
         ValueError: If the score is not finite.
     """
-    score = score.detach().flatten().cpu()
+    return select_supports(score.reshape(1, -1), k)
+
+
+def select_supports(score: torch.Tensor, k: int) -> torch.Tensor:
+    """Return the `k` entries with the highest score of each of several cores, as `select_support` does of one.
+
+    Args:
+        score: Score of each entry, shape (cores, entries).
+        k: Number of entries to select of each core.
+
+    Returns:
+        Sorted flat indices into the cores one after the other, int64, shape (cores * k,).
+
+    Raises:
+        ValueError: If the score is not finite.
+    """
+    score = score.detach().cpu()
     if not torch.isfinite(score).all():
         raise ValueError("the scores that choose the support contain NaN or Inf")
-    return torch.topk(score, k, sorted=False).indices.sort().values
+    starts = torch.arange(len(score)).unsqueeze(1) * score.shape[1]
+    return (torch.topk(score, k, sorted=False).indices.sort().values + starts).flatten()
 
 
 def spread_support(num_entries: int, k: int) -> torch.Tensor:

@@ -51,6 +51,8 @@ class GradDropModel(DeltaTuner):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Find the targets and their blocks, and refuse targets that cannot train, before anything is changed."""
         assert isinstance(peft_config, GradDropConfig)
+        if peft_config.target_parameters:
+            raise ValueError("`target_parameters` cannot be used with GradDrop: use SparseGrad, or leave it out")
         self._blocks = find_blocks(model)
         kwargs = get_quantization_kwargs(self.model)
         if peft_config.target_modules is None:

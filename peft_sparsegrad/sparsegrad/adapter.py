@@ -14,20 +14,32 @@ from ..common.derived import Derived
 from ..common.kept_buffers import KeptBuffers
 from ..common.pieces import refuse_views
 from ..common.scaling import ScaledPart
-from ..functional import Core, delta_product, observe_gradient, pack_support, spread_support, unpack_support
+from ..functional import (
+    Core,
+    LinearGradient,
+    ObservedGradient,
+    StackedGradient,
+    delta_product,
+    observe_gradient,
+    observe_weight_gradient,
+    pack_support,
+    spread_support,
+    stacked_sum,
+    unpack_support,
+)
 from .basis import Basis
 from .plan import LayerPlan
 from .training_state import TrainingState
 
-# Called in the backward pass with (adapter, x (tokens, in), dy (tokens, out)); returns whether it could use them.
-Observer: TypeAlias = "Callable[[LayerAdapter, torch.Tensor, torch.Tensor], bool]"
+# Called in the backward pass with the adapter and the gradient of its weight; returns whether it could use it.
+Observer: TypeAlias = "Callable[[LayerAdapter, ObservedGradient], bool]"
 
 
 class WarmUp(Protocol):
     """An observer of the gradients from which bases and supports are chosen."""
 
-    def __call__(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
-        """Observe x (tokens, in) and dy (tokens, out), and return whether they could be used."""
+    def __call__(self, adapter: LayerAdapter, gradient: ObservedGradient) -> bool:
+        """Observe the gradient of a weight, and return whether it could be used."""
         ...
 
     def enter(self, adapter: LayerAdapter) -> None:
@@ -52,8 +64,8 @@ class LayerAdapter(KeptBuffers, ScaledPart):
             core.
         slots: Rank of each value's position among the sorted positions, int32 (k,); None for a dense core. The
             adapter's file has the values in the order of their positions, and no slots.
-        weight_shape: Shape (out, in) of the weight as int32 (2,), which a reader of the file cannot infer from the
-            other tensors.
+        weight_shape: Shape (out, in) of the weight as int32 (2,), or (experts, out, in) as int32 (3,), which a reader
+            of the file cannot infer from the other tensors.
         steps: Number of optimizer steps taken since the support was chosen, int64 (1,); -1 until then. It is in the
             state dict because `load_adapter` into an existing name does not read the configuration again.
         training_state: Steps, renewals and the core's gradient in a training run.
@@ -77,7 +89,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         self.register_buffer("support", packed)
         slots = None if plan.dynamic else torch.arange(plan.k, dtype=torch.int32, device="cpu")
         self.register_buffer("slots", slots)
-        self.register_buffer("weight_shape", torch.tensor(plan.weight_shape, dtype=torch.int32, device="cpu"))
+        self.register_buffer("weight_shape", torch.tensor(plan.parameter_shape, dtype=torch.int32, device="cpu"))
         self.register_buffer("steps", torch.tensor([-1 if plan.warmup_steps else 0], device="cpu"))
         object.__setattr__(self, "basis", basis)  # a plain reference: the basis is no part of this module's state
         self.warmup: WarmUp | None = None
@@ -146,6 +158,19 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         if observer is None:
             return result
         return _observe(self, result, x, observer, False)  # pyright: ignore[reportCallIssue]
+
+    def add_to_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return `weight + V S Uᵀ` of every expert, in the weight's own shape, and let the observer see its gradient.
+
+        Args:
+            weight: The parameter, shape (out, in) or (experts, out, in).
+        """
+        observer, is_settled = self.observer, self.is_settled
+        if is_settled or observer is None:
+            weight = stacked_sum(weight, self.core, self.plan.num_experts)
+        if observer is None:
+            return weight
+        return _observe_weight(self, weight, observer, not is_settled)  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
     def settle(self, indices: torch.Tensor | None = None) -> None:
@@ -217,4 +242,12 @@ def _is_not_negative(steps: torch.Tensor) -> bool:
 def _observe(
     adapter: LayerAdapter, result: torch.Tensor, x: torch.Tensor, observer: Observer, blocks: bool
 ) -> torch.Tensor:
-    return observe_gradient(result, x, adapter.values, lambda x, dy: observer(adapter, x, dy), blocks)
+    return observe_gradient(result, x, adapter.values, lambda x, dy: observer(adapter, LinearGradient(x, dy)), blocks)
+
+
+@torch.compiler.disable
+def _observe_weight(adapter: LayerAdapter, weight: torch.Tensor, observer: Observer, blocks: bool) -> torch.Tensor:
+    def observe(gradient: torch.Tensor) -> bool:
+        return observer(adapter, StackedGradient(gradient.view(-1, *adapter.plan.weight_shape)))
+
+    return observe_weight_gradient(weight, adapter.values, observe, blocks)

@@ -11,7 +11,7 @@ from torch import nn
 from ..common.adapter_file import check_tensors
 from .adapter import LayerAdapter
 from .layer import SparseGradLayer
-from .stored_layer import check_layer, check_orthonormal
+from .stored_layer import check_layer, check_orthonormal, check_weight_shape
 from .warmup_collector import WarmUpCollector
 
 
@@ -47,6 +47,9 @@ def check_adapter_tensors(
     modules = _own_modules(model, adapter_name, prefix)
     expected = {start + key: tensor for start, each in modules.items() for key, tensor in each.state_dict().items()}
     given = {key: tensor for key, tensor in state_dict.items() if prefix in key}
+    for start, module in modules.items():
+        if isinstance(module, LayerAdapter):
+            check_weight_shape(start, module.plan, given)
     check_tensors(expected, given)
     for start, module in modules.items():
         if isinstance(module, LayerAdapter):

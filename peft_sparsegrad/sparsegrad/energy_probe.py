@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..common.distributed import sum_over_ranks
-from ..functional import core_gradient, gradient_energy
+from ..functional import ObservedGradient
 from .adapter import LayerAdapter
 
 
@@ -22,11 +22,11 @@ class EnergyProbe:
         for adapter in adapters:
             adapter.probe = self
 
-    def __call__(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
-        """Add one backward pass of one layer, x (tokens, in) and dy (tokens, out); return True, as any is usable."""
-        core = core_gradient(x, dy, adapter.basis.U, adapter.basis.V).flatten().square()
+    def __call__(self, adapter: LayerAdapter, gradient: ObservedGradient) -> bool:
+        """Add one backward pass of one layer; return True, as any gradient is usable."""
+        core = gradient.in_core(adapter.basis.U, adapter.basis.V).flatten().square()
         held = core.topk(adapter.plan.k).values if adapter.plan.dynamic else core[adapter.indices]
-        self.energies += torch.stack([gradient_energy(x, dy), core.sum(), held.sum()]).double().cpu()
+        self.energies += torch.stack([gradient.energy(), core.sum(), held.sum()]).double().cpu()
         return True
 
     def finish(self) -> dict[str, float]:

@@ -11,15 +11,17 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_quantization_kwargs
 from torch import nn
 
+from ..common.adapted_parameters import AdaptedParameters
 from ..common.bitsandbytes_cpu import restore_scales
 from ..common.delta_tuner import DeltaTuner
 from ..common.model_card import collect_facts
-from ..common.placement import check_weights_are_on_all_ranks
+from ..common.placement import check_weights_are_on_all_ranks, whole_shape
 from .basis import Basis
 from .checkpoint import check_adapter_tensors, check_complete, in_file_order, warn_if_not_settled, with_slots
 from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear, layer_adapters
-from .plan import LayerPlan, plan_layer
+from .parameter_layer import SparseGradParameter
+from .plan import LayerPlan, plan_layer, plan_weight
 from .stored_layer import check_stored
 from .targets import TARGET_MODULES, set_default_targets
 from .transition_file import TransitionFile
@@ -82,20 +84,24 @@ class SparseGradModel(DeltaTuner):
                 )
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
-        if cast(SparseGradConfig, peft_config).target_modules is None:
-            set_default_targets(peft_config, model_config.get("model_type"))
-        return peft_config
+        ours, model_type = cast(SparseGradConfig, peft_config), model_config.get("model_type")
+        if ours.target_modules is None and ours.target_parameters and model_type not in TARGET_MODULES:
+            ours.target_modules = set()  # pyright: ignore[reportAttributeAccessIssue]
+        if ours.target_modules is None:
+            set_default_targets(ours, model_type)
+        return ours
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Plan every layer, and read the transition matrices, before any layer is changed."""
         assert isinstance(peft_config, SparseGradConfig)
         self._bases: dict[tuple[Any, ...], Basis] = {}  # by group key
         self._transition_file: TransitionFile | None = None
-        targets = self._targets(peft_config, model)
+        targets, parameters = self._targets(peft_config, model), self._target_parameters(peft_config, model)
         if peft_config.basis == "svd" and not peft_config.inference_mode:
             check_weights_are_on_all_ranks(model, "`basis='svd'`", "take another basis")
-            _check_weights_are_loaded(targets)
+            _check_weights_are_loaded([*targets, *((target.name, target.module) for target in parameters)])
         plans = [self._plan(peft_config, name, module) for name, module in targets]
+        plans += [plan_weight(peft_config, target.name, target.shape) for target in parameters]
         if peft_config.transition_matrices is not None and not peft_config.inference_mode:
             self._transition_file = TransitionFile.read(peft_config.transition_matrices)
             self._transition_file.check(plans)
@@ -115,12 +121,22 @@ class SparseGradModel(DeltaTuner):
     ) -> None:
         assert isinstance(peft_config, SparseGradConfig)
         base_layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        plan = self._plan(peft_config, current_key, base_layer)
+        if parameter_name is None:
+            plan = self._plan(peft_config, current_key, base_layer)
+        else:
+            base_layer = base_layer.base_layer if isinstance(base_layer, AdaptedParameters) else base_layer
+            plan = plan_weight(peft_config, current_key, whole_shape(base_layer.get_parameter(parameter_name)))
         basis = self._bases.get(plan.group_key)
         inference_mode = peft_config.inference_mode
         if isinstance(target, SparseGradLayer):
             layer = target
             layer.update_layer(adapter_name, plan, basis, inference_mode)
+        elif parameter_name is not None:
+            holder = self._holder(parent, target_name, target)
+            layer = SparseGradParameter(holder, parameter_name, adapter_name, plan, basis, inference_mode)
+            holder.add_module(parameter_name, layer)
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
         else:
             kwargs = get_quantization_kwargs(self.model)
             layer = SparseGradLinear(target, adapter_name, plan, basis, inference_mode, **kwargs)

@@ -22,7 +22,9 @@ class LayerPlan:
         name: Name of the module in the base model.
         role: Name with its numbers replaced by `*`, which is the same for the corresponding layer of every block.
         weight_shape: Shape (out, in) of the weight.
-        k: Number of trained values; with a dynamic support, number of entries updated in a step.
+        experts: Number of experts whose weights (out, in) are in one parameter; None for a weight of its own.
+        k: Number of trained values, those of all experts together; with a dynamic support, number of entries updated
+            in a step.
         ranks: Columns (r_out, r_in) of V and U; None for a side in the weight's own basis.
         basis: Basis in the configuration: `"hosvd"`, `"svd"` or `"identity"`.
         dynamic: True if the whole core trains and each step updates the entries with the largest gradients.
@@ -35,6 +37,7 @@ class LayerPlan:
     name: str
     role: str
     weight_shape: tuple[int, int]
+    experts: int | None
     k: int
     ranks: tuple[int | None, int | None]
     basis: str
@@ -51,8 +54,24 @@ class LayerPlan:
 
     @property
     def core_shape(self) -> tuple[int, int]:
-        """Shape (r_out, r_in) of the core."""
-        return core_shape(*self.weight_shape, self.ranks)
+        """Shape (r_out, r_in) of the core; (experts * r_out, r_in) where those of experts lie one below the other."""
+        r_out, r_in = core_shape(*self.weight_shape, self.ranks)
+        return self.num_experts * r_out, r_in
+
+    @property
+    def num_experts(self) -> int:
+        """Number of weights that have a core each: 1 for a weight of its own."""
+        return self.experts or 1
+
+    @property
+    def k_of_expert(self) -> int:
+        """Number of trained values of one weight."""
+        return self.k // self.num_experts
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        """Shape (out, in) or (experts, out, in) of the parameter."""
+        return self.weight_shape if self.experts is None else (self.experts, *self.weight_shape)
 
     @property
     def num_entries(self) -> int:
@@ -72,14 +91,16 @@ def plan_layer(config: SparseGradConfig, name: str, module: nn.Module, **backend
     return plan_weight(config, name, (out_features, in_features))
 
 
-def plan_weight(config: SparseGradConfig, name: str, weight_shape: tuple[int, int]) -> LayerPlan:
-    """Return the plan for a linear layer `name` whose weight has the shape (out, in).
+def plan_weight(config: SparseGradConfig, name: str, shape: tuple[int, ...]) -> LayerPlan:
+    """Return the plan for a linear layer, or a parameter, `name` of the shape (out, in) or (experts, out, in).
 
     Raises:
         ValueError: If the values asked for do not fit into its core.
     """
     density = config.density_pattern.get(get_pattern_key(list(config.density_pattern), name), config.density)
     rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), name), config.rank)
+    *stack, out_features, in_features = shape
+    weight_shape, experts = (out_features, in_features), stack[0] if stack else None
     k = num_trained_values(*weight_shape, density, config.num_values)
     rank = (None, None) if config.basis == "identity" else rank
     try:
@@ -91,7 +112,8 @@ def plan_weight(config: SparseGradConfig, name: str, weight_shape: tuple[int, in
         name=name,
         role=name if config.basis == "svd" else role_of(name),
         weight_shape=weight_shape,
-        k=k,
+        experts=experts,
+        k=(experts or 1) * k,
         ranks=ranks,
         basis=config.basis,
         dynamic=config.support == "dynamic",

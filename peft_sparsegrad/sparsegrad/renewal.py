@@ -31,18 +31,30 @@ def next_renewal(steps: int, first: int) -> int:
     return renewal
 
 
-def renewed_support(values: torch.Tensor, indices: torch.Tensor, score: torch.Tensor | None) -> torch.Tensor:
+def renewed_support(
+    values: torch.Tensor, indices: torch.Tensor, score: torch.Tensor | None, num_experts: int = 1
+) -> torch.Tensor:
     """Choose the entries that train from now on, the same on every rank.
 
+    Each expert keeps its number of values, and one whose gradient was zero keeps its entries.
+
     Args:
-        values: Trained values, shape (k,).
+        values: Trained values, shape (k,), those of one expert after those of another.
         indices: Positions of the values in the core, shape (k,).
         score: Score of each entry of the core, shape (r_out, r_in); None if its gradient was zero.
+        num_experts: Number of experts whose cores lie one below the other.
 
     Returns:
         Positions, int64, shape (k,); see `renew_support`.
     """
-    new = indices.clone() if score is None else renew_support(indices, values, score, FRACTION)
+    new = indices.clone()
+    if score is not None:
+        scores, size = score.view(num_experts, -1), score.numel() // num_experts
+        parts = zip(scores, new.view(num_experts, -1), values.view(num_experts, -1), strict=True)
+        for expert, (own_score, own, own_values) in enumerate(parts):
+            if own_score.any():
+                start = expert * size
+                own.copy_(renew_support(own - start, own_values, own_score, FRACTION) + start)
     copy_from_main(new)
     return new
 

@@ -47,21 +47,29 @@ def check_stored(config: SparseGradConfig, tensors: Mapping[str, torch.Tensor]) 
             check_orthonormal(name, columns)
 
 
+def check_weight_shape(start: str, plan: LayerPlan, given: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError if the tensors of a layer, under names that begin with `start`, are for another weight."""
+    found = given.get(f"{start}weight_shape")
+    shape = () if found is None else tuple(found.flatten().tolist())
+    if len(shape) in (2, 3) and shape != plan.parameter_shape:
+        raise ValueError(
+            f"'{start}weight_shape': the adapter is for a weight of {shape}, not {plan.parameter_shape}. {ADVICE}"
+        )
+
+
 def check_layer(start: str, plan: LayerPlan, given: Mapping[str, torch.Tensor]) -> None:
     """Check the numbers in the tensors of one layer, under names that begin with `start`, against its plan."""
-    shape = tuple(given[f"{start}weight_shape"].tolist())
-    if shape != plan.weight_shape:
-        raise ValueError(
-            f"'{start}weight_shape': the adapter is for a weight of {shape}, not {plan.weight_shape}. {ADVICE}"
-        )
     if int(given[f"{start}steps"]) < -1:
         raise ValueError(f"'{start}steps' must be at least -1, not {int(given[f'{start}steps'])}. {ADVICE}")
     if plan.dynamic:
         return
     try:
-        unpack_support(given[f"{start}support"], plan.num_entries, plan.k)
+        positions = unpack_support(given[f"{start}support"], plan.num_entries, plan.k)
     except ValueError as error:
         raise ValueError(f"'{start}support': {error}. {ADVICE}") from error
+    of_expert = (positions // (plan.num_entries // plan.num_experts)).bincount(minlength=plan.num_experts)
+    if bool((of_expert != plan.k_of_expert).any()):
+        raise ValueError(f"'{start}support' has another number of entries for one expert than for others. {ADVICE}")
 
 
 def check_orthonormal(name: str, columns: torch.Tensor) -> None:
@@ -89,7 +97,7 @@ def _layer_like(start: str, plan: LayerPlan) -> dict[str, torch.Tensor]:
     """Return tensors of the shape of a layer's, without content, by name."""
     parts = {
         "values": ((plan.num_entries if plan.dynamic else plan.k,), torch.float32),
-        "weight_shape": ((2,), torch.int32),
+        "weight_shape": ((len(plan.parameter_shape),), torch.int32),
         "steps": ((1,), torch.int64),
     }
     if not plan.dynamic:
@@ -102,10 +110,11 @@ def _plan(config: SparseGradConfig, module: str, parts: Mapping[str, torch.Tenso
     name, shape = f"{module}.sparsegrad_adapter.weight_shape", parts.get("adapter.weight_shape")
     if shape is None:
         raise ValueError(f"the tensor {name!r} of the adapter is missing. {ADVICE}")
-    if shape.dtype != torch.int32 or shape.shape != (2,) or bool((shape < 1).any()):
-        raise ValueError(f"{name!r} must be two whole numbers (int32) above 0, not {shape.tolist()}. {ADVICE}")
-    out_features, in_features = shape.tolist()
-    return plan_weight(config, module.removeprefix(_PEFT_PREFIX), (out_features, in_features))
+    if shape.dtype != torch.int32 or shape.shape not in ((2,), (3,)) or bool((shape < 1).any()):
+        raise ValueError(
+            f"{name!r} must be two whole numbers (int32) above 0, of experts three, not {shape.tolist()}. {ADVICE}"
+        )
+    return plan_weight(config, module.removeprefix(_PEFT_PREFIX), tuple(shape.tolist()))
 
 
 def _basis_parts(parts: Mapping[str, torch.Tensor]) -> list[str]:

@@ -125,7 +125,7 @@ class TrainingState:
     def _renew(self, optimizers: set[torch.optim.Optimizer], piece: Piece) -> None:
         old = self._positions()
         values = piece.joined(piece.values, self._device)
-        new = renewed_support(values, old, self.core_gradient.score(self._device))
+        new = renewed_support(values, old, self.core_gradient.score(self._device), self.adapter.plan.num_experts)
         renewed = new != old
         for optimizer in optimizers:
             reset_state(optimizer, piece, renewed)

@@ -23,9 +23,9 @@ from ..common.optimizer_watcher import OptimizerStep, forget, watch
 from ..functional import (
     ExactHosvd,
     Hosvd,
+    ObservedGradient,
     SketchedHosvd,
     hosvd_accumulator,
-    select_support,
 )
 from .adapter import LayerAdapter
 from .basis import Basis
@@ -83,26 +83,27 @@ class WarmUpCollector:
         """Number of passes observed so far."""
         return self.passes + self.count
 
-    def __call__(self, adapter: LayerAdapter, x: torch.Tensor, dy: torch.Tensor) -> bool:
-        """Add one backward pass of one layer, x (tokens, in) and dy (tokens, out); return False for an overflow."""
+    def __call__(self, adapter: LayerAdapter, gradient: ObservedGradient) -> bool:
+        """Add one backward pass of one layer; return False for an overflow."""
         if self.done:
             return True
-        self._ranks.device = x.device
+        of_loss = gradient.tensors[-1]
+        self._ranks.device = of_loss.device
         if not self._observed:
             self._ranks.begin_backward()
         self._observed = True
-        peaks = torch.stack([_peak(x), _peak(dy)]).tolist()
+        peaks = torch.stack([_peak(tensor) for tensor in gradient.tensors]).tolist()
         if not self._ranks.come_to(f"the gradient of {adapter.plan.name!r}", ok=all(map(math.isfinite, peaks))):
-            return self._is_no_overflow(adapter, dy)
+            return self._is_no_overflow(adapter, of_loss)
         if all(peaks):
             self._has_signal = True
             self.seen.add(adapter)
         if self.stage == "basis":
-            self._accumulator(adapter.basis, x.device).update(x, dy, mean_over_ranks)
+            gradient.add_to(self._accumulator(adapter.basis, of_loss.device), mean_over_ranks)
         else:
             if adapter not in self.sums:
-                self.sums[adapter] = SupportSums(adapter, x.dtype)
-            self.sums[adapter].update(x, dy)
+                self.sums[adapter] = SupportSums(adapter, gradient.tensors[0].dtype)
+            self.sums[adapter].update(gradient)
         return True
 
     def enter(self, adapter: LayerAdapter) -> None:
@@ -215,7 +216,7 @@ class WarmUpCollector:
         for adapter in self.adapters:
             if adapter in self.sums:
                 self.sums[adapter].reduce()
-                adapter.settle(select_support(self.sums[adapter].score, adapter.plan.k))
+                adapter.settle(self.sums[adapter].support())
             else:
                 adapter.settle()
             _copy_buffers_from_main(adapter)

@@ -148,7 +148,7 @@ def test_the_warm_up_and_probes_see_the_gradients(written_out):
         model(MANY).square().sum().backward()
     assert not written_out.calls
     layer, seen = model.base_model.model[0], []
-    layer.adapter("default").probe = lambda layer, x, dy: seen.append(x.shape) or True
+    layer.adapter("default").probe = lambda layer, gradient: seen.append(gradient.x.shape) or True
     model(MANY).square().sum().backward()
     assert seen == [MANY.shape]
     assert not written_out.calls

@@ -1,0 +1,58 @@
+"""A module some of whose parameters have adapters, such as the experts of a mixture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from .forward_replaced import Calling, forward_replaced
+
+if TYPE_CHECKING:
+    from .parameter_layer import ParameterLayer
+
+
+class AdaptedParameters(nn.Module):
+    """A frozen module that computes with the sums of its parameters and their adapters' deltas.
+
+    The layer of each adapted parameter is a child under the parameter's name, so that the names of its tensors begin
+    with that of the parameter. Outside of forward passes the module has its own parameters.
+
+    Args:
+        base_layer: The module.
+    """
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+
+    @property
+    def layers(self) -> Iterator[tuple[str, ParameterLayer]]:
+        """Name of each adapted parameter, and its layer."""
+        for name, child in self._modules.items():
+            if name != "base_layer":
+                yield name, cast("ParameterLayer", child)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the module returns with every active adapter's delta added to its parameter."""
+        base = self.base_layer
+        layers = [(name, layer) for name, layer in self.layers if layer.adds_delta()]
+        if not layers:
+            return base(*args, **kwargs)
+
+        def with_deltas(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            parameters = {f"base.{name}": layer.adapted(base.get_parameter(name)) for name, layer in layers}
+            return torch.func.functional_call(Calling(base, forward), parameters, args, kwargs)
+
+        with forward_replaced(base, with_deltas):
+            return base(*args, **kwargs)
+
+    def unload_and_optionally_merge_module(
+        self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
+    ) -> nn.Module:
+        """Return the module itself, with the adapters merged into it if `merge` is true; PEFT calls it."""
+        for _, layer in self.layers if merge else ():
+            layer.merge(safe_merge=safe_merge, adapter_names=adapter_names)
+        return self.base_layer

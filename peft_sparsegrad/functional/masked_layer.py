@@ -25,12 +25,13 @@ class Delta:
     Attributes:
         value: The trained tensor, of the parameter's shape.
         mask: Function that masks the gradient, which is contiguous and has the dtype of `value`; may work in place.
+            None if `value` masks its gradient itself.
         trains: False if no entry of `value` trains in this step, so that its gradient is not computed.
         zeros: True if the gradient of a delta that does not train is zero rather than None.
     """
 
     value: torch.Tensor
-    mask: Callable[[torch.Tensor], torch.Tensor]
+    mask: Callable[[torch.Tensor], torch.Tensor] | None
     trains: bool = True
     zeros: bool = False
 
@@ -115,6 +116,8 @@ def masked_layer(
     """
     deltas = (tuple(weight_deltas), tuple(bias_deltas))
     values = [delta.value for delta in (*weight_deltas, *bias_deltas)]
+    if all(delta.mask is None for delta in weight_deltas):
+        return _output(operation, x, weight, bias, values[: len(weight_deltas)], values[len(weight_deltas) :])
     return _MaskedLayer.apply(operation, x, weight, bias, deltas, *values)  # pyright: ignore[reportReturnType]
 
 
@@ -140,6 +143,8 @@ def masked_sum(parameter: torch.Tensor, deltas: Sequence[Delta]) -> torch.Tensor
     Returns:
         Tensor with the shape and dtype of `parameter`. Its masked gradient reaches the deltas, but not `parameter`.
     """
+    if all(delta.mask is None for delta in deltas):
+        return _total(parameter, [delta.value for delta in deltas], parameter.dtype)  # pyright: ignore[reportReturnType]
     return _MaskedSum.apply(parameter, tuple(deltas), *(delta.value for delta in deltas))  # pyright: ignore
 
 
@@ -150,11 +155,8 @@ class _MaskedLayer(torch.autograd.Function):
         weight_values, bias_values = values[: len(deltas[0])], values[len(deltas[0]) :]
         kept = x if any(delta.trains and delta.value.requires_grad for delta in deltas[0]) else None
         ctx.save_for_backward(kept, weight, *weight_values)
-        total_weight = _total(weight, weight_values, x.dtype)
-        assert total_weight is not None
-        with torch.autocast(x.device.type, enabled=False):
-            # Detached, because autograd forbids to modify a view that was made in here.
-            return operation.forward(x, total_weight, _total(bias, bias_values, x.dtype)).detach()
+        # Detached, because autograd forbids to modify a view that was made in here.
+        return _output(operation, x, weight, bias, weight_values, bias_values).detach()
 
     @staticmethod
     @once_differentiable
@@ -191,9 +193,15 @@ def _rows(tensor):
     return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
+def _output(operation, x, weight, bias, weight_values, bias_values):
+    """Return the operation's output with the deltas' values added to weight and bias, in the dtype of `x`."""
+    with torch.autocast(x.device.type, enabled=False):
+        return operation.forward(x, _total(weight, weight_values, x.dtype), _total(bias, bias_values, x.dtype))
+
+
 def _total(frozen, values, dtype):
     """Return the sum of a frozen tensor (or None) and the deltas' values in `dtype`, None if there is none of them."""
-    terms = [term for term in (frozen, *values) if term is not None]
+    terms = [*([] if frozen is None else [frozen.detach()]), *values]
     return sum(terms[1:], start=terms[0]).to(dtype) if terms else None
 
 

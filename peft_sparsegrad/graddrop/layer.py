@@ -16,6 +16,7 @@ from ..common.optimizer_watcher import OptimizerStep, watch
 from ..common.pieces import refuse_views
 from ..common.placement import check_data_parallel, whole_shape
 from ..functional import Delta
+from .compiled_masks import masked, numbered
 from .deltas import Deltas
 from .mask_sampler import MaskSampler
 from .masked_steps import MaskedParameter, before_masked_step
@@ -49,10 +50,12 @@ class GradDropLayer(DeltaLayer, nn.Module):
         self.in_quantized_model = bool(kwargs.get("in_quantized_model")) or self.quantization_backend is not None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        self._number = numbered(self)
         watch(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._number = numbered(self)
         watch(self)  # a copy, or an unpickled layer, is watched like the original
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
@@ -134,13 +137,23 @@ class GradDropLayer(DeltaLayer, nn.Module):
 
     def deltas_in_pass(self, kind: str, adapter_names: list[str]) -> list[Delta]:
         """Return what adapters add to the `"weight"` or to the `"bias"` in a forward pass that begins."""
-        present = [name for name in adapter_names if self.has_adapter(name)]
-        deltas = [(self.deltas(name), self.graddrop_sampler[name]) for name in present]
-        name = f"{self.graddrop_name}.{kind}"
-        values = [(each.of(kind), each.scale, sampler) for each, sampler in deltas]
-        return [self._delta(name, value, scale, sampler) for value, scale, sampler in values if value is not None]
+        present = [(name, self.deltas(name)) for name in adapter_names if self.has_adapter(name)]
+        values = [(name, deltas.of(kind), deltas.scale) for name, deltas in present]
+        return [self._delta(name, kind, value, scale) for name, value, scale in values if value is not None]
 
-    def _delta(self, name: str, value: torch.Tensor, scale: float, sampler: MaskSampler) -> Delta:
+    def mask_arriving_(self, gradient: torch.Tensor, adapter_name: str, kind: str) -> None:
+        """Mask the contiguous gradient of a delta in place, as it arrives in a compiled backward pass."""
+        name, sampler = f"{self.graddrop_name}.{kind}", self.graddrop_sampler[adapter_name]
+        delta = self.deltas(adapter_name).of(kind)
+        assert delta is not None
+        sampler.begin_backward()
+        sampler.check_steps_are_seen(name, delta)
+        sampler.mask_gradient_(gradient, name, self.graddrop_block)
+
+    def _delta(self, adapter_name: str, kind: str, value: torch.Tensor, scale: float) -> Delta:
+        if torch.compiler.is_compiling():  # the mask is drawn, and the steps are checked, when the gradient arrives
+            return Delta(_times(masked(value, self._number, adapter_name, kind), scale), mask=None)
+        name, sampler = f"{self.graddrop_name}.{kind}", self.graddrop_sampler[adapter_name]
         if value.requires_grad and (torch.is_grad_enabled() or self.training) and not in_backward():
             refuse_views(value, "mask its gradient", "another method")
             sampler.begin_pass()

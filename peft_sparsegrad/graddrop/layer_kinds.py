@@ -39,7 +39,6 @@ class _GradDropProduct(GradDropLayer):
         base: Any = self.get_base_layer()
         return self.quantization_backend is not None or base is not self.base_layer or base.weight.is_meta
 
-    @torch.compiler.disable
     def _forward_with(
         self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
@@ -51,7 +50,14 @@ class _GradDropProduct(GradDropLayer):
         base: Any = self.get_base_layer()
         if not is_split_by_zero(base):
             return self.product(x, base.weight, base.bias, weight_deltas, bias_deltas)
-        # DeepSpeed's hooks on the layer bring its weight, for the backward pass too.
+        return self._product_inside_hooks(x, weight_deltas, bias_deltas)  # pyright: ignore[reportCallIssue]
+
+    @torch.compiler.disable
+    def _product_inside_hooks(
+        self, x: torch.Tensor, weight_deltas: list[Delta], bias_deltas: list[Delta]
+    ) -> torch.Tensor:
+        """Return the output where DeepSpeed's hooks on the layer bring its weight, for the backward pass too."""
+        base: Any = self.get_base_layer()
         with forward_replaced(base, lambda _, x: self.product(x, base.weight, base.bias, weight_deltas, bias_deltas)):
             return base(x)
 
@@ -107,18 +113,34 @@ class GradDropConv2d(_GradDropProduct):
 class GradDropParameters(GradDropLayer):
     """GradDrop on a module that does more with its weight than multiply: normalisation layers and embeddings."""
 
-    @torch.compiler.disable
     def _forward_with(
         self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         base: Any = self.get_base_layer()
         self._check_is_here(base.weight, x)
+        if torch.compiler.is_compiling() and base is self.base_layer and not is_split_by_zero(base):
+            parameters = _sums(base, "", weight_deltas, bias_deltas)
+            return torch.func.functional_call(base, parameters, (x, *args), kwargs)
+        return self._forward_inside_hooks(weight_deltas, bias_deltas, x, *args, **kwargs)  # pyright: ignore
+
+    @torch.compiler.disable
+    def _forward_inside_hooks(
+        self, weight_deltas: list[Delta], bias_deltas: list[Delta], x: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Return the output where hooks on the base layer, or another adapter on it, have to run first."""
+        base: Any = self.get_base_layer()
 
         def with_deltas(forward: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
-            parameters = {"base.weight": masked_sum(base.weight, weight_deltas)}
-            if bias_deltas:
-                parameters["base.bias"] = masked_sum(base.bias, bias_deltas)
+            parameters = _sums(base, "base.", weight_deltas, bias_deltas)
             return torch.func.functional_call(Calling(base, forward), parameters, args, kwargs)
 
         with forward_replaced(base, with_deltas):
             return cast(Callable[..., torch.Tensor], self.base_layer)(x, *args, **kwargs)
+
+
+def _sums(base: Any, prefix: str, weight_deltas: list[Delta], bias_deltas: list[Delta]) -> dict[str, torch.Tensor]:
+    """Return weight and bias of a module with the deltas added, by names that begin with `prefix`."""
+    sums = {f"{prefix}weight": masked_sum(base.weight, weight_deltas)}
+    if bias_deltas:
+        sums[f"{prefix}bias"] = masked_sum(base.bias, bias_deltas)
+    return sums

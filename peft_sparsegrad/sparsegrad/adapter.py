@@ -182,8 +182,17 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         if indices is not None:
             self.place(indices)
         self.steps.clamp_(min=0)
-        # Now, and not in a compiled forward pass, whose graph they would break.
-        _ = self.indices, self.is_settled, self.training_state.leaf()
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Compute what a forward pass needs to know of the buffers; a compiled one does not look into them.
+
+        It is to be called after every change of the buffers that is no optimizer step.
+        """
+        if self.values.is_meta or self.steps.is_meta:
+            return
+        if self.is_settled:
+            _ = self.indices, self.training_state.leaf()
 
     def place(self, indices: torch.Tensor) -> None:
         """Replace the position of each value, shape (k,), in place; the values stay in their slots."""
@@ -199,6 +208,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         for own, theirs in ((self, other), (self.basis, other.basis)):
             for name, buffer in own.named_buffers():
                 buffer.copy_(theirs.get_buffer(name))
+        self.prepare()
 
     def unsettle(self) -> None:
         """Mark the support as not chosen, so that a warm-up can choose it again."""
@@ -216,6 +226,12 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if f"{prefix}values" in state_dict:
             self.training_state.begin_again()  # it belongs to the earlier values
+        self.prepare()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LayerAdapter:
+        super()._apply(fn, recurse)
+        self.prepare()
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "training_state": self.training_state.core_gradient.total}

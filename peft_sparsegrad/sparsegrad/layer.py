@@ -80,6 +80,7 @@ class SparseGradLayer(DeltaLayer):
         self.sparsegrad_adapter[adapter_name] = LayerAdapter(plan, self._initial_values(plan), basis)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+        self.adapter(adapter_name).prepare()
 
     def _initial_values(self, plan: LayerPlan) -> torch.Tensor:
         _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())

@@ -65,6 +65,21 @@ class SparseGradModel(DeltaTuner):
             for adapter in waiting:
                 adapter.warmup = warmup
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the base model returns; in a warm-up without a compiled graph, which would be in pieces."""
+        if torch.compiler.is_compiling() and self._warms_up():
+            return self._forward_uncompiled(*args, **kwargs)
+        return super().forward(*args, **kwargs)
+
+    @torch.compiler.disable
+    def _forward_uncompiled(self, *args: Any, **kwargs: Any) -> Any:
+        return super().forward(*args, **kwargs)
+
+    def _warms_up(self) -> bool:
+        """Return whether an active adapter is in its warm-up, the same for all of its layers."""
+        firsts = [layer_adapters(self.model, name)[:1] for name in self.active_adapters]
+        return any(adapter.warmup is not None for first in firsts for adapter in first)
+
     def _start_like_the_first(self, model: nn.Module, config: SparseGradConfig, adapter_name: str) -> None:
         """Start an adapter in the basis and with the supports of one that has the same configuration object.
 

@@ -242,6 +242,7 @@ class TrainingState:
                 if part is not None:
                     part.copy_(piece.cut(piece.joined(part, self._device)[order[rank]]))
             self.adapter.place(indices)
+            self.adapter.prepare()
         self._load_total(state["total"].to(self._device, torch.float32), *state["share"].tolist())
 
     def _load_total(self, total: torch.Tensor, ranks: int, rank: int) -> None:

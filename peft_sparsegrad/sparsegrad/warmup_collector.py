@@ -220,6 +220,7 @@ class WarmUpCollector:
             else:
                 adapter.settle()
             _copy_buffers_from_main(adapter)
+            adapter.prepare()
             adapter.warmup = None
         self.stage = "done"
         forget(self)

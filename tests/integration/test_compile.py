@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from graph_breaks import Compiled, train_compiled
-from peft import PeftModel, get_peft_model
-from tiny import batch, train
+from graph_breaks import Compiled, compile_counts, train_compiled
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import batch, llama, rows, train
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, Trainer, TrainingArguments
 
 from peft_sparsegrad import GradDrop, GradDropConfig, SparseGradConfig
 from peft_sparsegrad.sparsegrad.adapter import LayerAdapter
@@ -40,10 +41,10 @@ class Output(NamedTuple):
 class Tower(nn.Module):
     """A language model of float64, for exact comparisons, that compiles in a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int = 2) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.embed, self.layers = nn.Embedding(64, 8), nn.ModuleList(Block() for _ in range(2))
+        self.embed, self.layers = nn.Embedding(64, 8), nn.ModuleList(Block() for _ in range(blocks))
         self.config = PretrainedConfig()
         self.double()
 
@@ -192,3 +193,54 @@ def test_compiled_pass_sees_that_an_optimizer_holds_copies():
     step_on_copies()
     with pytest.raises(RuntimeError, match="has changed without a step of an optimizer that holds it"):
         step_on_copies()
+
+
+# Both ----------------------------------------------------------------------------------------------------------------
+
+CONFIGS = {
+    "lora": LoraConfig(task_type="CAUSAL_LM"),
+    "sparsegrad": SparseGradConfig(warmup_steps=0, task_type="CAUSAL_LM"),
+    "graddrop": GradDropConfig(task_type="CAUSAL_LM"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_one_graph_for_a_whole_llama(config):
+    assert compile_counts(config)[:3] == (1, 0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "config", [LoraConfig(target_modules=["up_proj"], task_type="CAUSAL_LM"), sparsegrad(warmup_steps=0), graddrop()]
+)
+def test_blocks_that_are_compiled_by_themselves_share_their_graphs(config):
+    """The first has one of its own, as its input needs no gradient."""
+    torch.compiler.reset()
+    counters.clear()
+    model = get_peft_model(Tower(blocks=4), config)
+    for block in model.get_base_model().layers:
+        block.compile(backend="aot_eager")
+    train(model, steps=2)
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sparsegrad", "graddrop"])
+def test_trainer_compiles(name, tmp_path):
+    losses = []
+    for compiles in (False, True):
+        torch.compiler.reset()
+        counters.clear()
+        settings = {"torch_compile": True, "torch_compile_backend": "aot_eager"} if compiles else {}
+        arguments = TrainingArguments(
+            str(tmp_path), max_steps=5, logging_steps=1, report_to=[], use_cpu=True, learning_rate=0.01, **settings
+        )
+        model = get_peft_model(llama(), CONFIGS[name])
+        trainer = Trainer(model, arguments, train_dataset=rows(32))
+        trainer.train()
+        losses.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from .mixed_batches import mixed_batch
 from .placement import check_model, check_targets
 from .targeted_parameters import TargetedParameter, targeted_parameters
 from .targeting import targeted_modules
+from .weighted_merge import WeightedMerge, check_adapters, check_new_name, check_no_svd
 
 
 class DeltaTuner(BaseTuner):
@@ -90,6 +91,59 @@ class DeltaTuner(BaseTuner):
         unloaded module has its weight; that of a wrapper of trained tokens is no parameter.
         """
         setattr(parent, child_name, new_module)
+
+    def add_weighted_adapter(
+        self,
+        adapters: list[str],
+        weights: list[float],
+        adapter_name: str,
+        combination_type: str = "linear",
+        svd_rank: int | None = None,
+        svd_clamp: float | None = None,
+        svd_full_matrices: bool = True,
+        svd_driver: str | None = None,
+        density: float | None = None,
+        majority_sign_method: str = "total",
+    ) -> None:
+        """Add an adapter that is a weighted merge of others, which does not become active.
+
+        The arguments are LoRA's. A layer that only some of the adapters have is merged from those.
+
+        Args:
+            adapters: Names of the adapters.
+            weights: Weight of each, positive or negative.
+            adapter_name: Name of the new adapter.
+            combination_type: `"linear"` and `"cat"` give Σ w ΔW, other than LoRA's `"linear"` exactly. The others, as
+                in LoRA, but on the trained values in place of factors: `"magnitude_prune"` and `"dare_linear"` add
+                what pruning leaves, `"ties"` and `"dare_ties"` elect a sign for each value first. All but `"cat"` need
+                SparseGrad adapters with the same transition matrices.
+            svd_rank: Not used: it is for LoRA's merges by SVD, like the three that follow.
+            svd_clamp: Not used.
+            svd_full_matrices: Not used.
+            svd_driver: Not used.
+            density: Share of each adapter's values that pruning keeps, in (0, 1]; only with a kind that prunes.
+            majority_sign_method: `"total"` elects a sign by the sum of the values, `"frequency"` by their number.
+
+        Raises:
+            ValueError: If an argument cannot be used, or the adapters do not go together. Nothing is changed then.
+        """
+        check_new_name(self.peft_config, adapter_name)
+        svd = {"svd_rank": svd_rank, "svd_clamp": svd_clamp, "svd_full_matrices": svd_full_matrices}
+        check_no_svd(combination_type, **svd, svd_driver=svd_driver)
+        merge = WeightedMerge(adapters, weights, combination_type, density, majority_sign_method)
+        check_adapters(self.peft_config, adapters)
+        config, fill = self._weighted_merge(merge)
+        self.peft_config[adapter_name] = config
+        try:
+            self.inject_adapter(self.model, adapter_name)
+        except Exception:
+            del self.peft_config[adapter_name]
+            raise
+        fill(adapter_name)
+
+    def _weighted_merge(self, merge: WeightedMerge) -> tuple[PeftConfig, Callable[[str], None]]:
+        """Return the settings of the merge of some adapters, and what gives an adapter of that name its contents."""
+        raise NotImplementedError
 
     @classmethod
     def _get_adapter_state_dict(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from ..common.bitsandbytes_cpu import restore_scales
 from ..common.delta_tuner import DeltaTuner
 from ..common.model_card import collect_facts
+from ..common.weighted_merge import WeightedMerge
 from .blocks import block_of, find_blocks, selected_blocks
 from .checkpoint import check_stored, compress, decompress
 from .config import GradDropConfig
@@ -20,6 +23,7 @@ from .layer import GradDropLayer
 from .mask_sampler import MaskSampler
 from .step_count import check_step_counts, is_step_count
 from .targets import default_targets, layer_class
+from .weighted_adapter import fill_adapter, merge_adapters
 
 
 class GradDropModel(DeltaTuner):
@@ -92,6 +96,10 @@ class GradDropModel(DeltaTuner):
         layer.update_layer(adapter_name, self._sampler, peft_config.init_weights, peft_config.inference_mode)
         if adapter_name not in self.active_adapters:
             layer.deltas(adapter_name).requires_grad_(False)
+
+    def _weighted_merge(self, merge: WeightedMerge) -> tuple[PeftConfig, Callable[[str], None]]:
+        config, deltas = merge_adapters(self.model, self.peft_config, merge)
+        return config, partial(fill_adapter, self.model, deltas)
 
     @classmethod
     def _get_adapter_state_dict(

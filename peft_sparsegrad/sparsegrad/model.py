@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,6 +18,7 @@ from ..common.bitsandbytes_cpu import restore_scales
 from ..common.delta_tuner import DeltaTuner
 from ..common.model_card import collect_facts
 from ..common.placement import check_weights_are_on_all_ranks, whole_shape
+from ..common.weighted_merge import WeightedMerge
 from .basis import Basis
 from .checkpoint import check_adapter_tensors, check_complete, in_file_order, warn_if_not_settled, with_slots
 from .config import SparseGradConfig
@@ -26,6 +29,7 @@ from .stored_layer import check_stored
 from .targets import TARGET_MODULES, set_default_targets
 from .transition_file import TransitionFile
 from .warmup_collector import WarmUpCollector
+from .weighted_adapter import fill_adapter, merge_adapters
 
 
 class SparseGradModel(DeltaTuner):
@@ -159,6 +163,10 @@ class SparseGradModel(DeltaTuner):
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
         self._bases[plan.group_key] = layer.adapter(adapter_name).basis
+
+    def _weighted_merge(self, merge: WeightedMerge) -> tuple[PeftConfig, Callable[[str], None]]:
+        config, layers = merge_adapters(self.model, self.peft_config, merge)
+        return config, partial(fill_adapter, self.model, layers)
 
     @classmethod
     def _get_adapter_state_dict(

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from peft_sparsegrad import GradDropConfig, SparseGradConfig, convert_to_lora
+from peft_sparsegrad.common.delta_layer import DeltaLayer
 
 MLP = ["gate_proj", "up_proj", "down_proj"]
 CONVERTED = {
@@ -164,6 +165,17 @@ def test_merged_adapter_has_no_output_without_it():
     model.merge_adapter()
     with pytest.raises(ValueError, match=r"`batch`.*merged: call `unmerge_adapter`"):
         convert_to_lora(model, rank=2, batch=tiny.batch())
+
+
+@pytest.mark.parametrize("method", ["sparsegrad", "graddrop"])
+def test_scale_of_an_adapter_is_in_the_factors(method, tmp_path):
+    model = get_peft_model(tiny.llama(), CONVERTED[method])
+    for layer in model.modules():
+        if isinstance(layer, DeltaLayer):
+            layer.set_scale("default", 0.3)
+    convert_to_lora(model, rank=32).save(tmp_path)
+    loaded = PeftModel.from_pretrained(tiny.llama(), tmp_path)
+    torch.testing.assert_close(tiny.logits(loaded), tiny.logits(model), rtol=1e-5, atol=1e-5)
 
 
 def test_lora_itself_is_not_converted():

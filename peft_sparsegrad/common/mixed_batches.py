@@ -83,7 +83,7 @@ def mixed_batch(tuner: nn.Module, adapter_names: Sequence[str], num_beams: Any =
     Raises:
         ValueError: If the names are no list of this model's adapters, or the model cannot mix them as it is.
     """
-    modules: dict[str, nn.Module] = {
+    modules: dict[str, Any] = {
         name: module
         for name, module in tuner.named_modules()
         if isinstance(module, (MixedBatchLayer, AuxiliaryTrainingWrapper))

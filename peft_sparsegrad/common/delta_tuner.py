@@ -14,6 +14,7 @@ from peft.utils import _get_submodules
 from torch import nn
 
 from .adapted_parameters import AdaptedParameters
+from .delta_layer import DeltaLayer
 from .mixed_batches import mixed_batch
 from .placement import check_model, check_targets
 from .targeted_parameters import TargetedParameter, targeted_parameters
@@ -144,6 +145,23 @@ class DeltaTuner(BaseTuner):
     def _weighted_merge(self, merge: WeightedMerge) -> tuple[PeftConfig, Callable[[str], None]]:
         """Return the settings of the merge of some adapters, and what gives an adapter of that name its contents."""
         raise NotImplementedError
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Return the tensors of a file under the names of the model's own.
+
+        Raises:
+            ValueError: If the adapter is merged, so that unmerging it would subtract what was not added.
+        """
+        layers = (module for module in model.modules() if isinstance(module, DeltaLayer))
+        if any(adapter_name in layer.merged_adapters for layer in layers):
+            raise ValueError(
+                f"the adapter {adapter_name!r} is merged, and no other can be loaded in its place: call "
+                "`model.unmerge_adapter()` first"
+            )
+        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
 
     @classmethod
     def _get_adapter_state_dict(

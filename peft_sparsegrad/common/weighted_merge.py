@@ -114,9 +114,9 @@ def check_adapters(configs: Mapping[str, Any], adapters: Sequence[str]) -> None:
     for name in adapters:
         if name not in configs:
             raise ValueError(f"`adapters`: the model has no adapter {name!r}, only {', '.join(configs)}")
-        for setting in ("modules_to_save", "trainable_token_indices"):
-            if getattr(configs[name], setting):
+        for setting in ("modules_to_save", "trainable_token_indices", "target_parameters"):
+            if value := getattr(configs[name], setting):
                 raise ValueError(
-                    f"`adapters`: {name!r} has `{setting}={getattr(configs[name], setting)!r}`, of which there is no "
-                    "weighted sum: train the adapters without it"
+                    f"`adapters`: {name!r} has `{setting}={value!r}`, of which there is no weighted sum, with LoRA "
+                    "neither: train the adapters without it, or merge them into the weights"
                 )

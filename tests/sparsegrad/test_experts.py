@@ -319,3 +319,13 @@ def test_mixed_batches_are_refused_as_with_lora(names):
     lora = get_peft_model(mixtral(), LoraConfig(target_modules=[], target_parameters=names, r=2)).eval()
     with pytest.raises(ValueError, match="does not support mixed adapter batches"):
         lora(input_ids=ids(), adapter_names=["default", "__base__"] * 2)
+
+
+def test_weighted_sums_are_refused_as_with_lora():
+    model = adapted(mixtral(), target_modules=["q_proj"])
+    with pytest.raises(ValueError, match=r"`adapters`: 'default' has `target_parameters=.*no weighted sum"):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
+    assert list(model.peft_config) == ["default"]
+    lora = get_peft_model(mixtral(), LoraConfig(target_modules=[], target_parameters=EXPERTS, r=2))
+    with pytest.raises(ValueError, match="does not support targeting"):
+        lora.add_weighted_adapter(["default"], [1.0], "sum")

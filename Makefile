@@ -1,17 +1,19 @@
 # Every target works alone in a fresh clone: it creates .venv and installs what it needs.
 #
-#   PYTHON    interpreter that creates .venv                    make test PYTHON=python3.12
-#   ARGS      passed to the program that the target runs        make test ARGS="-m slow"
-#   PIP_ARGS  passed to pip, for example another package index  make test PIP_ARGS="--index-url URL"
+#   PYTHON       interpreter that creates .venv                    make test PYTHON=python3.12
+#   ARGS         passed to the program that the target runs        make test ARGS="-m slow"
+#   PIP_ARGS     passed to pip, for example another package index  make test PIP_ARGS="--index-url URL"
+#   CONSTRAINTS  file of versions; another has its own .venv-NAME  make test CONSTRAINTS=constraints-lowest.txt
 
 PYTHON ?= python3
 ARGS ?=
 PIP_ARGS ?=
+CONSTRAINTS ?= constraints.txt
 
-VENV := .venv
+VENV := .venv$(patsubst constraints%.txt,%,$(CONSTRAINTS))
 BIN := $(VENV)/bin
 # --no-compile: Python compiles what it imports, a small part of what is installed.
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
 
 # Models and data are made or shipped locally, so nothing is fetched from the hub.
 demo test bench docs: export HF_HUB_OFFLINE := 1
@@ -43,21 +45,21 @@ bench: $(VENV)/.installed-examples ## Run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove .venv, caches and build output
-	rm -rf $(VENV) build dist site docs/pictures *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build dist site docs/pictures *.egg-info .pytest_cache .ruff_cache
 	find . -type d -name __pycache__ -prune -exec rm -rf {} +
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.* ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.* ## /\1\t/' | expand -t 10
 
 # torch goes in first, pinned: an unpinned one would bring several gigabytes of CUDA packages.
-$(VENV)/.installed-torch: constraints.txt
+$(VENV)/.installed-torch: $(CONSTRAINTS)
 	@echo "Creating $(VENV) and installing torch"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) torch
 	@touch $@
 
 # One stamp for each extra of pyproject.toml.
-$(VENV)/.installed-%: $(VENV)/.installed-torch pyproject.toml constraints.txt
+$(VENV)/.installed-%: $(VENV)/.installed-torch pyproject.toml $(CONSTRAINTS)
 	@echo "Installing peft-sparsegrad[$*]"
 	@$(PIP_INSTALL) -e ".[$*]"
 	@touch $@

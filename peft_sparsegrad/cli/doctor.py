@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import sys
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from tempfile import TemporaryDirectory
@@ -16,7 +18,16 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from rich.console import Console
 
-from .doctor_runs import Skipped, run_cuda, run_four_bit, run_graddrop, run_lora_conversion, run_sparsegrad
+from .doctor_runs import (
+    Skipped,
+    run_add_adapter,
+    run_cuda,
+    run_four_bit,
+    run_graddrop,
+    run_lora_conversion,
+    run_sparsegrad,
+)
+from .doctor_versions import conflicts
 from .output import errors_only, new_console, print_facts, print_json, print_table
 
 # What is needed, and the extra that brings the rest.
@@ -26,10 +37,15 @@ _PACKAGES = {
     "bitsandbytes": "quantization",
     "matplotlib": "plot",
 }
+_WAY_OUT_OF_ADD_ADAPTER = (
+    "use `get_peft_model` and `PeftModel.from_pretrained`, which do not need it, or install the peft that is asked "
+    "for or, while there is none, an earlier transformers"
+)
 _RUNS: tuple[tuple[str, bool, Callable[[str], str], str], ...] = (
     ("SparseGrad: warm-up, step, save, load", True, run_sparsegrad, "report it with the versions above"),
     ("GradDrop: step, save, load", True, run_graddrop, "report it with the versions above"),
     ("conversion to LoRA", True, run_lora_conversion, "report it with the versions above"),
+    ("transformers' own `model.add_adapter`", False, run_add_adapter, _WAY_OUT_OF_ADD_ADAPTER),
     ("4-bit base", False, run_four_bit, "pip install 'peft-sparsegrad[quantization]', in a version for this machine"),
     ("step on the GPU", False, run_cuda, "install the PyTorch that is made for this GPU's driver"),
 )
@@ -62,7 +78,7 @@ def doctor_command(
 
     Exit status: 0, or 1 if something failed that the package cannot do without.
     """
-    versions, checks = installed_versions(), [check_registration(), *run_checks()]
+    versions, checks = installed_versions(), [check_versions(), check_registration(), *run_checks()]
     if as_json:
         print_json({"versions": versions, "checks": [asdict(check) for check in checks]})
     else:
@@ -79,6 +95,14 @@ def installed_versions() -> dict[str, str | None]:
     return {**found, **{name: _version(name) for name in _PACKAGES}, "GPU": _gpu()}
 
 
+def check_versions() -> Check:
+    """Check that the installed packages are of versions that they ask of each other."""
+    found = conflicts(("peft-sparsegrad", *_PACKAGES))
+    if found:
+        return Check("versions that go together", "fail", True, "; ".join(found), "pip install what is asked for")
+    return Check("versions that go together", "pass", True, "all that ask for one another")
+
+
 def check_registration() -> Check:
     """Check that PEFT knows both methods."""
     missing = [name for name in _METHODS if PeftType.__members__.get(name) not in PEFT_TYPE_TO_TUNER_MAPPING]
@@ -89,8 +113,9 @@ def check_registration() -> Check:
 
 
 def run_checks() -> list[Check]:
-    """Try every part, whatever becomes of the others."""
-    with warnings.catch_warnings(), errors_only("bitsandbytes", "peft_sparsegrad"):
+    """Try every part, whatever becomes of the others. What libraries print goes to stderr."""
+    quiet = errors_only("bitsandbytes", "peft_sparsegrad")
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr), quiet:
         warnings.simplefilter("ignore")
         return [_try(*run) for run in _RUNS]
 

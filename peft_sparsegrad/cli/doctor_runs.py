@@ -51,6 +51,13 @@ def run_lora_conversion(folder: str) -> str:
     return f"relative error {conversion.largest_error:.0e}"
 
 
+def run_add_adapter(folder: str) -> str:
+    """Attach and train an adapter without a `PeftModel`."""
+    model = _tiny_llama()
+    model.add_adapter(GradDropConfig())
+    return f"loss {_train_step(model):.3f}"
+
+
 def run_four_bit(folder: str) -> str:
     """Train a step on a base in 4 bits."""
     if importlib.util.find_spec("bitsandbytes") is None:

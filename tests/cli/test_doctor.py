@@ -51,3 +51,32 @@ def test_run_that_computes_something_else_is_told(monkeypatch):
     for found in (torch.zeros(2), torch.full((2,), float("nan"))):
         with pytest.raises(RuntimeError, match="computes something else"):
             _check_same(found, torch.ones(2), 1e-3)
+
+
+def test_transformers_that_refuses_this_peft_is_told_with_the_way_out(command, monkeypatch):
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "99.0")
+    result = command("doctor")
+    assert result.code == 0, "PEFT's own functions work"
+    line = next(line for line in result.out.splitlines() if line.startswith("transformers' own"))
+    assert "fail" in line
+    assert "use `get_peft_model` and `PeftModel.from_pretrained`" in " ".join(result.out.split())
+
+
+def test_versions_that_do_not_go_together_are_told(command, monkeypatch):
+    from peft_sparsegrad.cli import doctor, doctor_versions
+
+    asked = {"trl": ["transformers>=99", "accelerate", "torch>=99; extra == 'other'", "vllm>=99"]}
+    monkeypatch.setattr(doctor_versions, "requires", asked.get)
+    monkeypatch.setattr(doctor, "_RUNS", ())
+    result = command("doctor")
+    assert result.code == 1
+    words = " ".join(result.out.split())
+    assert f"asks for transformers>=99, installed is {version('transformers')}" in words
+    assert "vllm" not in words
+    assert ">=99;" not in words
+
+
+def test_versions_installed_here_go_together():
+    from peft_sparsegrad.cli.doctor_versions import conflicts
+
+    assert conflicts(["peft-sparsegrad", "peft", "transformers", "trl", "accelerate", "no-such-package"]) == []

@@ -10,6 +10,7 @@ import claims_guides
 import claims_printed
 import claims_published
 import claims_speed
+import claims_versions
 import pytest
 from documents import DOCUMENTS, ROOT, Claim, figures_without_source
 
@@ -22,6 +23,7 @@ MODULES = (
     claims_printed,
     claims_published,
     claims_speed,
+    claims_versions,
 )
 CLAIMS = [claim for module in MODULES for claim in module.CLAIMS]
 GIVEN = [given for module in MODULES for given in module.GIVEN]

@@ -158,6 +158,7 @@ def _check_wrapper(name: str, wrapper: AuxiliaryTrainingWrapper, named: set[str]
 
 
 def _encoder_modules(model: nn.Module) -> set[nn.Module]:
-    """Return the modules of the model's encoder; none if it has no encoder."""
-    encoder = model.get_encoder() if hasattr(model, "get_encoder") else model  # pyright: ignore
-    return set() if encoder is model or encoder is None else set(encoder.modules())  # pyright: ignore
+    """Return the modules of the encoder of a model that has a decoder beside it, or none."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return set()
+    return set(model.get_encoder().modules())  # pyright: ignore

@@ -52,8 +52,9 @@ def two_adapters(method, model, targets, further=None, **settings):
         model = model.double()
     model = get_peft_model(model, config, adapter_name="first")
     model.add_adapter("second", further or deepcopy(config))
+    changed = ("lora_B", "sparsegrad_adapter", "graddrop_adapter", "modules_to_save", "trainable_tokens_delta")
     for name, parameter in model.named_parameters():
-        if any(part in name for part in ("lora_B", "sparsegrad_adapter", "graddrop_adapter", "modules_to_save")):
+        if any(part in name for part in changed):
             parameter.data.normal_(std=0.2)
     return model.eval()
 
@@ -111,8 +112,11 @@ def test_an_adapter_that_is_on_some_layers_only(method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_trained_modules_and_tokens_go_with_their_row(method):
-    check_rows(two_adapters(method, bert(), MLP["bert"], modules_to_save=["classifier"]), tokens())
+@pytest.mark.parametrize(
+    "further", [{"modules_to_save": ["classifier"]}, {"trainable_token_indices": [3, 4, 5, 6, 7]}]
+)
+def test_trained_modules_and_tokens_go_with_their_row(method, further):
+    check_rows(two_adapters(method, bert(), MLP["bert"], **further), tokens())
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft.utils.merge_utils import calculate_majority_sign_mask, disjoint_merge, prune, task_arithmetic
+from torch import nn
 
 KINDS = ("linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 _NO_SVD = {"svd_rank": None, "svd_clamp": None, "svd_full_matrices": True, "svd_driver": None}
@@ -95,6 +96,8 @@ def check_new_name(names: Collection[str], adapter_name: str) -> None:
         )
     if not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name:
         raise ValueError(f"`adapter_name` must be a name without dots, not {adapter_name!r}")
+    if hasattr(nn.ModuleDict, adapter_name):
+        raise ValueError(f"`adapter_name={adapter_name!r}` is an attribute of torch's modules: choose another name")
 
 
 def check_no_svd(combination_type: str, **settings: Any) -> None:

@@ -174,7 +174,6 @@ BASES = {
     "two-sided": {"rank": (12, 9)},
     "svd": {"basis": "svd"},
     "dynamic": {"support": "dynamic", "rank": (12, 9)},
-    "few values": {"num_values": 2},
     "identity": {"basis": "identity"},
 }
 
@@ -192,6 +191,17 @@ def test_cat_is_exact_in_every_basis(case):
             basis.fill(*(None if side is None else torch.linalg.qr(torch.randn(side.shape))[0] for side in sides))
     model.add_weighted_adapter(["x", "y"], WEIGHTS, "sum", "cat")
     torch.testing.assert_close(deltas(model, "sum"), weighted_sum(model), atol=2e-6, rtol=1e-5)
+
+
+def test_fewer_values_than_a_density_can_ask_for(tmp_path):
+    """They are joined by zeros, because the new adapter's settings give its numbers of values as densities."""
+    settings = {"num_values": 3, "warmup_steps": 0, "init_weights": False}
+    model = get_peft_model(tiny.llama(), SparseGradConfig(**settings), adapter_name="x")
+    model.add_weighted_adapter(["x"], [2.0], "twice")
+    torch.testing.assert_close(deltas(model, "twice"), weighted_sum(model, "x", [2.0]), atol=1e-6, rtol=1e-5)
+    model.save_pretrained(tmp_path, selected_adapters=["twice"])
+    loaded = PeftModel.from_pretrained(tiny.llama(), tmp_path / "twice", adapter_name="twice")
+    torch.testing.assert_close(deltas(loaded, "twice"), deltas(model, "twice"))
 
 
 def test_adapters_on_different_blocks_and_with_several_ranks(tmp_path):
@@ -322,6 +332,7 @@ BAD = {
     "a density of nothing": ({"density": 0.5}, "`density=0.5` is for kinds that prune, ties"),
     "an unknown election": ({"majority_sign_method": "most"}, "`majority_sign_method` must be total or frequency"),
     "a name in use": ({"adapter_name": "y"}, "`adapter_name='y'` is the name of an adapter.*`delete_adapter`"),
+    "a name of torch's": ({"adapter_name": "double"}, "`adapter_name='double'` is an attribute of torch's modules"),
     "a dotted name": ({"adapter_name": "v1.0"}, "`adapter_name` must be a name without dots, not 'v1.0'"),
 }
 

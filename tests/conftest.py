@@ -23,6 +23,10 @@ import peft_sparsegrad  # noqa: F401
 torch.set_num_threads(1)  # tiny tensors: threads would wait for each other
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--peft-source", metavar="PATH", help="checkout of PEFT whose own tests run for both methods")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _quick_collections() -> None:
     """Leave what is there so far out of the collections of garbage, which each Trainer begins with.

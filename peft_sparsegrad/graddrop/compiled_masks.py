@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -24,6 +24,8 @@ class MaskingLayer(Protocol):
 
 _LAYERS: weakref.WeakValueDictionary[int, MaskingLayer] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
+# A CUDA graph would replay the masks of the pass that it was recorded in; before torch 2.9 a CPU tensor prevents it.
+_NO_CUDA_GRAPH: dict[str, Any] = {"tags": torch.Tag.cudagraph_unsafe} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
 
 
 def numbered(layer: MaskingLayer) -> torch.Tensor:
@@ -59,7 +61,7 @@ class _Masked(torch.autograd.Function):
         return _mask(gradient, number, *ctx.names), None, None, None
 
 
-@torch.library.custom_op("peft_sparsegrad::mask", mutates_args=())
+@torch.library.custom_op("peft_sparsegrad::mask", mutates_args=(), **_NO_CUDA_GRAPH)
 def _mask(gradient: torch.Tensor, number: torch.Tensor, adapter_name: str, kind: str) -> torch.Tensor:
     arriving = gradient.clone(memory_format=torch.contiguous_format)  # an operator's result is memory of its own
     _LAYERS[int(number.item())].mask_arriving_(arriving, adapter_name, kind)

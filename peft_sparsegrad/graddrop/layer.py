@@ -146,6 +146,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
         name, sampler = f"{self.graddrop_name}.{kind}", self.graddrop_sampler[adapter_name]
         delta = self.deltas(adapter_name).of(kind)
         assert delta is not None
+        refuse_views(delta, "mask its gradient", "another method")
         sampler.begin_backward()
         sampler.check_steps_are_seen(name, delta)
         sampler.mask_gradient_(gradient, name, self.graddrop_block)

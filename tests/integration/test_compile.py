@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from transformers import PretrainedConfig, Trainer, TrainingArguments
 
-from peft_sparsegrad import GradDrop, GradDropConfig, SparseGradConfig
+from peft_sparsegrad import GradDrop, GradDropConfig, SparseGradConfig, create_sparsegrad_optimizer
 from peft_sparsegrad.sparsegrad.adapter import LayerAdapter
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
@@ -195,6 +195,19 @@ def test_compiled_pass_sees_that_an_optimizer_holds_copies():
         step_on_copies()
 
 
+@pytest.mark.slow
+def test_two_active_adapters_are_masked_each_by_its_own():
+    model, twin = (get_peft_model(Tower(), graddrop(p=0.5)) for _ in range(2))
+    for made in (model, twin):
+        made.add_adapter("other", graddrop(p=0.5, seed=1))
+        made.base_model.set_adapter(["default", "other"])
+    torch.compiler.reset()
+    torch.compile(model, backend="aot_eager", fullgraph=True)(**batch()).loss.backward()
+    twin(**batch()).loss.backward()
+    for parameter, other in zip(trained_parameters(model), trained_parameters(twin), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad)
+
+
 # Both ----------------------------------------------------------------------------------------------------------------
 
 CONFIGS = {
@@ -244,3 +257,29 @@ def test_trainer_compiles(name, tmp_path):
     assert losses[1] == pytest.approx(losses[0], abs=1e-4)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sparsegrad", "graddrop"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_with_checkpointing_and_autocast(name, dtype):
+    losses = []
+    for compiles in (True, False):
+        model = get_peft_model(llama(num_hidden_layers=1), CONFIGS[name]).train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        torch.compiler.reset()
+        called = torch.compile(model, backend="aot_eager") if compiles else model
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is torch.bfloat16):
+            losses.append(train(called, steps=3, optimizer=torch.optim.SGD(trained_parameters(model), lr=0.5)))
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5 if dtype is torch.float32 else 2e-2)
+
+
+@pytest.mark.slow
+def test_dynamic_support_trains_the_same():
+    losses = []
+    for compiles in (True, False):
+        torch.compiler.reset()
+        model = tower(sparsegrad(warmup_steps=2, support="dynamic"))
+        optimizer = create_sparsegrad_optimizer(model, 0.05)
+        losses.append(train(torch.compile(model, backend="aot_eager") if compiles else model, 5, optimizer=optimizer))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)

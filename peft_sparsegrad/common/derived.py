@@ -36,6 +36,11 @@ class Derived(Generic[T]):
                 self.remember(self._compute(*tensors), *tensors)
         return self._value  # pyright: ignore[reportReturnType]
 
+    def knows(self, *tensors: torch.Tensor) -> bool:
+        """Return whether the value for `tensors`, as they are now, is there."""
+        is_same = bool(self._tensors) and all(one is other for one, other in zip(tensors, self._tensors, strict=True))
+        return is_same and self._versions == _versions(tensors) is not None
+
     def remember(self, value: T, *tensors: torch.Tensor) -> None:
         """Store `value` as the value for `tensors` in their current version, without computing it."""
         self._value, self._tensors, self._versions = value, tensors, _versions(tensors)

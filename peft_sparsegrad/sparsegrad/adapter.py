@@ -226,11 +226,14 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if f"{prefix}values" in state_dict:
             self.training_state.begin_again()  # it belongs to the earlier values
-        self.prepare()
+        if all(f"{prefix}{name}" in state_dict for name, _ in self.named_buffers()):
+            self.prepare()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LayerAdapter:
+        was_known, before = self._is_settled.knows(self.steps), list(self.buffers())
         super()._apply(fn, recurse)
-        self.prepare()
+        if was_known and all(map(_have_same_content, before, self.buffers())):  # `to_empty` leaves anything in them
+            self.prepare()
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -244,6 +247,10 @@ class LayerAdapter(KeptBuffers, ScaledPart):
 
 def _indices(support: torch.Tensor, slots: torch.Tensor, num_entries: int, k: int) -> torch.Tensor:
     return unpack_support(support, num_entries, k)[slots.long()]
+
+
+def _have_same_content(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one is other or (not (one.is_meta or other.is_meta) and torch.equal(one.to(other.device), other))
 
 
 def _first(steps: torch.Tensor) -> int:

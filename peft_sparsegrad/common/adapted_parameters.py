@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .forward_replaced import Calling, forward_replaced
+from .placement import is_split_by_zero
 
 if TYPE_CHECKING:
     from .parameter_layer import ParameterLayer
@@ -42,10 +43,14 @@ class AdaptedParameters(nn.Module):
         if not layers:
             return base(*args, **kwargs)
 
-        def with_deltas(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            parameters = {f"base.{name}": layer.adapted(base.get_parameter(name)) for name, layer in layers}
-            return torch.func.functional_call(Calling(base, forward), parameters, args, kwargs)
+        def sums(prefix: str) -> dict[str, torch.Tensor]:
+            return {f"{prefix}{name}": layer.adapted(base.get_parameter(name)) for name, layer in layers}
 
+        def with_deltas(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return torch.func.functional_call(Calling(base, forward), sums("base."), args, kwargs)
+
+        if not hasattr(base, "_hf_hook") and not is_split_by_zero(base):  # which bring the parameters of a call
+            return torch.func.functional_call(base, sums(""), args, kwargs)
         with forward_replaced(base, with_deltas):
             return base(*args, **kwargs)
 

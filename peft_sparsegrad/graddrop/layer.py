@@ -41,13 +41,18 @@ class GradDropLayer(DeltaLayer, nn.Module):
     def __init__(self, base_layer: nn.Module, name: str, block: str, **kwargs: Any) -> None:
         nn.Module.__init__(self)
         self.base_layer = base_layer
+        backend = resolve_quantization_backend(
+            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
+        )
+        self._begin(name, block, backend, **kwargs)
+
+    def _begin(self, name: str, block: str, backend: Any, **kwargs: Any) -> None:
+        """Begin without an adapter, on a module whose quantisation, if any, PEFT's `backend` knows."""
         self.graddrop_adapter = nn.ModuleDict({})
         self.graddrop_sampler: dict[str, MaskSampler] = {}
         self.graddrop_name, self.graddrop_block = name, block
-        self.quantization_backend = resolve_quantization_backend(
-            self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
-        )
-        self.in_quantized_model = bool(kwargs.get("in_quantized_model")) or self.quantization_backend is not None
+        self.quantization_backend = backend
+        self.in_quantized_model = bool(kwargs.get("in_quantized_model")) or backend is not None
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._number = numbered(self)
@@ -76,7 +81,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
     ) -> None:
         """Add an adapter with a delta of the weight and, if there is one, of the bias."""
         self.graddrop_sampler[adapter_name] = sampler
-        bias = getattr(self.get_base_layer(), "bias", None)
+        bias = self._base_bias()
         deltas = self.graddrop_adapter[adapter_name] = Deltas(
             self._new_delta(self.weight_shape, init_weights),
             None if bias is None else self._new_delta(whole_shape(bias), init_weights),
@@ -85,6 +90,9 @@ class GradDropLayer(DeltaLayer, nn.Module):
             sampler.share(StepCount(deltas._buffers, "num_steps"))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def _base_bias(self) -> torch.Tensor | None:
+        return getattr(self.get_base_layer(), "bias", None)
 
     @property
     def weight_shape(self) -> torch.Size:

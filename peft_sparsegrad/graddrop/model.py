@@ -21,6 +21,7 @@ from .checkpoint import check_stored, compress, decompress
 from .config import GradDropConfig
 from .layer import GradDropLayer
 from .mask_sampler import MaskSampler
+from .parameter_layer import GradDropParameter
 from .step_count import check_step_counts, is_step_count
 from .targets import default_targets, layer_class
 from .weighted_adapter import fill_adapter, merge_adapters
@@ -55,18 +56,20 @@ class GradDropModel(DeltaTuner):
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
         """Find the targets and their blocks, and refuse targets that cannot train, before anything is changed."""
         assert isinstance(peft_config, GradDropConfig)
-        if peft_config.target_parameters:
-            raise ValueError("`target_parameters` cannot be used with GradDrop: use SparseGrad, or leave it out")
         self._blocks = find_blocks(model)
         kwargs = get_quantization_kwargs(self.model)
+        parameters = self._target_parameters(peft_config, model)
         if peft_config.target_modules is None:
+            if parameters and peft_config.layers_to_transform is not None:
+                peft_config.target_parameters = [target.name for target in parameters]
             targets: Any = default_targets(model, selected_blocks(self._blocks, peft_config), **kwargs)
             peft_config.target_modules = targets
             peft_config.layers_to_transform = peft_config.layers_pattern = None  # they have had their effect
         targeted = self._targets(peft_config, model)
         for name, module in targeted:
             layer_class(name, module, model, **kwargs)
-        blocks = dict.fromkeys(self._block_of(name) for name, _ in targeted)
+        names = [*(name for name, _ in targeted), *(target.name for target in parameters)]
+        blocks = dict.fromkeys(self._block_of(name) for name in names)
         self._sampler = MaskSampler(peft_config, list(blocks))
 
     def _block_of(self, name: str) -> str:
@@ -86,16 +89,28 @@ class GradDropModel(DeltaTuner):
         assert isinstance(peft_config, GradDropConfig)
         layer = target
         if not isinstance(layer, GradDropLayer):
-            kwargs = get_quantization_kwargs(self.model)
-            base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-            kind = layer_class(current_key, base, self.model, **kwargs)
-            quantized = getattr(self.model, "is_quantized", False)
-            layer = kind(target, current_key, self._block_of(current_key), in_quantized_model=quantized, **kwargs)
+            layer = self._new_layer(target, target_name, parent, current_key, parameter_name)
             layer._active_adapter = adapter_name
-            self._replace_module(parent, target_name, cast(nn.Module, layer), target)
         layer.update_layer(adapter_name, self._sampler, peft_config.init_weights, peft_config.inference_mode)
         if adapter_name not in self.active_adapters:
             layer.deltas(adapter_name).requires_grad_(False)
+
+    def _new_layer(
+        self, target: nn.Module, target_name: str, parent: nn.Module, name: str, parameter_name: str | None
+    ) -> GradDropLayer:
+        """Put a layer without an adapter in the place of a module, or on a parameter of a module."""
+        block, quantized = self._block_of(name), getattr(self.model, "is_quantized", False)
+        if parameter_name is not None:
+            holder = self._holder(parent, target_name, target)
+            layer = GradDropParameter(holder, parameter_name, name, block, in_quantized_model=quantized)
+            holder.add_module(parameter_name, layer)
+            return layer
+        kwargs = get_quantization_kwargs(self.model)
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        kind = layer_class(name, base, self.model, **kwargs)
+        layer = kind(target, name, block, in_quantized_model=quantized, **kwargs)
+        self._replace_module(parent, target_name, cast(nn.Module, layer), target)
+        return layer
 
     def _weighted_merge(self, merge: WeightedMerge) -> tuple[PeftConfig, Callable[[str], None]]:
         config, deltas = merge_adapters(self.model, self.peft_config, merge)

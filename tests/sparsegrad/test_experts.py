@@ -299,6 +299,16 @@ def test_conversion_to_lora_is_refused():
         convert_to_lora(trained)
 
 
+@pytest.mark.parametrize("method", ["ours", "lora"])
+def test_weighted_merges_are_refused_as_with_lora(method):
+    lora = LoraConfig(target_modules=[], target_parameters=EXPERTS, r=2)
+    model = adapted(mixtral()) if method == "ours" else get_peft_model(mixtral(), lora)
+    keys = list(model.state_dict())
+    with pytest.raises(ValueError, match=r"target_parameters|targeting nn.Parameter"):
+        model.add_weighted_adapter(["default"], [1.0], "merged", combination_type="linear")
+    assert list(model.state_dict()) == keys
+
+
 def test_scale_multiplies_the_delta_as_with_lora():
     model = adapted(mixtral(), init_weights=False)
     with torch.no_grad(), rescale_adapter_scale(model, 0.5):

@@ -74,7 +74,7 @@ def _build(name: str, shape: Shape, device: torch.device) -> Contender:
     if name == FROZEN:
         return Contender(name, model.requires_grad_(False), None)
     model.disable_input_require_grads()  # pyright: ignore[reportCallIssue]
-    targets = default_targets(model, find_blocks(model)) if name == FULL else None
+    targets = default_targets(model, find_blocks(model), ()) if name == FULL else None
     model = METHODS[name].attach(model, targets, 1.0)
     if name != FULL:
         GradDrop(model, num_epochs=NUM_EPOCHS).set_epoch(0)

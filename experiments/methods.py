@@ -127,7 +127,7 @@ def targeted(model: nn.Module, target_modules: Any) -> list[tuple[str, nn.Module
     """The modules that SparseGrad would adapt, in the model's order."""
     config = SparseGradConfig(target_modules=target_modules)
     if target_modules is None:
-        set_default_targets(config, getattr(getattr(model, "config", None), "model_type", None))
+        set_default_targets(config, model, getattr(getattr(model, "config", None), "model_type", None))
     found = list(targeted_modules(model, config, SparseGradModel._check_target_module_exists))
     if not found:
         raise ValueError(f"no module of the model matches target_modules={target_modules!r}")

@@ -19,6 +19,7 @@ from .mixed_batches import mixed_batch
 from .placement import check_model, check_targets
 from .targeted_parameters import TargetedParameter, targeted_parameters
 from .targeting import targeted_modules
+from .unusual_layers import check_layer
 from .weighted_merge import WeightedMerge, check_adapters, check_new_name, check_no_svd
 
 
@@ -34,9 +35,12 @@ class DeltaTuner(BaseTuner):
 
         Raises:
             ValueError: If the weight of one lies where an adapter on it would be wrong.
+            TypeError: If one computes something else than it seems to, or is never called.
         """
         _maybe_include_all_linear_layers(peft_config, model)  # PEFT calls it too, but only after `_prepare_model`
         targets = list(targeted_modules(model, peft_config, self._check_target_module_exists))
+        for name, module in targets:
+            check_layer(name, module, model)
         check_targets(targets, trains=not peft_config.inference_mode)
         return targets
 

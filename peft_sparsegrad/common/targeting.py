@@ -64,3 +64,8 @@ def in_out_features(module: nn.Module) -> tuple[int, int]:
     if in_features is None or out_features is None:
         raise TypeError(f"cannot tell the dimensions of a {type(module).__name__}")
     return in_features, out_features
+
+
+def role_of(name: str) -> str:
+    """Return the name of a module with its numbers replaced by `*`."""
+    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)

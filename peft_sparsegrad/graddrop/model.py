@@ -14,6 +14,7 @@ from torch import nn
 
 from ..common.bitsandbytes_cpu import restore_scales
 from ..common.delta_tuner import DeltaTuner
+from ..common.language_tower import language_tower, warn_of_other_towers
 from ..common.model_card import collect_facts
 from ..common.weighted_merge import WeightedMerge
 from .blocks import block_of, find_blocks, selected_blocks
@@ -62,12 +63,17 @@ class GradDropModel(DeltaTuner):
         if peft_config.target_modules is None:
             if parameters and peft_config.layers_to_transform is not None:
                 peft_config.target_parameters = [target.name for target in parameters]
-            targets: Any = default_targets(model, selected_blocks(self._blocks, peft_config), **kwargs)
+            tower = language_tower(model)
+            blocks = [block for block in self._blocks if tower is None or block.startswith(f"{tower[0]}.")]
+            selected, own = selected_blocks(blocks, peft_config), [target.name for target in parameters]
+            targets: Any = default_targets(model, selected, own, **kwargs)
+            if tower and len(blocks) < len(self._blocks):
+                warn_of_other_towers("GradDrop", tower[0])
             peft_config.target_modules = targets
             peft_config.layers_to_transform = peft_config.layers_pattern = None  # they have had their effect
         targeted = self._targets(peft_config, model)
         for name, module in targeted:
-            layer_class(name, module, model, **kwargs)
+            layer_class(name, module, **kwargs)
         names = [*(name for name, _ in targeted), *(target.name for target in parameters)]
         blocks = dict.fromkeys(self._block_of(name) for name in names)
         self._sampler = MaskSampler(peft_config, list(blocks))
@@ -107,7 +113,7 @@ class GradDropModel(DeltaTuner):
             return layer
         kwargs = get_quantization_kwargs(self.model)
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        kind = layer_class(name, base, self.model, **kwargs)
+        kind = layer_class(name, base, **kwargs)
         layer = kind(target, name, block, in_quantized_model=quantized, **kwargs)
         self._replace_module(parent, target_name, cast(nn.Module, layer), target)
         return layer

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
+from ..common.experts_left_out import expert_parameters, warn_of_experts_left_out
 from ..common.targeting import base_modules, is_linear
+from ..common.unusual_layers import problem_of
 from .blocks import block_of
 from .layer import GradDropLayer
 from .layer_kinds import GradDropConv2d, GradDropLinear, GradDropParameters
 
 
-def layer_class(name: str, module: nn.Module, model: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer]:
+def layer_class(name: str, module: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer]:
     """Return the class of GradDrop layer for a module.
 
     Raises:
@@ -26,16 +29,17 @@ def layer_class(name: str, module: nn.Module, model: nn.Module, **backend_kwargs
             "quantised linear, embedding and (Layer, RMS, group) normalisation layers. Change `target_modules` or set "
             "`exclude_modules`."
         )
-    if _is_read_without_a_call(name, model):
-        raise TypeError(
-            f"the target module {name!r} is part of a MultiheadAttention, which reads its weight without calling it, "
-            "so that an adapter on it would do nothing. Set `exclude_modules`."
-        )
     return kind
 
 
-def default_targets(model: nn.Module, blocks: list[str], **backend_kwargs: Any) -> set[str]:
+def default_targets(model: nn.Module, blocks: list[str], parameters: Iterable[str], **backend_kwargs: Any) -> set[str]:
     """Return the names of all modules inside the blocks that GradDrop can train, except embeddings.
+
+    Args:
+        model: The base model.
+        blocks: Names of the blocks.
+        parameters: Names of the parameters that train by themselves, and are not left out.
+        backend_kwargs: Result of PEFT's `get_quantization_kwargs(model)`.
 
     Raises:
         ValueError: If there is no such module.
@@ -46,24 +50,29 @@ def default_targets(model: nn.Module, blocks: list[str], **backend_kwargs: Any) 
         if block_of(name, blocks) is not None
         and not isinstance(module, nn.Embedding)
         and _layer_class(module, **backend_kwargs) is not None
-        and not _is_read_without_a_call(name, model)
+        and problem_of(name, module, model) is None
     }
     if not names:
         raise ValueError(
             "Please specify `target_modules` in `peft_config`: GradDrop found no transformer blocks in this model "
             "whose layers it could train by default"
         )
-    _warn_of_what_is_left_out(model, blocks, names)
+    trained = names | set(parameters)
+    warn_of_experts_left_out(model, trained, "GradDrop")
+    _warn_of_what_is_left_out(model, blocks, trained)
     return names
 
 
-def _warn_of_what_is_left_out(model: nn.Module, blocks: list[str], names: set[str]) -> None:
-    """Warn of parameters inside the blocks that stay frozen, such as fused experts; embeddings do not count."""
+def _warn_of_what_is_left_out(model: nn.Module, blocks: list[str], trained: set[str]) -> None:
+    """Warn of parameters inside the blocks that stay frozen, except embeddings and fused experts."""
     inside = {name: parameter for name, parameter in model.named_parameters() if block_of(name, blocks) is not None}
+    experts = expert_parameters(model)
     left_out = {
         name: parameter.numel()
         for name, parameter in inside.items()
-        if block_of(name, names) is None and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
+        if name not in experts
+        and block_of(name, trained) is None
+        and not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Embedding)
     }
     if left_out:
         share = sum(left_out.values()) / sum(parameter.numel() for parameter in inside.values())
@@ -72,10 +81,6 @@ def _warn_of_what_is_left_out(model: nn.Module, blocks: list[str], names: set[st
             f"{next(iter(left_out))!r}; they stay frozen.",
             stacklevel=2,
         )
-
-
-def _is_read_without_a_call(name: str, model: nn.Module) -> bool:
-    return isinstance(model.get_submodule(name.rpartition(".")[0]), nn.MultiheadAttention)
 
 
 def _layer_class(module: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer] | None:

@@ -16,6 +16,7 @@ from torch import nn
 from ..common.adapted_parameters import AdaptedParameters
 from ..common.bitsandbytes_cpu import restore_scales
 from ..common.delta_tuner import DeltaTuner
+from ..common.experts_left_out import named_like_experts, warn_of_experts_left_out
 from ..common.model_card import collect_facts
 from ..common.placement import check_weights_are_on_all_ranks, whole_shape
 from ..common.weighted_merge import WeightedMerge
@@ -54,6 +55,7 @@ class SparseGradModel(DeltaTuner):
     tuner_layer_cls = SparseGradLayer
     target_module_mapping = TARGET_MODULES
     check_stored = staticmethod(check_stored)
+    _has_default_targets = False  # of the adapter that is being added
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -107,7 +109,8 @@ class SparseGradModel(DeltaTuner):
         if ours.target_modules is None and ours.target_parameters and model_type not in TARGET_MODULES:
             ours.target_modules = set()  # pyright: ignore[reportAttributeAccessIssue]
         if ours.target_modules is None:
-            set_default_targets(ours, model_type)
+            set_default_targets(ours, self.model, model_type)
+            self._has_default_targets = True
         return ours
 
     def _prepare_model(self, peft_config: PeftConfig, model: nn.Module) -> None:
@@ -121,6 +124,10 @@ class SparseGradModel(DeltaTuner):
             _check_weights_are_loaded([*targets, *((target.name, target.module) for target in parameters)])
         plans = [self._plan(peft_config, name, module) for name, module in targets]
         plans += [plan_weight(peft_config, target.name, target.shape) for target in parameters]
+        names = [*(name for name, _ in targets), *(target.name for target in parameters)]
+        if self._has_default_targets or named_like_experts(model, names):
+            warn_of_experts_left_out(model, names, "SparseGrad")
+        self._has_default_targets = False
         if peft_config.transition_matrices is not None and not peft_config.inference_mode:
             self._transition_file = TransitionFile.read(peft_config.transition_matrices)
             self._transition_file.check(plans)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..common.targeting import in_out_features, is_linear
+from ..common.targeting import in_out_features, is_linear, role_of
 from ..functional import core_ranks, core_shape, num_trained_values
 from .config import SparseGradConfig
 
@@ -122,11 +121,6 @@ def plan_weight(config: SparseGradConfig, name: str, shape: tuple[int, ...]) -> 
         renewal_steps=config.renewal_steps if config.support == "static" else 0,
         init_weights=config.init_weights,
     )
-
-
-def role_of(name: str) -> str:
-    """Return the name of a module with its numbers replaced by `*`."""
-    return re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", name)
 
 
 def check_is_linear(name: str, module: nn.Module, **backend_kwargs: Any) -> None:

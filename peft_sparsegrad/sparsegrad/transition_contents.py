@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..common.adapter_file import check_tensors
+from ..common.targeting import role_of
 from ..functional import unpack_support
-from .plan import role_of
 from .stored_layer import basis_like, check_orthonormal
 
 Descriptions = dict[str, dict[str, Any]]

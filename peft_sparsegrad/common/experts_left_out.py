@@ -1,0 +1,54 @@
+"""The fused experts of a mixture, which are parameters and no modules, and what becomes of them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable
+
+from torch import nn
+
+
+def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the weights of fused experts by name: parameters of shape (experts, ., .) in a class of experts."""
+    return {
+        f"{name.removesuffix('.base_layer')}.{own}" if name else own: parameter
+        for name, module in model.named_modules()
+        if re.search("expert|moe", type(module).__name__, re.IGNORECASE)
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    }
+
+
+def expert_names(model: nn.Module) -> list[str]:
+    """Return the shortest names for `target_parameters` that mean all fused experts, such as `experts.down_proj`."""
+    return sorted({".".join(name.split(".")[-2:]) for name in expert_parameters(model)})
+
+
+def named_like_experts(model: nn.Module, adapted: Iterable[str]) -> bool:
+    """Return whether a module among `adapted` has the name of an expert's weight, `down_proj` for instance."""
+    names = {name.rpartition(".")[2] for name in expert_parameters(model)}
+    return any(name.rpartition(".")[2] in names for name in adapted)
+
+
+def warn_of_experts_left_out(model: nn.Module, adapted: Iterable[str], title: str) -> None:
+    """Warn of fused experts that an adapter leaves frozen, with their share and the way out.
+
+    Args:
+        model: The base model.
+        adapted: Names of the modules and parameters that have an adapter.
+        title: Name of the method.
+    """
+    adapted = set(adapted)
+    left_out = {name: p.numel() for name, p in expert_parameters(model).items() if name not in adapted}
+    if not left_out:
+        return
+    lists = {name[: match.start() + 1] for name in left_out if (match := re.search(r"\.\d+\.", name))}
+    blocks = sum(
+        p.numel() for name, p in model.named_parameters() if name.startswith(tuple(lists)) or name in left_out
+    )
+    warnings.warn(
+        f"{title} leaves out the fused experts, which hold {sum(left_out.values()) / blocks:.1%} of the parameters of "
+        f"the blocks: they stay frozen. To train them, set target_parameters={expert_names(model)}.",
+        stacklevel=2,
+    )

@@ -1,0 +1,85 @@
+"""What both methods say where their default targets are not the whole story: other towers, experts, no default."""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+
+import pytest
+from architectures import small_config, tiny_model
+from peft import PeftModel, get_peft_model
+from torch import nn
+from transformers import CLIPModel
+
+from peft_sparsegrad import GradDropConfig, SparseGradConfig
+
+CONFIGS = [SparseGradConfig, GradDropConfig]
+
+
+class Unknown(nn.Module):
+    """Two blocks whose MLP has a name that an embedding has too."""
+
+    def __init__(self):
+        super().__init__()
+        block = {"norm": nn.LayerNorm(8), "mix": nn.Linear(8, 8)}
+        mlp = [nn.ModuleDict({"a": nn.Linear(8, 24), "b": nn.Linear(24, 8)}) for _ in range(2)]
+        self.blocks = nn.ModuleList([nn.ModuleDict({**block, "mlp": each}) for each in mlp])
+        self.a = nn.Embedding(4, 8)
+
+
+def test_error_for_an_unknown_model_lists_its_layers_by_role_and_its_proposal_works():
+    with pytest.raises(ValueError, match="Please specify `target_modules`") as error:
+        get_peft_model(Unknown(), SparseGradConfig(warmup_steps=0))
+    assert "blocks.*.mlp.a (2 of 8 to 24), blocks.*.mlp.b (2 of 24 to 8)" in str(error.value)
+    proposal = re.search(r"target_modules=(\[.*\])", str(error.value))
+    model = get_peft_model(Unknown(), SparseGradConfig(warmup_steps=0, target_modules=ast.literal_eval(proposal[1])))
+    assert set(model.targeted_module_names) == {f"blocks.{i}.mlp.{name}" for i in (0, 1) for name in "ab"}
+
+
+def test_a_mixture_without_other_mlp_layers_proposes_its_experts():
+    with pytest.raises(ValueError, match=r"target_parameters=\['experts.down_proj', 'experts.gate_up_proj'\]"):
+        get_peft_model(tiny_model("mixtral"), SparseGradConfig())
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_default_of_a_mixture_says_which_share_stays_frozen(config):
+    base = tiny_model("deepseek_v3")
+    inside = {name: p.numel() for name, p in base.named_parameters() if ".layers." in name}
+    share = sum(size for name, size in inside.items() if ".experts." in name) / sum(inside.values())
+    with pytest.warns(UserWarning, match=rf"{share:.1%} of the parameters of the blocks.*target_parameters=") as said:
+        get_peft_model(base, config())
+    assert sum("fused experts" in str(each.message) for each in said) == 1
+
+
+def test_names_that_experts_have_too_are_said_to_mean_only_the_modules():
+    with pytest.warns(UserWarning, match="leaves out the fused experts"):
+        get_peft_model(tiny_model("deepseek_v3"), SparseGradConfig(target_modules=["up_proj", "down_proj"]))
+
+
+def test_targets_that_no_expert_is_named_like_are_the_users_own_choice():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*fused experts")
+        get_peft_model(tiny_model("mixtral"), SparseGradConfig(target_modules=["q_proj"]))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("exclude", [None, ["layers.0.mlp.up_proj"], r".*layers\.0\.mlp\.up_proj"])
+def test_default_of_a_model_for_images_and_text_lies_in_its_language_tower(config, exclude, tmp_path):
+    with pytest.warns(UserWarning, match="lie in the language tower, 'model.language_model'") as said:
+        model = get_peft_model(tiny_model("llava"), config(exclude_modules=exclude))
+    assert sum("language tower" in str(each.message) for each in said) == 1
+    names = model.targeted_module_names
+    assert names
+    assert all(name.startswith("model.language_model.layers.") for name in names)
+    assert ("model.language_model.layers.0.mlp.up_proj" in names) == (exclude is None)
+    if config is SparseGradConfig:
+        assert {name.rpartition(".")[2] for name in names} == {"up_proj", "down_proj"}
+    model.save_pretrained(tmp_path)
+    assert PeftModel.from_pretrained(tiny_model("llava"), tmp_path).targeted_module_names == names
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_default_of_two_towers_that_are_compared_has_both(config):
+    names = get_peft_model(CLIPModel(small_config("clip")), config()).targeted_module_names
+    assert {name.partition(".")[0] for name in names} == {"text_model", "vision_model"}

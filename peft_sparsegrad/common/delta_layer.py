@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import check_adapters_to_merge
@@ -23,10 +23,16 @@ class DeltaLayer(MixedBatchLayer, ScaledLayer):
     Attributes:
         is_linear: True if the layer multiplies by its weight, so that a LoRA layer can take its place.
         fan_in_fan_out: True if the weight is stored as (in, out).
+        first_gradients: Observer of the first backward pass by adapter name, only on the first layer of a model.
     """
 
     is_linear: ClassVar[bool] = False
     fan_in_fan_out: bool = False
+    first_gradients: dict[str, Any]
+
+    def is_frozen(self, adapter_name: str) -> bool:
+        """Return whether the adapter is to stay as it is in this step, so that it may have no gradient."""
+        return False
 
     def get_delta_weight(self, adapter_name: str) -> torch.Tensor:
         """Return the adapter's delta of the weight times its scale, in the layout of the base weight."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -15,8 +15,10 @@ from torch import nn
 
 from .adapted_parameters import AdaptedParameters
 from .delta_layer import DeltaLayer
+from .first_gradients import FirstGradients
 from .mixed_batches import mixed_batch
 from .placement import check_model, check_targets
+from .targeted_config import TargetedConfig
 from .targeted_parameters import TargetedParameter, targeted_parameters
 from .targeting import targeted_modules
 from .unusual_layers import check_layer
@@ -29,6 +31,15 @@ class DeltaTuner(BaseTuner):
     def _check_new_adapter_config(self, config: PeftConfig) -> None:
         super()._check_new_adapter_config(config)
         check_model(self.model)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        config = cast(TargetedConfig, self.peft_config[adapter_name])
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, DeltaLayer)}
+        adapted = {name: layer for name, layer in layers.items() if layer.has_adapter(adapter_name)}
+        if adapted and not config.inference_mode:
+            first = next(iter(adapted.values()))
+            first.first_gradients[adapter_name] = FirstGradients(config.title, adapter_name, adapted)
 
     def _targets(self, peft_config: PeftConfig, model: nn.Module) -> list[tuple[str, nn.Module]]:
         """Return name and base layer of each module that is to have an adapter, before anything is changed.

@@ -56,6 +56,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._number = numbered(self)
+        self.first_gradients = {}
         watch(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -71,6 +72,10 @@ class GradDropLayer(DeltaLayer, nn.Module):
 
     def has_adapter(self, adapter_name: str) -> bool:
         return adapter_name in self.graddrop_adapter
+
+    def is_frozen(self, adapter_name: str) -> bool:
+        sampler = self.graddrop_sampler[adapter_name]
+        return not sampler.trains(f"{self.graddrop_name}.weight", self.graddrop_block)
 
     def deltas(self, adapter_name: str) -> Deltas:
         """Return the deltas of an adapter on this module."""

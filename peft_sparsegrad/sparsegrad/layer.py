@@ -45,6 +45,7 @@ class SparseGradLayer(DeltaLayer):
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
+        self.first_gradients = {}
         self.in_features, self.out_features = in_out_features(self.get_base_layer())
 
     def has_adapter(self, adapter_name: str) -> bool:

@@ -40,6 +40,7 @@ class SparseGradParameter(nn.Module, ParameterLayer, SparseGradLayer):
         self.fan_in_fan_out = False
         self._disable_adapters = False
         self.merged_adapters = []
+        self.first_gradients = {}
         self.out_features, self.in_features = plan.weight_shape
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, plan, basis, inference_mode)

@@ -194,15 +194,16 @@ class WarmUpCollector:
                 f"SparseGrad's warm-up has nothing to go by, {found}: the batches must run a forward and a backward "
                 "pass through the adapted layers, with gradients enabled and the adapter active."
             )
-        for adapters in self.groups.values():
+        for basis, adapters in self.groups.items():
             names = [adapter.plan.name for adapter in adapters if adapter not in seen]
             if len(names) == len(adapters):
-                raise ValueError(
-                    f"SparseGrad's warm-up saw no gradient of the modules {names}: they are not part of the loss. "
-                    "Name them in `exclude_modules`."
-                )
+                self.hosvd.pop(basis, None)  # of zeros: the identity stays
             if names and self.stage == "support":
-                logger.warning("SparseGrad's warm-up saw no gradient of %s; their supports are data-free.", names)
+                logger.warning(
+                    "SparseGrad's warm-up saw no gradient of %s, so their supports are data-free: if they are no part "
+                    "of the loss, name them in `exclude_modules`.",
+                    names,
+                )
 
     def _fill_in_bases(self) -> None:
         for basis, accumulator in self.hosvd.items():

@@ -82,9 +82,13 @@ class SparseGradModel(DeltaTuner):
         return super().forward(*args, **kwargs)
 
     def _warms_up(self) -> bool:
-        """Return whether an active adapter is in its warm-up, the same for all of its layers."""
-        firsts = [layer_adapters(self.model, name)[:1] for name in self.active_adapters]
-        return any(adapter.warmup is not None for first in firsts for adapter in first)
+        """Return whether an active adapter is in its warm-up, the same for all of its layers.
+
+        One that was loaded has left it, which its first pass with gradients notices.
+        """
+        notices = self.training or torch.is_grad_enabled()
+        firsts = [adapter for name in self.active_adapters for adapter in layer_adapters(self.model, name)[:1]]
+        return any(first.warmup is not None and (notices or not first.is_settled) for first in firsts)
 
     def _start_like_the_first(self, model: nn.Module, config: SparseGradConfig, adapter_name: str) -> None:
         """Start an adapter in the basis and with the supports of one that has the same configuration object.

@@ -27,7 +27,7 @@ def adapted(model: Any) -> set[str]:
 def train_one_step(model: Any) -> set[str]:
     """Take one step, and return the names of the adapted modules of which no parameter received a gradient."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    output(model).float().square().mean().backward()
+    output(model).float().sin().mean().backward()  # the mean square of what is normalised is constant
     torch.optim.SGD(trained.values(), lr=0.05).step()
     got = [name for name, parameter in trained.items() if parameter.grad is not None]
     return {each for each in adapted(model) if not any(name.startswith(f"base_model.model.{each}.") for name in got)}

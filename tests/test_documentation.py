@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from mixtures import mixtral
 from tiny import adapted, batch, llama, tokenizer, train
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -34,6 +35,7 @@ def workplace(tmp_path, monkeypatch):
     """A folder with a tiny checkpoint and the data that the blocks speak of."""
     monkeypatch.chdir(tmp_path)
     llama(hidden_size=64, intermediate_size=128).save_pretrained("model")
+    mixtral().save_pretrained("mixture")
     tokenizer().save_pretrained("model")
     texts = [" ".join(f"t{3 + (i * step) % 60}" for step in range(12)) for i in range(1, 33)]
     Path("text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 40), "utf-8")
@@ -50,7 +52,7 @@ def test_code_runs_from_top_to_bottom(page, workplace):
     if page in ADAPTERS:
         save_adapters()
     for number, (language, block) in enumerate(code_blocks(page), start=1):
-        code = block.replace("path/to/model", "model").replace("max_steps=100", "max_steps=3, use_cpu=True")
+        code = re.sub(r"path/to/(model|mixture)", r"\1", block).replace("max_steps=100", "max_steps=3, use_cpu=True")
         if language == "python":
             exec(compile(code, f"<{page}, block {number}>", "exec"), workplace)
         else:

@@ -40,6 +40,8 @@ class GradDropConfig(TargetedConfig):
         target_modules: Names or a regular expression of the modules to train, `"all-linear"`, or None for every
             linear, convolution and normalisation layer inside the transformer blocks. Embeddings and the task head
             train only if they are named.
+        target_parameters: Names, or their ends, of parameters to train, such as the fused experts of a mixture,
+            of shape (experts, out, in): `["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`.
         exclude_modules: Names or a regular expression of modules to leave alone.
         layers_to_transform: Indices of the transformer blocks to train.
         layers_pattern: Name of the list of blocks, where `layers_to_transform` cannot find it.

@@ -28,13 +28,15 @@ class SparseGradConfig(TargetedConfig):
     Args:
         target_modules: Names or a regular expression of the linear layers to adapt, `"all-linear"`, or None for the
             MLP layers of a known model type (`up_proj` and `down_proj` for LLaMA-like models).
+        target_parameters: Names, or their ends, of parameters to adapt, such as the fused experts of a mixture,
+            of shape (experts, out, in): `["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]`.
         exclude_modules: Names or a regular expression of modules to leave alone.
         layers_to_transform: Indices of the transformer blocks to adapt; the paper's LLaMA-2 runs take every third.
         layers_pattern: Name of the list of blocks, where `layers_to_transform` cannot find it.
         modules_to_save: Other modules to train and save in full, a task head for instance.
         trainable_token_indices: Rows of the embedding to train, as in LoRA.
-        density: Trained share of each weight's entries, in (0, 1].
-        num_values: Trained values per layer, in place of `density`.
+        density: Trained share of each weight's entries, in (0, 1]; of each expert's weight.
+        num_values: Trained values per layer, or per expert, in place of `density`.
         rank: Columns of the transition matrices V and U in use: one number, a pair (out, in), `"full"` (the paper's),
             or `"auto"`. None in a pair leaves that side in the weight's own basis; `"auto"` does so with the wider
             side, the neurons of an MLP. A greater rank costs time, memory and bytes, and gives the support more

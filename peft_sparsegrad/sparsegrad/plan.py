@@ -73,6 +73,12 @@ class LayerPlan:
         return self.weight_shape if self.experts is None else (self.experts, *self.weight_shape)
 
     @property
+    def unfolded_shape(self) -> tuple[int, int]:
+        """Shape (experts * out, in) of the weights of all experts one below the other."""
+        out_features, in_features = self.weight_shape
+        return self.num_experts * out_features, in_features
+
+    @property
     def num_entries(self) -> int:
         """Number of entries of the core."""
         return self.core_shape[0] * self.core_shape[1]

@@ -62,7 +62,8 @@ def _check_support(key: str, packed: torch.Tensor, groups: Descriptions, support
         if group["role"] == role_of(module) and group["ranks"] == support["ranks"]:
             (out_features, in_features), (r_out, r_in) = group["weight_shape"], group["ranks"]
             try:
-                unpack_support(packed, (r_out or out_features) * (r_in or in_features), support["k"])
+                entries = (r_out or out_features) * (r_in or in_features)
+                unpack_support(packed, support.get("experts", 1) * entries, support["k"])
                 return
             except ValueError as reason:
                 error = str(reason)
@@ -80,7 +81,8 @@ def _is_group(entry: dict[str, Any]) -> bool:
 
 
 def _is_support(entry: dict[str, Any]) -> bool:
-    return entry.keys() == {"k", "ranks"} and _is_count(entry["k"]) and _is_pair(entry["ranks"], None)
+    counts = _is_count(entry.get("k")) and _is_count(entry.get("experts", 1))
+    return entry.keys() - {"experts"} == {"k", "ranks"} and counts and _is_pair(entry["ranks"], None)
 
 
 def _is_pair(value: Any, *others: Any) -> bool:

@@ -52,7 +52,7 @@ def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], ada
     for adapter in adapters:
         plan = adapter.plan
         if adapter.support is not None:
-            supports[plan.name] = {"k": plan.k, "ranks": plan.ranks}
+            supports[plan.name] = _description(plan)
             tensors[f"support.{plan.name}"] = adapter.support
     contents = {"groups": groups, "supports": supports}
     metadata = {"format": FORMAT, "version": str(VERSION), "contents": json.dumps(contents)}
@@ -124,7 +124,7 @@ class TransitionFile:
             plan = adapter.plan
             if plan.dynamic:
                 adapter.settle()
-            elif self.supports.get(plan.name) == {"k": plan.k, "ranks": list(plan.ranks)}:
+            elif self.supports.get(plan.name) == _description(plan):
                 packed = self.tensors[f"support.{plan.name}"]
                 adapter.settle(unpack_support(packed, plan.num_entries, plan.k))
 
@@ -163,3 +163,9 @@ def _holds(found: int | None, wanted: int | None) -> bool:
     if found is None or wanted is None:
         return found is wanted
     return found >= wanted
+
+
+def _description(plan: LayerPlan) -> dict[str, Any]:
+    """Return what a file says of a layer's support; a weight that is not of experts has no number of them."""
+    experts = {} if plan.experts is None else {"experts": plan.experts}
+    return {"k": plan.k, "ranks": list(plan.ranks), **experts}

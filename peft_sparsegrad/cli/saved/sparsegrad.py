@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ...functional import delta_weight
+from ...functional import stacked_delta
 from ..errors import InputError
 from .adapter import SavedAdapter
 from .method import SavedMethod, SavedSupport, Table, WeightLayout
@@ -31,13 +31,13 @@ class SavedSparseGrad(SavedMethod):
 
     @property
     def modules(self) -> dict[str, tuple[int, int] | None]:
-        return {module: layer.plan.weight_shape for module, layer in self.layers.items()}
+        return {module: layer.plan.unfolded_shape for module, layer in self.layers.items()}
 
     def delta(self, module: str, layout: WeightLayout) -> torch.Tensor:
         layer = self.layers[module]
-        if layer.plan.weight_shape != layout.shape:
+        if layer.plan.unfolded_shape != layout.shape:
             raise InputError(f"{self.adapter.folder}: {module!r} is not for a weight of shape {layout.shape}")
-        return delta_weight(layer.core())
+        return stacked_delta(layer.core(), layer.plan.num_experts, torch.float32).view(layout.shape)
 
     def support(self, module: str) -> SavedSupport:
         layer = self.layers[module]

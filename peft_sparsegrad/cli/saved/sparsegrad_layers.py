@@ -136,10 +136,10 @@ def _plan(adapter: SavedAdapter, config: SparseGradConfig, module: str, parts: M
     if not _NEEDED <= parts.keys() <= _PARTS:
         raise InputError(f"{adapter.weights_path} is damaged: {module!r} has the tensors {sorted(parts)}")
     shape = adapter.tensor(parts["adapter.weight_shape"])
-    if shape.dtype != torch.int32 or shape.shape != (2,) or bool((shape < 1).any()):
+    if shape.dtype != torch.int32 or shape.shape not in ((2,), (3,)) or bool((shape < 1).any()):
         raise InputError(f"{adapter.weights_path} is damaged: the weight shape of {module!r} is {shape}")
     try:
-        return plan_weight(config, module, (int(shape[0]), int(shape[1])))
+        return plan_weight(config, module, tuple(shape.tolist()))
     except ValueError as error:
         raise InputError(f"{adapter.folder}: the settings do not fit the weights: {error}") from error
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .experts_left_out import expert_names
 from .targeting import base_modules, in_out_features, is_linear, role_of
 from .unusual_layers import problem_of
 
@@ -49,9 +48,7 @@ def no_default(title: str, model: nn.Module, model_type: str | None) -> ValueErr
     reason = (
         f"Please specify `target_modules` in `peft_config`: {title} has no default for the model type {model_type!r}."
     )
-    roles, experts = linear_roles(model), expert_names(model)
-    if experts:
-        return ValueError(f"{reason} Its MLP layers are fused experts: set target_parameters={experts}.")
+    roles = linear_roles(model)
     if not roles:
         return ValueError(f"{reason} It has no linear layers.")
     return ValueError(

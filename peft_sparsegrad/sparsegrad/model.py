@@ -109,11 +109,9 @@ class SparseGradModel(DeltaTuner):
                 )
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
-        ours, model_type = cast(SparseGradConfig, peft_config), model_config.get("model_type")
-        if ours.target_modules is None and ours.target_parameters and model_type not in TARGET_MODULES:
-            ours.target_modules = set()  # pyright: ignore[reportAttributeAccessIssue]
+        ours = cast(SparseGradConfig, peft_config)
         if ours.target_modules is None:
-            set_default_targets(ours, self.model, model_type)
+            set_default_targets(ours, self.model, model_config.get("model_type"))
             self._has_default_targets = True
         return ours
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..common.experts_left_out import expert_names
 from ..common.language_tower import language_tower, warn_of_other_towers
 from ..common.linear_layers import no_default
 
@@ -97,8 +98,10 @@ EXCLUDED_MODULES: dict[str, list[str]] = {
 def set_default_targets(config: Any, model: nn.Module, model_type: str | None) -> None:
     """Fill in `target_modules`, and exclude other modules of the same names, for a known model type.
 
+    Where the MLP layers of a model are fused experts alone, these are the default, as `target_parameters`.
+
     Args:
-        config: A configuration of any method, without `target_modules`.
+        config: A configuration of SparseGrad without `target_modules`.
         model: The base model, of which a model for text and images has default targets in its language tower.
         model_type: The model type of its configuration.
 
@@ -106,10 +109,12 @@ def set_default_targets(config: Any, model: nn.Module, model_type: str | None) -
         ValueError: If the type is not known. The message lists the model's linear layers.
     """
     tower = language_tower(model)
-    text_type = tower[1] if tower else model_type
+    text_type = tower[1] if tower else str(model_type)
     if text_type not in TARGET_MODULES:
-        raise no_default("SparseGrad", model, model_type)
-    config.target_modules = set(TARGET_MODULES[text_type])
+        config.target_parameters = config.target_parameters or expert_names(model)
+        if not config.target_parameters:
+            raise no_default("SparseGrad", model, model_type)
+    config.target_modules = set(TARGET_MODULES.get(text_type, ()))
     _exclude(config, EXCLUDED_MODULES.get(text_type, []))
     if tower:
         _exclude_all_but(config, tower[0])

@@ -37,9 +37,15 @@ def test_error_for_an_unknown_model_lists_its_layers_by_role_and_its_proposal_wo
     assert set(model.targeted_module_names) == {f"blocks.{i}.mlp.{name}" for i in (0, 1) for name in "ab"}
 
 
-def test_a_mixture_without_other_mlp_layers_proposes_its_experts():
-    with pytest.raises(ValueError, match=r"target_parameters=\['experts.down_proj', 'experts.gate_up_proj'\]"):
-        get_peft_model(tiny_model("mixtral"), SparseGradConfig())
+def test_default_of_a_mixture_without_other_mlp_layers_is_its_experts():
+    model = get_peft_model(tiny_model("mixtral"), SparseGradConfig())
+    config = model.peft_config["default"]
+    assert config.target_modules == set()
+    assert config.target_parameters == ["experts.down_proj", "experts.gate_up_proj"]
+    names = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "sparsegrad_adapter")
+    }
+    assert names == {"down_proj", "gate_up_proj"}
 
 
 @pytest.mark.parametrize("config", CONFIGS)

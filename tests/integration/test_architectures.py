@@ -35,14 +35,14 @@ def proposal_of(model_type: str) -> list[str] | None:
         return None
     assert "SparseGrad has no default for the model type" in message
     proposal = re.search(r"target_modules=(\[.*?\])", message)
-    assert proposal or re.search("target_parameters=.*expert|It has no linear layers", message)
+    assert proposal or "It has no linear layers" in message
     return ast.literal_eval(proposal[1]) if proposal else []
 
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_sparsegrads_default_works_or_its_error_proposes_targets_that_do(model_type):
     targets = proposal_of(model_type)
-    if targets == []:  # there are only fused experts, or no linear layers at all
+    if targets == []:
         return
     names, idle = check(model_type, lambda: SparseGradConfig(warmup_steps=0, target_modules=targets))
     assert lora_on(model_type, names) in (idle, None)

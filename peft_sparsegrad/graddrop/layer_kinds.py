@@ -96,7 +96,12 @@ class GradDropLinear(_GradDropProduct):
 
 
 class GradDropConv2d(_GradDropProduct):
-    """GradDrop on a `torch.nn.Conv2d`."""
+    """GradDrop on a `torch.nn.Conv2d`, whose settings it shows because some models read them."""
+
+    def __init__(self, base_layer: nn.Module, name: str, block: str, **kwargs: Any) -> None:
+        super().__init__(base_layer, name, block, **kwargs)
+        base = cast(nn.Conv2d, self.get_base_layer())
+        self.kernel_size, self.stride, self.dilation = base.kernel_size, base.stride, base.dilation
 
     def product(self, x, weight, bias, weight_deltas, bias_deltas):
         base = cast(nn.Conv2d, self.get_base_layer())

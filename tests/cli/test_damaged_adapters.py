@@ -63,7 +63,7 @@ SPARSEGRAD = {
     "support shorter": Damage("support", lambda t: t[:-1], "not as torch.uint8 of shape (79,)"),
     "support of every entry": Damage("support", lambda t: t | 255, "the support has 640 entries, not 102"),
     "support missing": Damage("support", gone, "'model.layers.0.mlp.down_proj' has the tensors"),
-    "weight shape of three": Damage("weight_shape", instead(32, 64, 1, dtype=torch.int32), "the weight shape of"),
+    "weight shape of experts": Damage("weight_shape", instead(32, 64, 1, dtype=torch.int32), "should have the shape"),
     "weight shape of int64": Damage("weight_shape", as_dtype(torch.int64), "the weight shape of"),
     "weight shape turned": Damage("weight_shape", lambda t: t.flip(0), "should have the shape"),
 }

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from not_built import NOT_BUILT
+from not_built import NOT_BUILT, SAYS_NOTHING
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
@@ -160,10 +160,10 @@ _TASKS = [
 
 
 def model_types() -> list[str]:
-    """Return the model types of transformers with weights for text, images or sound, except `NOT_BUILT`."""
+    """Return the model types of transformers for text, images or sound whose tiny models can be tried."""
     mappings = [getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES", {}) for task in _TASKS]
     found = dict.fromkeys(model_type for mapping in mappings for model_type in mapping)
-    return [model_type for model_type in [*found, *_BASE_MODELS] if model_type not in NOT_BUILT]
+    return [each for each in [*found, *_BASE_MODELS] if each not in NOT_BUILT and each not in SAYS_NOTHING]
 
 
 def small_config(model_type: str) -> Any:

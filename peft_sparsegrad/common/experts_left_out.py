@@ -44,9 +44,8 @@ def warn_of_experts_left_out(model: nn.Module, adapted: Iterable[str], title: st
     if not left_out:
         return
     lists = {name[: match.start() + 1] for name in left_out if (match := re.search(r"\.\d+\.", name))}
-    blocks = sum(
-        p.numel() for name, p in model.named_parameters() if name.startswith(tuple(lists)) or name in left_out
-    )
+    parameters = model.named_parameters(remove_duplicate=False)  # experts that two stacks share have two names
+    blocks = sum(p.numel() for name, p in parameters if name.startswith(tuple(lists)) or name in left_out)
     warnings.warn(
         f"{title} leaves out the fused experts, which hold {sum(left_out.values()) / blocks:.1%} of the parameters of "
         f"the blocks: they stay frozen. To train them, set target_parameters={expert_names(model)}.",

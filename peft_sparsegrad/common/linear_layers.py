@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from .targeting import base_modules, in_out_features, is_linear, role_of
 from .unusual_layers import problem_of
@@ -34,10 +35,14 @@ class Role:
 
 
 def linear_roles(model: nn.Module) -> list[Role]:
-    """Return the roles of the linear layers that an adapter can be added to, in the model's order."""
+    """Return the roles of the linear layers that an adapter can be added to, in the model's order.
+
+    The output layer is left out, as PEFT's "all-linear" does: its weight is often the embedding's too.
+    """
     roles: dict[str, Role] = {}
+    output_layer = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     for name, module in base_modules(model):
-        if is_linear(module) and problem_of(name, module, model) is None:
+        if module is not output_layer and is_linear(module) and problem_of(name, module, model) is None:
             role = roles.setdefault(role_of(name), Role(role_of(name), in_out_features(module), 0))
             role.count += 1
     return list(roles.values())

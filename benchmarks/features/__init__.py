@@ -1,0 +1,1 @@
+"""What works with each method, as a table: `python -m benchmarks.features`."""

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
+from mixtures import EXPERTS, mixtral
 from tiny import batch, llama
 from torch.distributed.fsdp import CPUOffloadPolicy, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer
 
 from peft_sparsegrad import (
     GradDrop,
@@ -51,6 +53,7 @@ def lora() -> LoraConfig:
 
 
 HELD = graddrop("GradDrop", p=0.5, frozen="hold")
+OF_EXPERTS = {"target_modules": [], "target_parameters": EXPERTS}
 METHODS: dict[str, dict[str, Any]] = {
     "LoRA": {"config": lora},
     "default": {"config": sparsegrad(), "warm_up": "before"},
@@ -69,6 +72,16 @@ METHODS: dict[str, dict[str, Any]] = {
     "GradDrop-Epoch-Toggle": {"config": graddrop("GradDrop-Epoch-Toggle")},
     "Layer-GradDrop": {"config": graddrop("Layer-GradDrop", **LAYERS)},
     "Layer-GradDrop, not held": {"config": graddrop("Layer-GradDrop", frozen="gradient", **LAYERS)},
+    "experts": {"config": sparsegrad(**OF_EXPERTS), "model": mixtral, "warm_up": "before"},
+    "experts, warmed up in training": {"config": sparsegrad(**OF_EXPERTS), "model": mixtral},
+    "GradDrop held, experts": {
+        "config": graddrop("GradDrop", p=0.5, frozen="hold", **OF_EXPERTS),
+        "model": mixtral,
+    },
+    "LoRA, experts": {
+        "config": lambda: LoraConfig(r=4, task_type="CAUSAL_LM", **OF_EXPERTS),
+        "model": mixtral,
+    },
     "GradDrop on LoRA": {"config": lora, "masks": HELD},
     "GradDrop on LoRA, put on afterwards": {"config": lora, "masks": HELD, "masks_after": True},
 }
@@ -99,7 +112,7 @@ def wrap(model: Any, engine: str) -> Any:
             further["offload_policy"] = CPUOffloadPolicy(pin_memory=False)
         if "bf16" in engine:
             further["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        for block in [each for each in model.modules() if isinstance(each, LlamaDecoderLayer)]:
+        for block in [each for each in model.modules() if isinstance(each, LlamaDecoderLayer | MixtralDecoderLayer)]:
             fully_shard(block, mesh=mesh, **further)
         return fully_shard(model, mesh=mesh, **further)
     if kind == "FSDP1":
@@ -128,7 +141,7 @@ def make(method: str) -> tuple[Any, GradDrop | None]:
     """A model as it is before an engine wraps it, and the object that masks it or announces its epochs."""
     settings = METHODS[method]
     torch.manual_seed(0)
-    model = get_peft_model(llama(), settings["config"]()).to(device())
+    model = get_peft_model(settings.get("model", llama)(), settings["config"]()).to(device())
     if settings.get("warm_up") == "before":
         warmup(model, [share(step) for step in range(4)], 4, progress=False)
     masks = None

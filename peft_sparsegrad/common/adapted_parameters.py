@@ -37,19 +37,28 @@ class AdaptedParameters(nn.Module):
                 yield name, cast("ParameterLayer", child)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the module returns with every active adapter's delta added to its parameter."""
+        """Return what the module returns with every active adapter's delta added to its parameter.
+
+        Raises:
+            RuntimeError: If ZeRO-3 has split the parameters or their adapters.
+        """
         base = self.base_layer
         layers = [(name, layer) for name, layer in self.layers if layer.adds_delta()]
         if not layers:
             return base(*args, **kwargs)
+        if is_split_by_zero(self):
+            raise RuntimeError(
+                "DeepSpeed's ZeRO-3 brings the parameters of modules that are called, and the adapters of "
+                "`target_parameters` are in none of them: use ZeRO-2 or FSDP2, or leave `target_parameters` out"
+            )
 
         def sums(prefix: str) -> dict[str, torch.Tensor]:
-            return {f"{prefix}{name}": layer.adapted(base.get_parameter(name)) for name, layer in layers}
+            return {f"{prefix}{name}": layer.adapted(getattr(base, name)) for name, layer in layers}
 
         def with_deltas(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             return torch.func.functional_call(Calling(base, forward), sums("base."), args, kwargs)
 
-        if not hasattr(base, "_hf_hook") and not is_split_by_zero(base):  # which bring the parameters of a call
+        if not hasattr(base, "_hf_hook"):  # of accelerate, which brings the parameters of a call
             return torch.func.functional_call(base, sums(""), args, kwargs)
         with forward_replaced(base, with_deltas):
             return base(*args, **kwargs)

@@ -12,6 +12,7 @@ pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed"
 
 SCRIPT = "deepspeed_engine"
 HELD_LAYERS = "Layer-GradDrop"  # refused, see below
+EXPERTS = ["experts", "GradDrop held, experts"]  # refused under ZeRO-3, where LoRA's fail
 IN_EVERY_RUN = {
     "ZeRO-1": [],
     "ZeRO-2": ["default", "GradDrop held"],
@@ -23,7 +24,7 @@ CASES = [
     pytest.param(engine, method, marks=[] if method in often else pytest.mark.slow)
     for engine, often in IN_EVERY_RUN.items()
     for method in engines.METHODS
-    if method != HELD_LAYERS
+    if method != HELD_LAYERS and not ("ZeRO-3" in engine and "experts" in method)
 ]
 
 
@@ -46,6 +47,14 @@ def test_held_layers_are_refused_on_every_rank(ranks, engine):
         ranks("train_by_deepspeed", engine=engine, method=HELD_LAYERS)
     for error in failure.value.errors:
         assert "set frozen='gradient', or use FSDP2" in error
+
+
+@pytest.mark.parametrize("method", EXPERTS)
+def test_experts_are_refused_under_zero_3_on_every_rank(ranks, method):
+    with pytest.raises(Failure) as failure:
+        ranks("train_by_deepspeed", engine="ZeRO-3", method=method)
+    for error in failure.value.errors:
+        assert "use ZeRO-2 or FSDP2, or leave `target_parameters` out" in error
 
 
 @pytest.mark.parametrize(("engine", "method"), [

@@ -16,6 +16,8 @@ IN_EVERY_RUN = {
         "GradDrop held",
         "Layer-GradDrop",
         "GradDrop on LoRA, put on afterwards",
+        "experts, warmed up in training",
+        "GradDrop held, experts",
     ],
     "FSDP2, accumulation": ["default"],
     "FSDP2, accumulation, reduced each time": ["default"],
@@ -32,7 +34,9 @@ def assert_equal(ranks, one):
     for name, tensor in ranks[0]["state"].items():
         for rank in ranks[1:]:
             assert torch.equal(tensor, rank["state"][name]), f"the ranks disagree on {name}"
-        assert torch.allclose(tensor.double(), one["state"][name].double(), atol=1e-5), name
+        # In a model of 16 dimensions, bases of the experts have singular values so near that rounding turns columns.
+        atol = 1e-4 if "experts" in name and "sparsegrad_basis" in name else 1e-5
+        assert torch.allclose(tensor.double(), one["state"][name].double(), atol=atol), name
     assert ranks[0]["state"].keys() == one["state"].keys()
 
 
@@ -86,6 +90,7 @@ def test_both_renewals_are_within_the_run(one_process):
 @pytest.mark.parametrize(("method", "way_out"), [
     ("default", "set `renewal_steps=0`"),
     ("dynamic", "support='static'"),
+    ("experts", "set `renewal_steps=0`"),
     ("GradDrop", "another method"),
     ("GradDrop on LoRA", "train without GradDrop"),
 ])  # fmt: skip

@@ -36,7 +36,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
     """
 
     adapter_layer_names: tuple[str, ...] = ("graddrop_adapter",)
-    other_param_names: tuple[str, ...] = ("graddrop_sampler",)
+    other_param_names: tuple[str, ...] = ("graddrop_sampler", "first_gradients")
 
     def __init__(self, base_layer: nn.Module, name: str, block: str, **kwargs: Any) -> None:
         nn.Module.__init__(self)

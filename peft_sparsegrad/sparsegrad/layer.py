@@ -33,7 +33,7 @@ class SparseGradLayer(DeltaLayer):
 
     is_linear = True
     adapter_layer_names: tuple[str, ...] = ("sparsegrad_adapter",)
-    other_param_names: tuple[str, ...] = ("sparsegrad_basis",)
+    other_param_names: tuple[str, ...] = ("sparsegrad_basis", "first_gradients")
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer

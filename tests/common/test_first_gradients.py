@@ -112,3 +112,15 @@ def test_a_warm_up_goes_on_without_layers_that_are_no_part_of_the_loss():
             optimizer.zero_grad()
         moved = {name for name, p in trained.items() if not torch.equal(p, before[name])}
         assert moved == {name for name in trained if ".head.mlp." not in name}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_nothing_of_a_deleted_adapter_stays_on_the_layers(config):
+    model = get_peft_model(llama(), config(), adapter_name="kept")
+    model.add_adapter("gone", config())
+    model.delete_adapter("gone")
+    for layer in (module for module in model.modules() if hasattr(module, "first_gradients")):
+        assert "kept" in layer._all_available_adapter_names()
+        for name in (each for each in dir(layer) if not each.startswith("_")):
+            held = getattr(layer, name, None)
+            assert not (isinstance(held, (dict, torch.nn.ModuleDict)) and "gone" in held), name

@@ -69,15 +69,19 @@ class ScaledLayer(BaseTunerLayer):
 
 
 class Scaling(Mapping[str, float]):
-    """The factors of a layer's adapters by name. Setting one changes the layer, or is refused.
+    """The factors of a layer's adapters by name, a view. Setting one changes the layer, or is refused.
 
     Args:
         layer: The layer.
     """
 
     def __init__(self, layer: ScaledLayer) -> None:
-        self._merged = layer.merged_adapters
-        self.parts = cast("dict[str, ScaledPart]", dict(getattr(layer, layer.adapter_layer_names[0])))
+        self._layer = layer
+
+    @property
+    def parts(self) -> Mapping[str, ScaledPart]:
+        """What holds the factors, by the adapter's name."""
+        return cast("Mapping[str, ScaledPart]", getattr(self._layer, self._layer.adapter_layer_names[0]))
 
     def __getitem__(self, adapter_name: str) -> float:
         return self.parts[adapter_name].scale
@@ -98,7 +102,7 @@ class Scaling(Mapping[str, float]):
     def check(self, adapter_name: str, scale: float) -> None:
         """Raise a ValueError if an adapter cannot have this factor, or a KeyError if there is no such adapter."""
         check_factor("scale", scale)
-        if scale != self[adapter_name] and adapter_name in self._merged:
+        if scale != self[adapter_name] and adapter_name in self._layer.merged_adapters:
             raise ValueError(
                 f"`scale` of {adapter_name!r} cannot become {scale!r} while the adapter is merged: call "
                 "`model.unmerge_adapter()` first"

@@ -268,3 +268,15 @@ def test_models_without_our_layers_are_refused():
     unfit = rescale_adapter_scale(two_adapters("sparsegrad"), float("nan"))
     with pytest.raises(ValueError, match="`multiplier` must be a finite number, not nan"), unfit:
         pass
+
+
+@pytest.mark.parametrize("config", [SparseGradConfig, GradDropConfig])
+def test_scaling_is_a_view(config):
+    model = get_peft_model(llama(), config(), adapter_name="gone")
+    model.add_adapter("kept", config())
+    layer = next(module for module in model.modules() if hasattr(module, "scale_layer"))
+    scaling = layer.scaling
+    assert dict(scaling) == {"gone": 1.0, "kept": 1.0}
+    model.delete_adapter("gone")
+    layer.set_scale("kept", 0.5)
+    assert dict(scaling) == {"kept": 0.5}

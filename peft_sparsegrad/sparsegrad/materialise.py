@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_modules
 
 
 def is_plain_linear(base_layer: nn.Module, x: torch.Tensor) -> bool:
@@ -30,5 +30,11 @@ def is_plain_linear(base_layer: nn.Module, x: torch.Tensor) -> bool:
         base_layer._backward_hooks,
         base_layer._backward_pre_hooks,
     )
-    is_hooked = any(hooks) or "forward" in vars(base_layer) or _has_any_global_hook()
+    is_hooked = any(hooks) or "forward" in vars(base_layer) or _has_global_hooks()
     return not is_hooked
+
+
+def _has_global_hooks() -> bool:
+    """Return whether hooks are registered for all modules, by the dictionaries that every release of torch has."""
+    kinds = ("forward", "forward_pre", "backward", "backward_pre")
+    return any(getattr(torch_modules, f"_global_{kind}_hooks") for kind in kinds)

@@ -94,7 +94,7 @@ NOT_BUILT = {
 
 SAYS_NOTHING = {
     "convnext": "gradients of 2e-8, which are lost in rounding: its layers are scaled by 1e-6",
-    "diffusion_gemma": "its output is drawn at random",
+    "diffusion_gemma": "its output differs from pass to pass",
     "hgnet_v2": "an output of 2e-12",
     "mobilenet_v1": "an output of 5e-32",
     "mobilenet_v2": "an output of 1e-23",
@@ -102,5 +102,5 @@ SAYS_NOTHING = {
     "pp_lcnet": "an output of 6e-39",
     "swiftformer": "gradients of 1e-9 in the layers that the error proposes",
     "vit_mae": "its patches are masked at random",
-    "xlstm": "its MLP layers begin at zero, and so do their gradients",
+    "xlstm": "the gates of its MLP begin at zero, and with them the gradients",
 }

@@ -98,7 +98,8 @@ def convert_to_lora(
     if left_out and not linear_only:
         raise ValueError(
             f"a LoRA adapter cannot hold the changes of {len(left_out)} biases and modules that are not linear, the "
-            f"first is {left_out[0]!r}: merge the adapter, or leave them out with `linear_only=True`"
+            f"first is {left_out[0]!r}: merge the adapter, or leave them out with `linear_only=True` "
+            "(`--linear-only`)"
         )
     factors = {name: each.lora_factors(adapter_name, rank) for name, each in layers.items() if each.is_linear}
     if not factors:

@@ -37,16 +37,20 @@ class SparseGradLayer(DeltaLayer):
 
     def __init__(self, base_layer: nn.Module, **kwargs: Any) -> None:
         self.base_layer = base_layer
-        self.sparsegrad_adapter = nn.ModuleDict({})
-        self.sparsegrad_basis = nn.ModuleDict({})
-        self.quantization_backend = resolve_quantization_backend(
+        backend = resolve_quantization_backend(
             self.get_base_layer(), get_apply_tensor_subclass=kwargs.get("get_apply_tensor_subclass")
         )
         self.fan_in_fan_out = isinstance(self.get_base_layer(), Conv1D)
+        self._begin(*in_out_features(self.get_base_layer()), backend)
+
+    def _begin(self, in_features: int, out_features: int, backend: Any) -> None:
+        """Begin without an adapter, on a weight whose quantisation, if any, PEFT's `backend` knows."""
+        self.in_features, self.out_features, self.quantization_backend = in_features, out_features, backend
+        self.sparsegrad_adapter = nn.ModuleDict({})
+        self.sparsegrad_basis = nn.ModuleDict({})
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self.first_gradients = {}
-        self.in_features, self.out_features = in_out_features(self.get_base_layer())
 
     def has_adapter(self, adapter_name: str) -> bool:
         return adapter_name in self.sparsegrad_adapter
@@ -82,6 +86,21 @@ class SparseGradLayer(DeltaLayer):
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
         self.adapter(adapter_name).prepare()
+
+    def _active_in_pass(self, given: torch.Tensor) -> list[LayerAdapter]:
+        """Return the active adapters for a forward pass that begins with the tensor `given`."""
+        active = [self.adapter(name) for name in self.active_adapters if self.has_adapter(name)]
+        for adapter in active:
+            self._begin_pass(adapter, given)
+        return active
+
+    def _begin_pass(self, adapter: LayerAdapter, given: torch.Tensor) -> None:
+        if adapter.values.is_meta and not given.is_meta:
+            raise RuntimeError(
+                "the values of a SparseGrad adapter are on the meta device: load a saved adapter after "
+                "`low_cpu_mem_usage`, and offload a model before the adapter is added"
+            )
+        adapter.begin_pass()
 
     def _initial_values(self, plan: LayerPlan) -> torch.Tensor:
         _, dtype = self._get_base_layer_device_and_dtype(self.get_base_layer())
@@ -154,9 +173,7 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
             self.unmerge()
         if self.disable_adapters or self.merged:
             return base_layer(x, *args, **kwargs)
-        active = [self.adapter(name) for name in self.active_adapters if self.has_adapter(name)]
-        for adapter in active:
-            self._begin_pass(adapter, x)
+        active = self._active_in_pass(x)
         if len(active) == 1 and not args and not kwargs and self._is_materialised(active[0], x):
             linear = cast(nn.Linear, self.base_layer)
             return materialised_linear(x, linear.weight, linear.bias, active[0].core)
@@ -171,14 +188,6 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         adapter = self.adapter(adapter_name)
         self._begin_pass(adapter, x)
         return adapter.add_delta(result[rows], x[rows])
-
-    def _begin_pass(self, adapter: LayerAdapter, x: torch.Tensor) -> None:
-        if adapter.values.is_meta and not x.is_meta:
-            raise RuntimeError(
-                "the values of a SparseGrad adapter are on the meta device: load a saved adapter after "
-                "`low_cpu_mem_usage`, and offload a model before the adapter is added"
-            )
-        adapter.begin_pass()
 
     def _is_materialised(self, adapter: LayerAdapter, x: torch.Tensor) -> bool:
         """Return whether the adapter's delta is added to the weight for this input."""

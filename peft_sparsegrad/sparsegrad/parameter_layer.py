@@ -34,27 +34,13 @@ class SparseGradParameter(nn.Module, ParameterLayer, SparseGradLayer):
     ) -> None:
         super().__init__()
         self.be_held_by(holder, parameter_name)
-        self.sparsegrad_adapter = nn.ModuleDict({})
-        self.sparsegrad_basis = nn.ModuleDict({})
-        self.quantization_backend = None
-        self.fan_in_fan_out = False
-        self._disable_adapters = False
-        self.merged_adapters = []
-        self.first_gradients = {}
-        self.out_features, self.in_features = plan.weight_shape
+        out_features, in_features = plan.weight_shape
+        self._begin(in_features, out_features, None)
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, plan, basis, inference_mode)
 
     def adapted(self, weight: torch.Tensor) -> torch.Tensor:
-        active = [self.adapter(name) for name in self.active_adapters if self.has_adapter(name)]
-        if any(adapter.values.is_meta for adapter in active) and not weight.is_meta:
-            raise RuntimeError(
-                "the values of a SparseGrad adapter are on the meta device: load a saved adapter after "
-                "`low_cpu_mem_usage`, and offload a model before the adapter is added"
-            )
-        for adapter in active:
-            adapter.begin_pass()
-        for adapter in active:
+        for adapter in self._active_in_pass(weight):
             weight = adapter.add_to_weight(weight)
         return weight
 

@@ -26,6 +26,7 @@ from .sparsegrad import (
     create_sparsegrad_optimizer,
     save_transition_matrices,
     warmup,
+    warmup_report,
 )
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "rescale_adapter_scale",
     "save_transition_matrices",
     "warmup",
+    "warmup_report",
 ]
 
 register("sparsegrad", SparseGradConfig, SparseGradModel)

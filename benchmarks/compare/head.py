@@ -11,7 +11,7 @@ from torch import nn
 
 from experiments.optimizers import set_rate
 from peft_sparsegrad.sparsegrad.task_head import settle_head as settle_trained
-from peft_sparsegrad.sparsegrad.warmup import batch_loss
+from peft_sparsegrad.sparsegrad.warmup_passes import batch_loss
 
 from .task import Row
 

@@ -131,7 +131,9 @@ def read_source(path: Path) -> SavedAdapter | WarmUpReport | Log:
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is neither a report of `warmup --report` nor a trainer_state.json") from error
+        raise InputError(
+            f"{path} is neither a report of this version's `warmup --report` nor a trainer_state.json"
+        ) from error
 
 
 def draw(

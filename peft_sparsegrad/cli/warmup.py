@@ -21,7 +21,8 @@ from transformers import (
 from ..sparsegrad import SparseGradConfig, WarmUpReport, save_transition_matrices
 from ..sparsegrad.layer import layer_adapters
 from ..sparsegrad.task_head import settle_head
-from ..sparsegrad.warmup import batch_loss, warmup
+from ..sparsegrad.warmup import warmup
+from ..sparsegrad.warmup_passes import batch_loss
 from .base_models import load_pretrained
 from .data import Batch, is_labelled, labelled_batches, language_batches, read_labelled, read_texts
 from .errors import InputError
@@ -40,7 +41,7 @@ class WarmUpSettings:
     density: float = 0.01
     rank: int | tuple[int, int] | str = "auto"
     target_modules: list[str] | None = None
-    steps: int = 32
+    steps: int = 8
     head_steps: int = 0
     batch_size: int = 8
     max_length: int = 128
@@ -68,7 +69,7 @@ def warmup_command(
     target_modules: Annotated[
         str | None, typer.Option(help="Layers to adapt, separated by commas. Default: the MLP layers.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Batches to look at, twice or more.")] = 32,
+    steps: Annotated[int, typer.Option(min=2, help="Batches to look at, one backward pass each.")] = 8,
     head_steps: Annotated[int, typer.Option(min=0, help="Steps for a new task head before that.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences in a batch.")] = 8,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens in a sequence.")] = 128,
@@ -149,7 +150,7 @@ def _adapt(base: Any, settings: WarmUpSettings, labelled: bool) -> PeftModel:
         rank=settings.rank,  # pyright: ignore[reportArgumentType]
         target_modules=settings.target_modules,
         modules_to_save=heads if labelled and settings.head_steps else None,
-        warmup_steps=max(2, settings.steps),
+        warmup_steps=settings.steps,
     )
     model: Any = get_peft_model(base, config)
     return model.train()  # as it will train: with dropout

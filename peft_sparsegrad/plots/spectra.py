@@ -14,7 +14,7 @@ from .style import COLOURS, look, panels, styled, tidy
 def spectra(report: WarmUpReport) -> Figure:
     """Draw gradient energy along the columns of U and V, its running sum, and the shares of the core and the support.
 
-    A circle marks the rank of the core. A side whose basis is the identity has no spectrum, nor has a basis that was
+    A circle marks the rank of the core, a stroke in a bar the share by chance. The bars are medians over layers. A side whose basis is the identity has no spectrum, nor has a basis that was
     read from a file.
 
     Raises:
@@ -78,10 +78,13 @@ def _captured(axis: Axes, groups: list[GroupReport]) -> None:
         shares = [100 * (getattr(group, f"energy_in_{name}") or 0.0) for group in groups]
         bars = axis.barh(positions + offset, shares, height=0.36, color=colour, label=f"in the {name}")
         axis.bar_label(bars, fmt="%.0f%%", padding=2, fontsize=8)
+        chances = [100 * getattr(group, f"chance_in_{name}") for group in groups]
+        label = "by chance" if name == "core" else None
+        axis.plot(chances, positions + offset, "|", color="black", markersize=11, label=label)
     axis.set_yticks(positions, [_two_lines(group.name) for group in groups])
     axis.invert_yaxis()
     axis.set(xlabel="share of the warm-up gradients' energy Σ‖G‖², %", xlim=(0, 112), title="energy captured")
-    axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
+    axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     tidy(axis)
 
 

@@ -8,7 +8,7 @@ from .optimizer import SparseGradAdam, create_sparsegrad_optimizer
 from .report import GroupReport, WarmUpReport
 from .transition_file import save_transition_matrices
 from .variants import VARIANTS
-from .warmup import warmup
+from .warmup import warmup, warmup_report
 
 __all__ = [
     "VARIANTS",
@@ -23,4 +23,5 @@ __all__ = [
     "create_sparsegrad_optimizer",
     "save_transition_matrices",
     "warmup",
+    "warmup_report",
 ]

@@ -29,6 +29,7 @@ from ..functional import (
 )
 from .basis import Basis
 from .plan import LayerPlan
+from .report import WarmUpReport
 from .training_state import TrainingState
 
 # Called in the backward pass with the adapter and the gradient of its weight; returns whether it could use it.
@@ -70,6 +71,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
             state dict because `load_adapter` into an existing name does not read the configuration again.
         training_state: Steps, renewals and the core's gradient in a training run.
         warmup: Observer of the gradients until the support is settled, or None.
+        report: Report of the warm-up that has settled the support in this process, or None.
         probe: Observer of the gradients after the support is settled, or None.
         skip_zeros: True to leave zero rows of the output's gradient out of products, see `delta_product`. Only a
             benchmark sets it.
@@ -93,6 +95,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         self.register_buffer("steps", torch.tensor([-1 if plan.warmup_steps else 0], device="cpu"))
         object.__setattr__(self, "basis", basis)  # a plain reference: the basis is no part of this module's state
         self.warmup: WarmUp | None = None
+        self.report: WarmUpReport | None = None
         self.probe: Observer | None = None
         self.skip_zeros = False
         self._indices = Derived(partial(_indices, num_entries=plan.num_entries, k=plan.k))

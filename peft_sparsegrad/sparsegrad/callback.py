@@ -9,6 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..common.calling_trainer import LoggedFigures, trainer_of
+from ..common.distributed import is_main_process
 from ..common.zero import is_managed
 from .adapter import LayerAdapter
 from .energy_probe import EnergyProbe
@@ -17,6 +18,7 @@ from .report import WarmUpReport
 from .task_head import settle_head
 from .trainer_batches import TrainerBatches, draws_from_dataset
 from .warmup import warmup
+from .warmup_budget import budget_in_run
 from .warmup_collector import WarmUpCollector
 
 logger = logging.getLogger("peft_sparsegrad")
@@ -33,7 +35,7 @@ class SparseGradCallback(TrainerCallback):
     A run that is resumed from a checkpoint takes the result of the warm-up from there.
 
     Args:
-        steps: Number of batches for the warm-up; None for the configuration's `warmup_steps`.
+        steps: Number of backward passes of the warm-up; None for the configuration's `warmup_steps`.
         head_steps: Number of steps that train everything but the SparseGrad values before the warm-up (AdamW, the
             Trainer's learning rate), because a new task head's first gradients say little about the task.
         log_energy: True to add `sparsegrad_energy_in_core` and `sparsegrad_energy_in_support` to the log at every
@@ -70,6 +72,8 @@ class SparseGradCallback(TrainerCallback):
                     settle_head(kwargs["model"], batches.next_loss, self.head_steps, args.learning_rate, adapters)
                 self.report = warmup(kwargs["model"], batches.run_pass, self._steps(adapters), adapter_name)
             self.report.passed_over += batches.passed_over
+            if is_main_process():
+                logger.warning(self.report.summary)
         else:
             self._observe_training(adapters, "their batches cannot be drawn before it")
 
@@ -82,7 +86,7 @@ class SparseGradCallback(TrainerCallback):
                 "`head_steps` needs batches of a dataset that can be read twice, before training, and this trainer "
                 "makes its batches while it trains, reads a stream, or trains with DeepSpeed: set `head_steps=0`"
             )
-        steps = self._steps(adapters)
+        steps = budget_in_run(self._steps(adapters))
         logger.warning(
             "SparseGrad's warm-up observes the first %d passes of training, because %s: the adapter trains from then "
             "on.",

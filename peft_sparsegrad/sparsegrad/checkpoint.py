@@ -21,11 +21,13 @@ def warn_if_not_settled(adapters: list[LayerAdapter], adapter_name: str) -> None
     if not waiting:
         return
     warmup = waiting[0].warmup
-    watched = warmup.passes_watched if isinstance(warmup, WarmUpCollector) else 0
+    watched, budget = 0, waiting[0].plan.warmup_steps
+    if isinstance(warmup, WarmUpCollector):
+        watched, budget = warmup.passes_watched, warmup.budget
     warnings.warn(
-        f"The adapter {adapter_name!r} is saved after {watched} of the {waiting[0].plan.warmup_steps} passes of its "
-        "warm-up: it does nothing yet, and begins the warm-up again when it is loaded to train. Train longer, lower "
-        "`warmup_steps`, or run `peft_sparsegrad.warmup` or `SparseGradCallback` first.",
+        f"The adapter {adapter_name!r} is saved after {watched} of the {budget} passes of its warm-up, before any "
+        "value of it has been trained, and begins the warm-up again when it is loaded to train: for a run this short, "
+        "set `warmup_steps=2`, or run `peft_sparsegrad.warmup` or `SparseGradCallback` first.",
         stacklevel=2,
     )
 

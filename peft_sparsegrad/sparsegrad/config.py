@@ -47,8 +47,9 @@ class SparseGradConfig(TargetedConfig):
         support: `"static"`: entries chosen after the warm-up, and renewed. `"dynamic"`: the whole core trains and each
             step moves the `density` of entries with the largest gradients; use `create_sparsegrad_optimizer` with it.
         support_score: Score by which a static support is chosen: `"mean"`, |Σ G̃|, or `"energy"`, Σ G̃².
-        warmup_steps: Number of training backward passes that are observed before training starts, if no explicit
-            warm-up is run. 0 trains at once, in a data-free basis.
+        warmup_steps: Number of backward passes that the warm-up observes in all, half of them for the bases. With no
+            explicit warm-up run, they are the first ones of training, at most a quarter of a Trainer's run. 0 trains
+            at once, in a data-free basis.
         renewal_steps: Number of optimizer steps after which the support is renewed for the first time, and then
             whenever the number of steps has doubled. A renewal replaces the entries of the smallest 30% of the values
             by those with the largest |Σ G̃| in the steps before. 0 keeps the first support. Static supports only.
@@ -82,7 +83,7 @@ class SparseGradConfig(TargetedConfig):
         default="mean", metadata={"help": "What chooses a static support: 'mean', |Σ G̃|, or 'energy', Σ G̃²."}
     )
     warmup_steps: int = field(
-        default=32, metadata={"help": "Backward passes observed before training starts; 0 needs no data."}
+        default=8, metadata={"help": "Backward passes observed before training starts; 0 needs no data."}
     )
     renewal_steps: int = field(
         default=25,

@@ -67,7 +67,7 @@ class SparseGradModel(DeltaTuner):
         waiting = [adapter for adapter in adapters if not adapter.is_settled]
         if waiting:
             needs_basis = config.basis == "hosvd" and self._transition_file is None
-            warmup = WarmUpCollector(adapter_name, waiting, needs_basis, budget=config.warmup_steps)
+            warmup = WarmUpCollector(adapter_name, waiting, needs_basis, config.warmup_steps, in_training=True)
             for adapter in waiting:
                 adapter.warmup = warmup
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+from statistics import median
 
 import torch
 
@@ -80,8 +82,11 @@ def group_report(
         found: Basis that the warm-up has found for the group; None if it was known before, and on other ranks than 0.
         sums: Sums of the layers, complete; without those that had no gradient.
     """
-    plan, own = adapters[0].plan, [sums[adapter] for adapter in adapters if adapter in sums]
-    total = sum(each.total for each in own)
+    plan = adapters[0].plan
+    own = [sums[adapter] for adapter in adapters if adapter in sums and sums[adapter].total]
+    in_core = {each.adapter.plan.name: each.energy_in_core / each.total for each in own}
+    in_support = {each.adapter.plan.name: each.energy_in_support / each.total for each in own}
+    num_entries = math.prod(plan.parameter_shape)
     return GroupReport(
         name=plan.role,
         num_layers=len(adapters),
@@ -89,8 +94,12 @@ def group_report(
         core_shape=plan.core_shape,
         num_values=plan.k,
         method=found.method if found else plan.basis,
-        energy_in_core=sum(each.energy_in_core for each in own) / total if total else None,
-        energy_in_support=sum(each.energy_in_support for each in own) / total if total else None,
+        energy_in_core=median(in_core.values()) if own else None,
+        energy_in_support=median(in_support.values()) if own else None,
+        chance_in_core=plan.num_entries / num_entries,
+        chance_in_support=plan.k / num_entries,
+        core_of_layers=in_core,
+        support_of_layers=in_support,
         spectrum_in=found.spectrum_in.tolist() if found else [],
         spectrum_out=found.spectrum_out.tolist() if found else [],
     )

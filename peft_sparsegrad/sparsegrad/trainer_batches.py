@@ -15,7 +15,7 @@ from transformers import Trainer
 from transformers.trainer_pt_utils import IterableDatasetShard
 
 from ..common.distributed import agree, world_size
-from .warmup import finite_loss, has_labels
+from .warmup_passes import finite_loss, has_labels
 from .warmup_ranks import WAY_OUT
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,17 +10,17 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..common.distributed import agree, is_main_process, numbers_of_ranks
+from ..common.distributed import agree, is_main_process
 from ..common.placement import check_weights_are_on_all_ranks
 from ..common.zero import is_managed
 from .adapter import LayerAdapter
 from .layer import SparseGradLayer, layer_adapters
 from .report import WarmUpReport
 from .warmup_collector import WarmUpCollector
+from .warmup_passes import Batches, warmup_passes
 from .warmup_ranks import WAY_OUT
 
-Batches = Iterable[Any] | Callable[[], Any]
-DEFAULT_STEPS = 32
+DEFAULT_STEPS = 8  # where the configuration has none
 
 
 def warmup(
@@ -32,20 +32,21 @@ def warmup(
 ) -> WarmUpReport:
     """Find the transition matrices and the supports of a SparseGrad adapter (paper, section 3.1).
 
-    The gradients of `steps` batches are observed in two or more sweeps over the same batches. Nothing is trained, and
-    the model's mode (train or eval) is left as it is. Under `torch.distributed` every rank passes batches of its own,
-    and all ranks end with identical bases and supports.
+    The gradients of `steps` batches are observed, in one backward pass each: those of the first half for the bases,
+    the others for the supports. Nothing is trained, and the model's mode (train or eval) is left as it is. Under
+    `torch.distributed` every rank passes batches of its own, and all ranks end with identical bases and supports.
 
     Args:
         model: A model with a SparseGrad adapter that has not been trained yet.
         batches: Batches for `model(**batch).loss`, of which those whose labels are all -100 are passed over; or, for
             any other loss, a callable without arguments that runs one forward and one backward pass.
-        steps: Number of batches to use; None for the configuration's `warmup_steps`, or for all if there are fewer.
+        steps: Number of backward passes, at least 2; None for the configuration's `warmup_steps`, or for one of each
+            batch if there are fewer.
         adapter_name: Name of the adapter; None for the active one.
         progress: True to show a progress bar on rank 0.
 
     Returns:
-        A report with the duration and, for each group, spectrum, rank and gradient energy captured.
+        A report with the cost and, for each group, spectrum, rank and gradient energy captured.
 
     Raises:
         ValueError: If there is nothing to warm up, rank 0 alone has the weights, or the batches are too few, have no
@@ -58,20 +59,45 @@ def warmup(
     _check_is_engine(model, adapters)
     plan = adapters[0].plan
     device = adapters[0].values.device
-    passes, without_labels = _passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS, device)
-    collector = WarmUpCollector(adapter_name, adapters, needs_basis=plan.basis == "hosvd")
-    collector.passed_over = without_labels
+    passes, without_labels = warmup_passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS, device)
+    collector = WarmUpCollector(adapter_name, adapters, needs_basis=plan.basis == "hosvd", budget=len(passes))
     with _watching(adapters, collector), _gradients_kept_aside(model):
-        sweep = 0
+        _observe(passes, collector, progress and is_main_process())
+    assert collector.report is not None
+    collector.report.passed_over += without_labels
+    return collector.report
+
+
+def warmup_report(model: nn.Module, adapter_name: str | None = None) -> WarmUpReport | None:
+    """Return the report of the warm-up that an adapter has had in this process, whichever way it was run.
+
+    Args:
+        model: A model with a SparseGrad adapter.
+        adapter_name: Name of the adapter; None for the active one.
+
+    Returns:
+        The report; None before the end of the warm-up, and for an adapter from a file.
+
+    Raises:
+        ValueError: If there is no such adapter.
+    """
+    return _named_adapters(model, adapter_name)[1][0].report
+
+
+def _observe(passes: list[Callable[[], Any]], collector: WarmUpCollector, progress: bool) -> None:
+    """Run each pass once, and some again in place of those without a gradient."""
+    with tqdm(total=collector.budget, desc="warm-up", disable=not progress) as bar:
         while not collector.done:
-            sweep += 1
-            bar = tqdm(passes, desc=f"warm-up, sweep {sweep}", disable=not (progress and is_main_process()))
-            for run_pass in bar:
+            before = collector.passes_watched
+            for run_pass in passes:
                 with torch.enable_grad():
                     run_pass()
-            collector.end_sweep()
-    assert collector.report is not None
-    return collector.report
+                collector.begin_pass()
+                bar.update(collector.passes_watched - bar.n)
+                if collector.done:
+                    return
+            if collector.passes_watched == before:
+                collector.end_sweep()  # no pass has a gradient
 
 
 def _check_is_engine(model: nn.Module, adapters: list[LayerAdapter]) -> None:
@@ -83,7 +109,8 @@ def _check_is_engine(model: nn.Module, adapters: list[LayerAdapter]) -> None:
         )
 
 
-def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[str, list[LayerAdapter]]:
+def _named_adapters(model: nn.Module, adapter_name: str | None) -> tuple[str, list[LayerAdapter]]:
+    """Return the name of an adapter, the active one for None, and its part on each layer."""
     layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
     if not layers:
         raise ValueError(
@@ -93,6 +120,12 @@ def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[st
     adapters = layer_adapters(model, name)
     if not adapters:
         raise ValueError(f"the model has no SparseGrad adapter named {name!r}")
+    return name, adapters
+
+
+def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[str, list[LayerAdapter]]:
+    name, adapters = _named_adapters(model, adapter_name)
+    layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
     plan = adapters[0].plan
     if plan.basis != "hosvd" and plan.dynamic:
         raise ValueError(f"there is nothing to warm up: basis={plan.basis!r} with support='dynamic' needs no data")
@@ -107,94 +140,6 @@ def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[st
             "of an optimizer that has been built for them, to other entries. Add a new adapter and warm that up."
         )
     return name, adapters
-
-
-def _passes(
-    model: nn.Module, batches: Batches, steps: int | None, default_steps: int, device: torch.device
-) -> tuple[list[Callable[[], Any]], int]:
-    """Return one callable for each pass of a sweep, and the number of batches without labels that were passed over.
-
-    The batches are kept, because there are several sweeps.
-    """
-    if steps is not None and steps < 1:
-        raise ValueError(f"`steps` must be at least 1, not {steps}")
-    if callable(batches) and not isinstance(batches, Iterable):
-        return [_until_dry(batches)] * (steps or default_steps), 0
-    assert isinstance(batches, Iterable)
-    kept, without_labels = [], 0
-    for batch in batches:
-        if has_labels(batch):
-            kept.append(batch)
-        else:
-            without_labels += 1
-        if len(kept) == (steps or default_steps):
-            break
-    counts = numbers_of_ranks(len(kept), device)
-    if len(set(counts)) > 1:
-        raise ValueError(
-            f"the ranks have {counts} batches with labels for the warm-up: give every rank the same number of them"
-        )
-    if not kept or (steps is not None and len(kept) < steps):
-        others = f", and {without_labels} more have no label but -100" if without_labels else ""
-        raise ValueError(
-            f"the batches ran dry after {len(kept)} of {steps or default_steps}{others}: pass more of them, or fewer "
-            "`steps`"
-        )
-    passes = [lambda index=index, batch=batch: _backward(model, batch, index) for index, batch in enumerate(kept)]
-    return passes, without_labels
-
-
-def has_labels(batch: Any) -> bool:
-    """Return whether a batch has labels other than -100, which losses leave out, or no field `labels` at all."""
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    return not isinstance(labels, torch.Tensor) or labels.is_floating_point() or bool((labels != -100).any())
-
-
-def _until_dry(run_pass: Callable[[], Any]) -> Callable[[], Any]:
-    def checked() -> None:
-        try:
-            run_pass()
-        except StopIteration as error:
-            # On this rank alone: the others may be in a collective operation of the model's wrapper already, and end
-            # when this process does.
-            raise ValueError("the batches ran dry: the warm-up calls its callable twice or more per step") from error
-
-    return checked
-
-
-def _backward(model: nn.Module, batch: Any, index: int) -> None:
-    device = next(model.parameters()).device
-    on_device = {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in batch.items()}
-    finite_loss(batch_loss(model, on_device, index), index).backward()
-
-
-def finite_loss(loss: torch.Tensor, index: int) -> torch.Tensor:
-    """Return the loss of the warm-up's batch `index`.
-
-    Raises:
-        ValueError: If the loss is NaN or Inf on any rank.
-    """
-    if not agree(f"the loss of warm-up batch {index}", loss.device, WAY_OUT, ok=bool(torch.isfinite(loss))):
-        elsewhere = ", and NaN or Inf on another rank" if torch.isfinite(loss) else ""
-        raise ValueError(f"warm-up batch {index} gave a loss of {loss.item()}{elsewhere}: check its inputs and labels")
-    return loss
-
-
-def batch_loss(model: nn.Module, batch: dict[str, Any], index: int) -> torch.Tensor:
-    """Return the loss that the model computes for the batch `index`.
-
-    Raises:
-        ValueError: If it computes none on any rank.
-    """
-    output = model(**batch)
-    loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
-    device = next(model.parameters()).device
-    if not agree(f"the output for warm-up batch {index}", device, WAY_OUT, ok=loss is not None):
-        where = "" if loss is None else " on another rank"
-        raise ValueError(
-            f"warm-up batch {index} gave no loss{where}: put `labels` into the batch, it has {sorted(batch)}"
-        )
-    return loss  # pyright: ignore[reportReturnType]
 
 
 @contextmanager

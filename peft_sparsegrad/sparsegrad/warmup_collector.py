@@ -1,8 +1,9 @@
 """The collector behind every way of running the warm-up (SparseGrad, section 3.1).
 
 It observes x and ∂L/∂y of every adapted layer in the backward pass, so no weight has to be unfrozen and a quantised
-base warms up like any other. It goes through its batches in sweeps: one or more for the basis of each group, and then,
-for a static support, one for the sums of `G̃ = Vᵀ G U` and `G̃²` from which each layer's entries are chosen.
+base warms up like any other. The passes are spent in sweeps: one for the basis of each group, or two where a sketch
+takes the place of a Gram matrix, and then, for a static support, one for the sums of `G̃ = Vᵀ G U` and `G̃²` from which
+each layer's entries are chosen. No batch is needed twice.
 
 A pass is a forward pass, or several, and the backward pass after it, however often it goes through a layer. Sweeps end
 between passes: a backward pass that computes its forward pass again must find the layers as they were.
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +31,9 @@ from .adapter import LayerAdapter
 from .basis import Basis
 from .report import WarmUpReport
 from .support_sums import SupportSums, group_report
+from .warmup_budget import budget_in_run
+from .warmup_checks import check_any_gradient, is_no_overflow, warn_of_missing_bases, warn_of_missing_supports
+from .warmup_clock import WarmUpClock
 from .warmup_ranks import WarmUpRanks
 
 logger = logging.getLogger("peft_sparsegrad")
@@ -43,8 +46,9 @@ class WarmUpCollector:
         adapter_name: Name of the adapter.
         adapters: The adapter on each of its layers.
         needs_basis: False if the bases are known already, from a file, from the weights, or as the identity.
-        budget: Number of passes to observe in all, after which sweeps end by themselves; with None, `end_sweep` ends
-            them.
+        budget: Number of passes to observe in all.
+        in_training: True if the passes are those of a training, which it is to be told of and may be too short for
+            the budget; False if they are run for the warm-up.
 
     Attributes:
         passes: Number of passes with a gradient that was not zero, in the sweeps that have ended.
@@ -53,9 +57,15 @@ class WarmUpCollector:
     """
 
     def __init__(
-        self, adapter_name: str, adapters: list[LayerAdapter], needs_basis: bool, budget: int | None = None
+        self,
+        adapter_name: str,
+        adapters: list[LayerAdapter],
+        needs_basis: bool,
+        budget: int,
+        in_training: bool = False,
     ) -> None:
-        self.adapter_name, self.adapters, self.budget = adapter_name, adapters, budget
+        self.adapter_name, self.adapters = adapter_name, adapters
+        self.budget, self.in_training = budget, in_training
         self.needs_support = not adapters[0].plan.dynamic
         self.groups: dict[Basis, list[LayerAdapter]] = {}
         for adapter in adapters:
@@ -68,9 +78,9 @@ class WarmUpCollector:
         self._ranks = WarmUpRanks(adapters)
         self.count, self.passes, self.passed_over = 0, 0, 0
         self._observed = self._has_signal = False
-        self.basis_sweeps, self.started = 0, time.perf_counter()
+        self.basis_sweeps, self.clock = 0, WarmUpClock()
         self.report: WarmUpReport | None = None
-        if budget is not None:
+        if in_training:
             watch(self)
 
     @property
@@ -94,21 +104,28 @@ class WarmUpCollector:
         self._observed = True
         peaks = torch.stack([_peak(tensor) for tensor in gradient.tensors]).tolist()
         if not self._ranks.come_to(f"the gradient of {adapter.plan.name!r}", ok=all(map(math.isfinite, peaks))):
-            return self._is_no_overflow(adapter, of_loss)
+            return is_no_overflow(adapter.plan.name, of_loss, self.in_training)
         if all(peaks):
             self._has_signal = True
             self.seen.add(adapter)
-        if self.stage == "basis":
-            gradient.add_to(self._accumulator(adapter.basis, of_loss.device), mean_over_ranks)
-        else:
-            if adapter not in self.sums:
-                self.sums[adapter] = SupportSums(adapter, gradient.tensors[0].dtype)
-            self.sums[adapter].update(gradient)
+        with self.clock.observing(of_loss.device):
+            self._add(adapter, gradient)
         return True
+
+    def _add(self, adapter: LayerAdapter, gradient: ObservedGradient) -> None:
+        if self.stage == "basis":
+            gradient.add_to(self._accumulator(adapter.basis, gradient.tensors[-1].device), mean_over_ranks)
+            return
+        if adapter not in self.sums:
+            self.sums[adapter] = SupportSums(adapter, gradient.tensors[0].dtype)
+        self.sums[adapter].update(gradient)
 
     def enter(self, adapter: LayerAdapter) -> None:
         """Note that a forward pass comes to a layer, and end the pass before it."""
         refuse_join("SparseGrad's warm-up")
+        if not self.clock.runs:
+            self.clock.start()
+            self.budget = budget_in_run(self.budget) if self.in_training else self.budget
         self.begin_pass()
         self._ranks.entered.add(adapter)
 
@@ -116,7 +133,7 @@ class WarmUpCollector:
         """End the pass before this one, and a sweep that is complete with it; call it outside of backward passes."""
         if self._observed:
             self._end_pass()
-            while self.budget is not None and not self.done and self.count >= self._passes_in_sweep(self.budget):
+            while not self.done and self.count >= self._passes_in_sweep():
                 self.end_sweep()
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
@@ -130,80 +147,60 @@ class WarmUpCollector:
         self.passed_over += not signal
         self._observed = self._has_signal = False
 
-    def end_sweep(self) -> bool:
-        """End a sweep over the batches, and return whether the warm-up is finished."""
-        if self._observed:
-            self._end_pass()
+    def end_sweep(self) -> None:
+        """Go on to the supports, or end the warm-up, with the passes that there were; call it between passes.
+
+        Raises:
+            ValueError: If there was none with a gradient since the last call.
+        """
         self._ranks.come_to("the end of a sweep")
         self._check_observed(self._ranks.on_any(self.seen))
         self.passes += self.count
         self.count = 0
         self.seen.clear()
-        if self.stage == "support":
-            self._settle()
-            return True
+        with self.clock.observing(self._ranks.device):
+            if self.stage == "basis":
+                self._end_basis_sweep()
+            else:
+                self._settle()
+        if self.done:
+            self._report()
+
+    def _end_basis_sweep(self) -> None:
         self.basis_sweeps += 1
-        settled = [accumulator.finish_pass(mean_over_ranks) for accumulator in self.hosvd.values()]
-        all_settled = self._ranks.come_to("the bases of a sweep", ok=all(settled))
-        if all_settled or (self.budget is not None and self.basis_sweeps == self._basis_sweeps_planned()):
+        for accumulator in self.hosvd.values():
+            accumulator.finish_pass(mean_over_ranks)
+        if self.basis_sweeps >= self._basis_sweeps_planned():
             self._fill_in_bases()
             self.stage = "support"
             if not self.needs_support:
                 self._settle()
-        return self.done
 
-    def _passes_in_sweep(self, budget: int) -> int:
+    def _passes_in_sweep(self) -> int:
         """Return the number of passes in the current sweep. Half of the budget is for the bases."""
-        for_bases = budget // 2 if self.needs_support else budget
+        for_bases = self.budget // 2 if self.needs_support else self.budget
         if self.stage == "basis":
             return max(1, for_bases // self._basis_sweeps_planned())
-        return max(1, budget - self.passes)
+        return max(1, self.budget - self.passes)
 
     def _basis_sweeps_planned(self) -> int:
         sketched = any(isinstance(accumulator, SketchedHosvd) for accumulator in self.hosvd.values())
-        return 2 if sketched and self.budget is not None and self.budget >= 4 else 1
+        return 2 if sketched and self.budget >= 4 else 1
 
     def _accumulator(self, basis: Basis, device: torch.device) -> ExactHosvd | SketchedHosvd:
         if basis not in self.hosvd:
             self.hosvd[basis] = hosvd_accumulator(*basis.weight_shape, basis.ranks, device)
         return self.hosvd[basis]
 
-    def _is_no_overflow(self, adapter: LayerAdapter, dy: torch.Tensor) -> bool:
-        """Leave out a gradient with NaN or Inf, as loops skip its step; return False if a gradient scaler does that.
-
-        Raises:
-            ValueError: In an explicit warm-up, whose batches are all there is.
-        """
-        name = adapter.plan.name
-        if dy.dtype == torch.float16:  # the loss scale is still being adjusted
-            logger.warning("SparseGrad's warm-up leaves out a float16 gradient of %r that overflowed.", name)
-            return False
-        if self.budget is None:
-            raise ValueError(
-                f"SparseGrad's warm-up met NaN or Inf in the gradient of module {name!r}: check the batch and its "
-                "labels, or lower the learning rate of what trains during the warm-up."
-            )
-        logger.warning("SparseGrad's warm-up leaves out a gradient of %r with NaN or Inf: check the batches.", name)
-        return True
-
     def _check_observed(self, seen: set[LayerAdapter]) -> None:
-        if not self.count:
-            zeros = f"the gradient of {self.passed_over} batches was zero"
-            found = zeros if self.passed_over else "it saw no gradient"
-            raise ValueError(
-                f"SparseGrad's warm-up has nothing to go by, {found}: the batches must run a forward and a backward "
-                "pass through the adapted layers, with gradients enabled and the adapter active."
-            )
+        check_any_gradient(self.count, self.passed_over)
         for basis, adapters in self.groups.items():
             names = [adapter.plan.name for adapter in adapters if adapter not in seen]
-            if len(names) == len(adapters):
+            if self.stage == "basis" and len(names) == len(adapters):
                 self.hosvd.pop(basis, None)  # of zeros: the identity stays
-            if names and self.stage == "support":
-                logger.warning(
-                    "SparseGrad's warm-up saw no gradient of %s, so their supports are data-free: if they are no part "
-                    "of the loss, name them in `exclude_modules`.",
-                    names,
-                )
+                warn_of_missing_bases(names)
+            elif self.stage == "support" and names:
+                warn_of_missing_supports(names)
 
     def _fill_in_bases(self) -> None:
         for basis, accumulator in self.hosvd.items():
@@ -225,19 +222,26 @@ class WarmUpCollector:
             adapter.warmup = None
         self.stage = "done"
         forget(self)
-        self.report = self._make_report()
-        self.sums.clear()
-        if self.budget is not None and is_main_process():
-            logger.warning("SparseGrad's warm-up is done; training starts.\n%s", self.report)
 
-    def _make_report(self) -> WarmUpReport:
-        seconds = time.perf_counter() - self.started
+    def _report(self) -> None:
         groups = [group_report(adapters, self.found.get(basis), self.sums) for basis, adapters in self.groups.items()]
-        return WarmUpReport(self.adapter_name, self.passes, seconds, groups, self.passed_over)
+        self.sums.clear()
+        self.report = WarmUpReport(
+            adapter_name=self.adapter_name,
+            passes=self.passes,
+            seconds=self.clock.seconds(),
+            groups=groups,
+            passed_over=self.passed_over,
+            steps_worth=self.clock.steps_worth(self.passes + self.passed_over),
+        )
+        for adapter in self.adapters:
+            adapter.report = self.report
+        if self.in_training and is_main_process():
+            logger.warning(self.report.summary)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self.budget is not None and not self.done:
+        if self.in_training and not self.done:
             watch(self)  # a copy warms up by itself
 
 

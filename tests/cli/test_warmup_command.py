@@ -41,7 +41,7 @@ def test_file_takes_the_place_of_a_warm_up(shelf, command, text, tmp_path):
     model = shelf.saved_base()
     result = command("warmup", "--model", model, "--data", text, "--out", out, "--report", report, *SIZES)
     assert result.code == 0
-    assert "8 backward passes" in result.out
+    assert "4 backward passes" in result.out
     found = WarmUpReport.from_json(report)
     assert [group.name for group in found.groups] == ["model.layers.*.mlp.up_proj", "model.layers.*.mlp.down_proj"]
     assert all(0 < group.energy_in_support < group.energy_in_core <= 1 for group in found.groups)

@@ -1,6 +1,9 @@
 """The three ways of running the warm-up."""
 
+import dataclasses
 import json
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -10,10 +13,18 @@ from safetensors.torch import load_file, save_file
 from tiny import adapted, batch, llama, logits, train
 from torch import nn
 
-from peft_sparsegrad import SparseGradConfig, SparseGradLinear, WarmUpReport, save_transition_matrices, warmup
+from peft_sparsegrad import (
+    SparseGradConfig,
+    SparseGradLinear,
+    WarmUpReport,
+    save_transition_matrices,
+    warmup,
+    warmup_report,
+)
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
 BATCHES = [batch(seed) for seed in range(4)]
+FOR_BASES, FOR_SUPPORTS = slice(0, 2), slice(2, 4)
 
 
 def layers(model):
@@ -46,7 +57,7 @@ def test_basis_and_support_are_those_of_the_stacked_gradients(role):
     warmup(model, BATCHES, progress=False)
     gradients = {name: g for name, g in gradients_of_the_weights(BATCHES).items() if name.endswith(role)}
     stack = torch.stack(
-        [g for per_layer in gradients.values() for g in per_layer]
+        [g for per_layer in gradients.values() for g in per_layer[FOR_BASES]]
     ).double()  # (steps * blocks, out, in)
     left = torch.linalg.svd(stack.transpose(0, 1).flatten(1)).U[:, :16]
     right = torch.linalg.svd(stack.transpose(0, 2).flatten(1)).U[:, :16]
@@ -55,7 +66,7 @@ def test_basis_and_support_are_those_of_the_stacked_gradients(role):
         plan, group = adapter.plan, adapter.basis
         assert torch.allclose((group.V.double().T @ left).abs(), torch.eye(16, dtype=torch.float64), atol=1e-3)
         assert torch.allclose((group.U.double().T @ right).abs(), torch.eye(16, dtype=torch.float64), atol=1e-3)
-        score = (group.V.T @ sum(gradients[plan.name]) @ group.U).abs().flatten()
+        score = (group.V.T @ sum(gradients[plan.name][FOR_SUPPORTS]) @ group.U).abs().flatten()
         assert set(adapter.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
 
 
@@ -66,22 +77,28 @@ def test_energy_sgradient_sums_squares():
     for layer in layers(model):
         adapter = layer.adapter("default")
         plan, group = adapter.plan, adapter.basis
-        score = sum((group.V.T @ g @ group.U).square() for g in gradients[plan.name]).flatten()
+        score = sum((group.V.T @ g @ group.U).square() for g in gradients[plan.name][FOR_SUPPORTS]).flatten()
         assert set(adapter.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
 
 
 def test_report_tells_the_energy_captured_and_survives_json(tmp_path):
     model = adapted(warmup_steps=4, rank=16)
     report = warmup(model, BATCHES, progress=False)
-    gradients, total, core = gradients_of_the_weights(BATCHES), 0.0, 0.0
-    for layer in layers(model):
-        adapter = layer.adapter("default")
-        plan, group = adapter.plan, adapter.basis
-        if plan.name.endswith("up_proj"):
-            total += sum(g.square().sum().item() for g in gradients[plan.name])
-            core += sum((group.V.T @ g @ group.U).square().sum().item() for g in gradients[plan.name])
+    gradients, in_core, in_support = gradients_of_the_weights(BATCHES), {}, {}
+    for adapter in (layer.adapter("default") for layer in layers(model)):
+        name, group = adapter.plan.name, adapter.basis
+        if name.endswith("up_proj"):
+            cores = torch.stack([group.V.T @ g @ group.U for g in gradients[name][FOR_SUPPORTS]])
+            total = sum(g.square().sum() for g in gradients[name][FOR_SUPPORTS]).item()
+            in_core[name] = cores.square().sum().item() / total
+            in_support[name] = cores.flatten(1)[:, adapter.indices].square().sum().item() / total
     found = next(group for group in report.groups if group.name == "model.layers.*.mlp.up_proj")
-    assert found.energy_in_core == pytest.approx(core / total, rel=1e-4)
+    assert found.core_of_layers == pytest.approx(in_core, rel=1e-4)
+    assert found.support_of_layers == pytest.approx(in_support, rel=1e-4)
+    assert len(in_core) == 3
+    assert found.energy_in_core == sorted(found.core_of_layers.values())[1]
+    assert found.energy_in_support == sorted(found.support_of_layers.values())[1]
+    assert (found.chance_in_core, found.chance_in_support) == (16 * 16 / (64 * 32), found.num_values / (64 * 32))
     assert 0 < found.energy_in_support < found.energy_in_core < 1
     assert found.spectrum_in == sorted(found.spectrum_in, reverse=True)
     assert "model.layers.*.mlp.up_proj" in str(report)
@@ -89,12 +106,52 @@ def test_report_tells_the_energy_captured_and_survives_json(tmp_path):
     assert WarmUpReport.from_json(tmp_path / "report.json") == report
 
 
-def test_callable_source_gives_the_same_as_batches():
-    first, second = adapted(warmup_steps=4), adapted(warmup_steps=4)
-    warmup(first, BATCHES, progress=False)
-    position = iter(BATCHES * 2)
-    warmup(second, lambda: second(**next(position)).loss.backward(), steps=4, progress=False)
+def test_report_tells_what_the_warm_up_has_cost():
+    model = adapted(warmup_steps=4)
+    assert warmup_report(model) is None
+    began = time.perf_counter()
+    report = warmup(model, BATCHES, progress=False)
+    assert warmup_report(model) is report
+    assert report.passes == 4
+    assert 0 < report.seconds < time.perf_counter() - began
+    assert report.steps_worth > 4, "the observing comes on top"
+    assert f"4 backward passes in {report.seconds:.1f} s, worth about {report.steps_worth:.0f} training" in str(report)
+    assert str(dataclasses.replace(report, steps_worth=None)).startswith(
+        f"4 backward passes in {report.seconds:.1f} s."
+    )
+
+
+@pytest.mark.parametrize("settings", [{}, {"rank": 16}, {"basis": "svd"}, {"support": "dynamic"}], ids=str)
+@pytest.mark.parametrize("passes", [2, 3, 4])
+def test_every_way_of_warming_up_gives_the_same(settings, passes):
+    """Batches, a callable, and the first passes of a training whose rate is 0."""
+    first, second, third = (adapted(warmup_steps=passes, **settings) for _ in range(3))
+    report = warmup(first, BATCHES, progress=False)
+    assert report.passes == passes
+    position = iter(BATCHES[:passes])
+    warmup(second, lambda: second(**next(position)).loss.backward(), progress=False)
+    for data in BATCHES[:passes]:
+        third(**data).loss.backward()
+        third.zero_grad()
+    third.eval()(**BATCHES[0])  # the next forward pass ends the last pass
     assert same(state(first), state(second))
+    assert same(state(first), state(third))
+    assert all(layer.adapter("default").is_settled for layer in layers(third))
+
+
+def test_a_pass_without_a_gradient_is_run_again():
+    """Two batches of zero gradients among four: the other two are used for bases and supports."""
+    model, expected, silent = adapted(warmup_steps=4), adapted(warmup_steps=4), iter([True, False, True, False] * 2)
+    position = iter([None, BATCHES[0], None, BATCHES[1]] * 2)
+
+    def run_pass():
+        data = next(position)
+        (model(**(data or BATCHES[0])).loss * (0.0 if next(silent) else 1.0)).backward()
+
+    report = warmup(model, run_pass, steps=4, progress=False)
+    assert (report.passes, report.passed_over) == (4, 4)
+    warmup(expected, BATCHES[:2] * 2, progress=False)
+    assert same(state(model), state(expected))
 
 
 def test_warm_up_leaves_model_and_gradients_alone():
@@ -116,7 +173,11 @@ def test_nothing_called_watches_then_trains(caplog):
     losses = train(model, steps=4)
     assert all(layer.adapter("default").is_settled for layer in layers(model))
     assert not any(layer.adapter("default").values.any() for layer in layers(model))
-    assert "warm-up is done" in caplog.text
+    done = [record.getMessage() for record in caplog.records if "warm-up is done" in record.getMessage()]
+    assert len(done) == 1
+    assert re.search(r"4 backward passes in \d.* s, worth about \d+ training steps of one pass, 6 layers", done[0])
+    assert "\n" not in done[0]
+    assert warmup_report(model).passes == 4
     assert train(model, steps=9)[-1] < losses[0]
 
 
@@ -223,7 +284,7 @@ def test_default_basis_and_support_are_those_of_the_narrow_side(role):
     model = adapted(warmup_steps=4)
     warmup(model, BATCHES, progress=False)
     gradients = {name: g for name, g in gradients_of_the_weights(BATCHES).items() if name.endswith(role)}
-    stack = torch.stack([g for per_layer in gradients.values() for g in per_layer]).double()
+    stack = torch.stack([g for per_layer in gradients.values() for g in per_layer[FOR_BASES]]).double()
     unfolding = stack.transpose(0, 2).flatten(1) if role == "up_proj" else stack.transpose(0, 1).flatten(1)
     for layer in (layer for layer in layers(model) if layer.adapter("default").plan.name.endswith(role)):
         adapter = layer.adapter("default")
@@ -233,7 +294,7 @@ def test_default_basis_and_support_are_those_of_the_narrow_side(role):
         rank = basis.shape[1]
         best = torch.linalg.svd(unfolding).U[:, :rank]
         assert torch.allclose((basis.double().T @ best).abs(), torch.eye(rank, dtype=torch.float64), atol=1e-3)
-        summed = sum(gradients[plan.name])
+        summed = sum(gradients[plan.name][FOR_SUPPORTS])
         score = (summed @ basis if role == "up_proj" else basis.T @ summed).abs().flatten()
         assert set(adapter.indices.tolist()) == set(score.topk(plan.k).indices.tolist())
 
@@ -303,11 +364,20 @@ def test_batches_without_a_loss():
 def test_batches_that_run_dry():
     refuses(adapted(warmup_steps=4), iter(BATCHES), "ran dry after 4 of 5", steps=5)
     refuses(adapted(warmup_steps=4), [], "ran dry after 0 of 4")
+    refuses(adapted(warmup_steps=4), BATCHES[:1], "ran dry after 1 of 4.*of which the warm-up needs 2")
+    refuses(adapted(warmup_steps=4), BATCHES, "`steps` must be at least 2 .*, not 1", steps=1)
+
+
+def test_fewer_batches_than_the_configuration_asks_for_are_used_once_each():
+    model, expected = adapted(warmup_steps=8), adapted(warmup_steps=3)
+    assert warmup(model, iter(BATCHES[:3]), progress=False).passes == 3
+    warmup(expected, BATCHES, progress=False)
+    assert same(state(model), state(expected))
 
 
 def test_callable_that_runs_dry():
     model, position = adapted(warmup_steps=4), iter(BATCHES)
-    refuses(model, lambda: model(**next(position)).loss.backward(), "ran dry", steps=3)
+    refuses(model, lambda: model(**next(position)).loss.backward(), "ran dry", steps=5)
 
 
 def test_callable_without_a_backward_pass():
@@ -367,8 +437,9 @@ def test_modules_outside_the_loss_are_named(caplog):
             return {"loss": self.heard(x).square().sum()}
 
     model = get_peft_model(Deaf(), SparseGradConfig(target_modules=["heard", "unheard"], density=0.2))
-    warmup(model, [{"x": torch.randn(4, 16)}], progress=False)
-    assert "saw no gradient of ['unheard']" in caplog.text
+    warmup(model, [{"x": torch.randn(4, 16)}] * 2, progress=False)
+    assert "saw no gradient of ['unheard'] in its passes for the bases" in caplog.text
+    assert "saw no gradient of ['unheard'], so their supports are data-free" in caplog.text
     heard, unheard = layer_adapters(model, "default")
     assert heard.is_settled
     assert unheard.is_settled
@@ -380,7 +451,7 @@ def test_saving_before_the_end_of_a_warm_up_says_that_it_begins_again(tmp_path, 
     model = adapted(warmup_steps=4)
     train(model, steps=steps)
     with pytest.warns(
-        UserWarning, match=f"saved after {steps} of the 4 passes of its warm-up.*begins the warm-up again"
+        UserWarning, match=f"saved after {steps} of the 4 passes.*begins the warm-up again.*set `warmup_steps=2`, or"
     ):
         model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(llama(), tmp_path, is_trainable=True)

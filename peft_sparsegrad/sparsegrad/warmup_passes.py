@@ -1,0 +1,103 @@
+"""The passes of an explicit warm-up: batches with labels, and what is wrong with those that cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..common.distributed import agree, numbers_of_ranks
+from .warmup_ranks import WAY_OUT
+
+Batches = Iterable[Any] | Callable[[], Any]
+_LEAST = 2  # one pass for the basis, one for the support
+
+
+def warmup_passes(
+    model: nn.Module, batches: Batches, steps: int | None, default_steps: int, device: torch.device
+) -> tuple[list[Callable[[], Any]], int]:
+    """Return one callable for each pass, and the number of batches without labels that were passed over."""
+    if steps is not None and steps < _LEAST:
+        raise ValueError(f"`steps` must be at least 2 (one pass for the basis, one for the support), not {steps}")
+    if callable(batches) and not isinstance(batches, Iterable):
+        return [_until_dry(batches)] * (steps or default_steps), 0
+    assert isinstance(batches, Iterable)
+    kept, without_labels = [], 0
+    for batch in batches:
+        if has_labels(batch):
+            kept.append(batch)
+        else:
+            without_labels += 1
+        if len(kept) == (steps or default_steps):
+            break
+    counts = numbers_of_ranks(len(kept), device)
+    if len(set(counts)) > 1:
+        raise ValueError(
+            f"the ranks have {counts} batches with labels for the warm-up: give every rank the same number of them"
+        )
+    if len(kept) < (steps or _LEAST):
+        others = f", and {without_labels} more have no label but -100" if without_labels else ""
+        raise ValueError(
+            f"the batches ran dry after {len(kept)} of {steps or default_steps}{others}: pass more of them, or fewer "
+            "`steps`, of which the warm-up needs 2"
+        )
+    passes = [lambda index=index, batch=batch: _backward(model, batch, index) for index, batch in enumerate(kept)]
+    return passes, without_labels
+
+
+def has_labels(batch: Any) -> bool:
+    """Return whether a batch has labels other than -100, which losses leave out, or no field `labels` at all."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    return not isinstance(labels, torch.Tensor) or labels.is_floating_point() or bool((labels != -100).any())
+
+
+def _until_dry(run_pass: Callable[[], Any]) -> Callable[[], Any]:
+    def checked() -> None:
+        try:
+            run_pass()
+        except StopIteration as error:
+            # On this rank alone: the others may be in a collective operation of the model's wrapper already, and end
+            # when this process does.
+            raise ValueError(
+                "the batches ran dry: the warm-up calls its callable once for each of its `steps`, and again where "
+                "there was no gradient"
+            ) from error
+
+    return checked
+
+
+def _backward(model: nn.Module, batch: Any, index: int) -> None:
+    device = next(model.parameters()).device
+    on_device = {key: v.to(device) if isinstance(v, torch.Tensor) else v for key, v in batch.items()}
+    finite_loss(batch_loss(model, on_device, index), index).backward()
+
+
+def finite_loss(loss: torch.Tensor, index: int) -> torch.Tensor:
+    """Return the loss of the warm-up's batch `index`.
+
+    Raises:
+        ValueError: If the loss is NaN or Inf on any rank.
+    """
+    if not agree(f"the loss of warm-up batch {index}", loss.device, WAY_OUT, ok=bool(torch.isfinite(loss))):
+        elsewhere = ", and NaN or Inf on another rank" if torch.isfinite(loss) else ""
+        raise ValueError(f"warm-up batch {index} gave a loss of {loss.item()}{elsewhere}: check its inputs and labels")
+    return loss
+
+
+def batch_loss(model: nn.Module, batch: dict[str, Any], index: int) -> torch.Tensor:
+    """Return the loss that the model computes for the batch `index`.
+
+    Raises:
+        ValueError: If it computes none on any rank.
+    """
+    output = model(**batch)
+    loss = output.get("loss") if isinstance(output, dict) else getattr(output, "loss", None)
+    device = next(model.parameters()).device
+    if not agree(f"the output for warm-up batch {index}", device, WAY_OUT, ok=loss is not None):
+        where = "" if loss is None else " on another rank"
+        raise ValueError(
+            f"warm-up batch {index} gave no loss{where}: put `labels` into the batch, it has {sorted(batch)}"
+        )
+    return loss  # pyright: ignore[reportReturnType]

@@ -14,8 +14,8 @@ from .style import COLOURS, look, panels, styled, tidy
 def spectra(report: WarmUpReport) -> Figure:
     """Draw gradient energy along the columns of U and V, its running sum, and the shares of the core and the support.
 
-    A circle marks the rank of the core, a stroke in a bar the share by chance. The bars are medians over layers. A side whose basis is the identity has no spectrum, nor has a basis that was
-    read from a file.
+    A circle marks the rank of the core. A side whose basis is the identity has no spectrum, nor has a basis that was
+    read from a file. The shares are medians over the layers, with a stroke at what chance would give.
 
     Raises:
         ValueError: If the report has neither a spectrum nor a captured energy.

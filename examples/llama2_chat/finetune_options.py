@@ -48,7 +48,7 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     add("--every", type=positive_int, default=3, help="adapt every so many blocks, from block 0 (%(default)s)")
     add("--num-values", type=positive_int, default=100_000, help="trained values in each layer (%(default)s)")
     add("--density", type=share, help="trained share of each layer, in place of --num-values (default: none)")
-    add("--warmup-steps", type=positive_int, default=32, help="batches of SparseGrad's warm-up (%(default)s)")
+    add("--warmup-steps", type=positive_int, default=8, help="batches of SparseGrad's warm-up (%(default)s)")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

@@ -165,7 +165,7 @@ def expert_without_tokens() -> dict[str, Any]:
     model, steps = get_peft_model(Experts(), config), itertools.cycle(range(4))
 
     def run_pass() -> None:
-        x = torch.randn(8, 16, generator=torch.Generator().manual_seed(next(steps)))
+        x = torch.randn(64, 16, generator=torch.Generator().manual_seed(next(steps)))
         x[1::2, 0] = x[1::2, 0].abs()
         mine = x[rank() :: int(os.environ["WORLD_SIZE"])]
         (model(mine).square().sum() / len(mine)).backward()

@@ -68,6 +68,12 @@ class RecordingTrainer(Trainer):
         self.losses.append(loss.item())
         return loss
 
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's own. A class with a `training_step` and no `compute_loss` may have its loss in the former, so
+        that `SparseGradCallback` would observe the training in place of batches before it.
+        """
+        return super().compute_loss(*args, **kwargs)
+
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """The method's optimizer, or the Trainer's; the head has its own learning rate whatever the method's is."""
         optimizer = super().create_optimizer(*args, **kwargs)

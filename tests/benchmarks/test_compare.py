@@ -203,6 +203,13 @@ def test_every_kind_of_method_can_be_run_and_measured(compared, method):
     assert set(record) == MEASURED - {"run"}
 
 
+def test_the_warm_up_comes_before_the_steps_that_are_counted(compared, caplog):
+    run = replace(some_run(compared, "full"), method="sparsegrad", density=0.05)
+    execute(run, compared.data)
+    assert "warm-up is done" in caplog.text
+    assert "of training, because" not in caplog.text
+
+
 def test_measuring_changes_nothing(compared, monkeypatch):
     run, saved = replace(some_run(compared, "full"), lr=0.1), []
     original = RecordingTrainer.measure_memory

@@ -1,7 +1,8 @@
 """The mathematics of both methods in plain PyTorch. Nothing here imports peft or transformers."""
 
+from .column_energy import ColumnEnergy
 from .core import Core
-from .core_size import core_ranks, core_shape, num_trained_values
+from .core_size import column_ranks, core_ranks, core_shape, num_trained_values
 from .delta import delta_product, delta_weight, observe_gradient
 from .hosvd import ExactHosvd, Hosvd, SketchedHosvd, gradient_energy, hosvd_accumulator, hosvd_of_weight
 from .masked_layer import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
@@ -17,6 +18,7 @@ from .masks import (
 from .materialised import materialised_linear, materialising_pays
 from .observed_gradient import LinearGradient, ObservedGradient, StackedGradient
 from .schedules import SCHEDULES
+from .sides import Side, is_selection, side_matrix
 from .sparse_by_dense import sparse_by_dense, sparse_by_dense_coo
 from .stacked import observe_weight_gradient, stacked_core_gradient, stacked_delta, stacked_sum
 from .streams import stream_key
@@ -36,6 +38,7 @@ from .support import (
 __all__ = [
     "SCHEDULES",
     "SUPPORT_SCORES",
+    "ColumnEnergy",
     "Conv2dOperation",
     "Core",
     "Delta",
@@ -44,11 +47,13 @@ __all__ = [
     "Hosvd",
     "LinearGradient",
     "ObservedGradient",
+    "Side",
     "SketchedHosvd",
     "StackedGradient",
     "bernoulli_block_mask",
     "bernoulli_mask",
     "block_sets",
+    "column_ranks",
     "core_gradient",
     "core_ranks",
     "core_shape",
@@ -59,6 +64,7 @@ __all__ = [
     "gradient_energy",
     "hosvd_accumulator",
     "hosvd_of_weight",
+    "is_selection",
     "keep_largest",
     "masked_layer",
     "masked_linear",
@@ -74,6 +80,7 @@ __all__ = [
     "select_support",
     "select_supports",
     "set_mask",
+    "side_matrix",
     "sparse_by_dense",
     "sparse_by_dense_coo",
     "spread_support",

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from .sides import Side, from_core, side_like, to_core
+
 
 class Core(NamedTuple):
     """The sparse core S (r_out, r_in) of a layer's delta `ΔW = V S Uᵀ`.
@@ -15,26 +17,27 @@ class Core(NamedTuple):
     Attributes:
         values: Trained entries of S, shape (k,); with `indices=None` all r_out * r_in of them.
         indices: Flat positions of the values in S, int64, shape (k,), or None for a dense core.
-        U: Input transition matrix (in, r_in), or None for the identity.
+        U: Input transition matrix (in, r_in), or the numbers of r_in input features (see `sides`), or None for the
+            identity.
         V: Output transition matrix (out, r_out), or None for the identity.
         shape: (r_out, r_in).
         leaf: Tensor (r_out, r_in) that requires a gradient and receives that of the whole core, including the entries
             outside the support. Its contents are not read. None if nobody needs that gradient, and for a dense core,
             whose values have it already.
+        in_features: Columns of the weight; needed if U is a selection of them.
     """
 
     values: torch.Tensor
     indices: torch.Tensor | None
-    U: torch.Tensor | None
-    V: torch.Tensor | None
+    U: Side
+    V: Side
     shape: tuple[int, int]
     leaf: torch.Tensor | None = None
+    in_features: int | None = None
 
     def on(self, tensor: torch.Tensor) -> Core:
-        """Return this core with U and V on the device and in the dtype of `tensor`."""
-        U = None if self.U is None else self.U.to(tensor.device, tensor.dtype)
-        V = None if self.V is None else self.V.to(tensor.device, tensor.dtype)
-        return self._replace(U=U, V=V)
+        """Return this core with U and V for products with `tensor`, see `side_like`."""
+        return self._replace(U=side_like(self.U, tensor), V=side_like(self.V, tensor))
 
     def matrix(self, dtype: torch.dtype) -> torch.Tensor:
         """Return S as a dense matrix (r_out, r_in)."""
@@ -54,7 +57,11 @@ class Core(NamedTuple):
 
     def rotate_input(self, x: torch.Tensor) -> torch.Tensor:
         """Return `x U`: inputs (..., in) in the basis of the core, (..., r_in)."""
-        return x if self.U is None else x @ self.U
+        return to_core(x, self.U)
+
+    def unrotate_input(self, z: torch.Tensor) -> torch.Tensor:
+        """Return `z Uᵀ`: (..., r_in) in the basis of the core as inputs (..., in)."""
+        return from_core(z, self.U, self.in_features or self.shape[1])
 
     def rotate_output(self, dy: torch.Tensor) -> torch.Tensor:
         """Return `dy V`: output gradients (..., out) in the basis of the core, (..., r_out)."""

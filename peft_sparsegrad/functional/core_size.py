@@ -23,6 +23,22 @@ def num_trained_values(out_features: int, in_features: int, density: float, num_
     return max(min(FEWEST_VALUES, entries), round(density * entries))
 
 
+def column_ranks(
+    out_features: int, in_features: int, k: int, rank: Rank, slack: float
+) -> tuple[int | None, int | None]:
+    """Return (None, r_in) for a core whose input side is a choice of r_in of the weight's columns.
+
+    With `"auto"` there are as many as `slack * k` entries take: columns of the input side in any case, whether it is
+    the narrower one or not, because that is where the energy of gradients is found in few of them.
+
+    Raises:
+        ValueError: If `k` values do not fit into the core, or into the layer.
+    """
+    if rank == "auto":
+        rank = _round_up(math.ceil(slack * k / out_features))
+    return core_ranks(out_features, in_features, k, (None, rank) if isinstance(rank, int) else rank, slack)
+
+
 def core_ranks(out_features: int, in_features: int, k: int, rank: Rank, slack: float) -> tuple[int | None, int | None]:
     """Return the numbers of columns (r_out, r_in) of V and U for a core that holds `k` trained values.
 

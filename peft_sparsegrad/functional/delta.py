@@ -36,8 +36,7 @@ def delta_product(result: torch.Tensor, x: torch.Tensor, core: Core, skip_zeros:
 def delta_weight(core: Core) -> torch.Tensor:
     """Return `V S Uᵀ`, shape (out, in), in the dtype of the core's values."""
     core = core.on(core.values)
-    delta = core.matrix(core.values.dtype)
-    delta = delta if core.U is None else delta @ core.U.T
+    delta = core.unrotate_input(core.matrix(core.values.dtype))
     return delta if core.V is None else core.V @ delta
 
 
@@ -75,7 +74,7 @@ class _DeltaProduct(torch.autograd.Function):
         xu = core.rotate_input(x)
         S = core.matrix(result.dtype)
         inner, outer = (xu, S) if core.V is None else (xu @ S.T, core.V)
-        ctx.skip_zeros, ctx.shape = skip_zeros, given.shape
+        ctx.skip_zeros, ctx.sizes = skip_zeros, {"shape": given.shape, "in_features": given.in_features}
         ctx.save_for_backward(xu if given.values.requires_grad else None, *given[:4])
         # Detached, because autograd forbids to modify a view that was made in here.
         return torch.addmm(rows, inner, outer.T).view(result.shape).detach()
@@ -84,17 +83,16 @@ class _DeltaProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
         xu, *tensors = ctx.saved_tensors
-        core = Core(*tensors, shape=ctx.shape).on(dy)
+        core = Core(*tensors, **ctx.sizes).on(dy)
         dz = core.rotate_output(dy.reshape(-1, dy.shape[-1]))
         dx = dvalues = dleaf = None
         if ctx.needs_input_grad[1]:
-            dx = dz @ core.matrix(dz.dtype)
-            dx = (dx if core.U is None else dx @ core.U.T).view(ctx.x_shape)
+            dx = core.unrotate_input(dz @ core.matrix(dz.dtype)).view(ctx.x_shape)
         if ctx.needs_input_grad[3]:
             gradient = sparse_by_dense(dz.T, xu) if ctx.skip_zeros else dz.T @ xu
             dvalues = core.values_gradient(gradient)
             dleaf = leaf_gradient(gradient) if ctx.needs_input_grad[8] else None
-        return (dy if ctx.needs_input_grad[0] else None), dx, None, dvalues, *(None,) * 4, dleaf
+        return (dy if ctx.needs_input_grad[0] else None), dx, None, dvalues, *(None,) * 4, dleaf, None
 
 
 class _ObserveGradient(torch.autograd.Function):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .core import Core, leaf_gradient
+from .sides import is_selection
 
 
 def materialised_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, core: Core) -> torch.Tensor:
@@ -53,9 +54,11 @@ def materialising_pays(tokens: int, weight_shape: tuple[int, int], ranks: tuple[
 def _sum(weight, core):
     """Return `weight + V S Uᵀ`, added up while the last product is formed."""
     S = core.matrix(weight.dtype)
-    if core.V is None:
-        return weight + S if core.U is None else torch.addmm(weight, S, core.U.T)
-    return torch.addmm(weight, core.V, S if core.U is None else S @ core.U.T)
+    if core.V is not None:
+        return torch.addmm(weight, core.V, core.unrotate_input(S))
+    if core.U is None:
+        return weight + S
+    return weight.index_add(1, core.U, S) if is_selection(core.U) else torch.addmm(weight, S, core.U.T)
 
 
 class _MaterialisedLinear(torch.autograd.Function):
@@ -63,7 +66,7 @@ class _MaterialisedLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, *parts):
         given = Core(*parts)
         core = given.on(weight)
-        ctx.shape = given.shape
+        ctx.sizes = {"shape": given.shape, "in_features": given.in_features}
         xu = core.rotate_input(x) if given.values.requires_grad else None
         ctx.save_for_backward(xu, weight, *given[:4])
         # Detached, because autograd forbids to modify a view that was made in here.
@@ -73,7 +76,7 @@ class _MaterialisedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
         xu, weight, *tensors = ctx.saved_tensors
-        core = Core(*tensors, shape=ctx.shape).on(dy)
+        core = Core(*tensors, **ctx.sizes).on(dy)
         dx = dvalues = dleaf = None
         if ctx.needs_input_grad[0]:
             dx = dy @ _sum(weight, core)
@@ -82,4 +85,4 @@ class _MaterialisedLinear(torch.autograd.Function):
             gradient = dz.reshape(-1, dz.shape[-1]).T @ xu.reshape(-1, xu.shape[-1])
             dvalues = core.values_gradient(gradient)
             dleaf = leaf_gradient(gradient) if ctx.needs_input_grad[8] else None
-        return dx, None, None, dvalues, *(None,) * 4, dleaf
+        return dx, None, None, dvalues, *(None,) * 4, dleaf, None

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from .column_energy import ColumnEnergy
 from .hosvd import ExactHosvd, SketchedHosvd, gradient_energy
+from .sides import Side
 from .stacked import stacked_core_gradient
 from .support import core_gradient
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
+Accumulator = ExactHosvd | SketchedHosvd | ColumnEnergy
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class LinearGradient:
         """Tensors that have to be finite, the one that comes from the loss last."""
         return self.x, self.dy
 
-    def in_core(self, U: torch.Tensor | None, V: torch.Tensor | None) -> torch.Tensor:
+    def in_core(self, U: Side, V: Side) -> torch.Tensor:
         """Return `Vᵀ G U`, shape (r_out, r_in), in at least float32."""
         return core_gradient(self.x, self.dy, U, V)
 
@@ -39,7 +42,7 @@ class LinearGradient:
         """Return ‖G‖²."""
         return gradient_energy(self.x, self.dy)
 
-    def add_to(self, accumulator: ExactHosvd | SketchedHosvd, mean_over_ranks: Reduce) -> None:
+    def add_to(self, accumulator: Accumulator, mean_over_ranks: Reduce) -> None:
         """Add the mean of all ranks' gradients to the sums that make a basis."""
         accumulator.update(self.x, self.dy, mean_over_ranks)
 
@@ -59,7 +62,7 @@ class StackedGradient:
         """Tensors that have to be finite, the one that comes from the loss last."""
         return (self.stack,)
 
-    def in_core(self, U: torch.Tensor | None, V: torch.Tensor | None) -> torch.Tensor:
+    def in_core(self, U: Side, V: Side) -> torch.Tensor:
         """Return `Vᵀ G_e U` of every expert, shape (experts * r_out, r_in), in at least float32."""
         return stacked_core_gradient(self._in_full_precision(), U, V, len(self.stack))
 
@@ -67,7 +70,7 @@ class StackedGradient:
         """Return Σ_e ‖G_e‖²."""
         return self._in_full_precision().square().sum()
 
-    def add_to(self, accumulator: ExactHosvd | SketchedHosvd, mean_over_ranks: Reduce) -> None:
+    def add_to(self, accumulator: Accumulator, mean_over_ranks: Reduce) -> None:
         """Add the mean of all ranks' gradients to the sums that make a basis."""
         accumulator.add_gradient(mean_over_ranks(self._in_full_precision().clone()))
 

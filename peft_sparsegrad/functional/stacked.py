@@ -15,6 +15,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .core import Core, leaf_gradient
+from .sides import Side, side_like, to_core
 
 
 def stacked_sum(weight: torch.Tensor, core: Core, num_experts: int) -> torch.Tensor:
@@ -31,17 +32,16 @@ def stacked_sum(weight: torch.Tensor, core: Core, num_experts: int) -> torch.Ten
 def stacked_delta(core: Core, num_experts: int, dtype: torch.dtype) -> torch.Tensor:
     """Return `V S_e Uᵀ` for every expert, shape (experts, out, in)."""
     S = core.matrix(dtype).view(num_experts, -1, core.shape[1])
-    delta = S if core.U is None else S @ core.U.to(S).T
-    return delta if core.V is None else core.V.to(S) @ delta
+    core = core.on(S)
+    delta = core.unrotate_input(S)
+    return delta if core.V is None else core.V @ delta
 
 
-def stacked_core_gradient(
-    gradient: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None, num_experts: int
-) -> torch.Tensor:
+def stacked_core_gradient(gradient: torch.Tensor, U: Side, V: Side, num_experts: int) -> torch.Tensor:
     """Return `Vᵀ G_e U` for every expert, (experts * r_out, r_in), for the weights' gradient G in its own dtype."""
     gradient = gradient.view(num_experts, *gradient.shape[-2:])
     gradient = gradient if V is None else V.to(gradient).T @ gradient
-    gradient = gradient if U is None else gradient @ U.to(gradient)
+    gradient = to_core(gradient, side_like(U, gradient))
     return gradient.reshape(-1, gradient.shape[-1])
 
 
@@ -56,7 +56,7 @@ class _StackedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, weight, num_experts, *parts):
         core = Core(*parts)
-        ctx.num_experts, ctx.shape = num_experts, core.shape
+        ctx.num_experts, ctx.sizes = num_experts, {"shape": core.shape, "in_features": core.in_features}
         ctx.save_for_backward(*core[:4])
         with torch.autocast(weight.device.type, enabled=False):  # the sum has to have the weight's dtype
             return weight + stacked_delta(core, num_experts, weight.dtype).view(weight.shape)
@@ -64,13 +64,13 @@ class _StackedSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dweight):  # pyright: ignore[reportIncompatibleMethodOverride]
-        core = Core(*ctx.saved_tensors, shape=ctx.shape)
+        core = Core(*ctx.saved_tensors, **ctx.sizes)
         dvalues = dleaf = None
         if ctx.needs_input_grad[2]:
             gradient = stacked_core_gradient(dweight, core.U, core.V, ctx.num_experts)
             dvalues = core.values_gradient(gradient)
             dleaf = leaf_gradient(gradient) if ctx.needs_input_grad[7] else None
-        return (dweight if ctx.needs_input_grad[0] else None), None, dvalues, *(None,) * 4, dleaf
+        return (dweight if ctx.needs_input_grad[0] else None), None, dvalues, *(None,) * 4, dleaf, None
 
 
 class _ObserveWeightGradient(torch.autograd.Function):

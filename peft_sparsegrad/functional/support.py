@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .sides import Side, side_like, to_core
+
 
 @dataclass(frozen=True)
 class SupportScore:
@@ -28,12 +30,11 @@ SUPPORT_SCORES = {
 }
 
 
-def core_gradient(x: torch.Tensor, dy: torch.Tensor, U: torch.Tensor | None, V: torch.Tensor | None) -> torch.Tensor:
-    """Return `G̃ = (dy V)ᵀ (x U)`, shape (r_out, r_in), in at least float32; a U or V of None is the identity."""
+def core_gradient(x: torch.Tensor, dy: torch.Tensor, U: Side, V: Side) -> torch.Tensor:
+    """Return `G̃ = (dy V)ᵀ (x U)`, shape (r_out, r_in), in at least float32."""
     dtype = torch.promote_types(x.dtype, torch.float32)
-    xu = x.to(dtype) if U is None else x.to(dtype) @ U.to(x.device, dtype)
-    dz = dy.to(dtype) if V is None else dy.to(dtype) @ V.to(x.device, dtype)
-    return dz.T @ xu
+    x, dy = x.to(dtype), dy.to(dtype)
+    return to_core(dy, side_like(V, dy)).T @ to_core(x, side_like(U, x))
 
 
 def select_support(score: torch.Tensor, k: int) -> torch.Tensor:

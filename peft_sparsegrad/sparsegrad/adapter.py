@@ -134,6 +134,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
             V=self.basis.V,
             shape=self.plan.core_shape,
             leaf=self.training_state.leaf(),
+            in_features=self.plan.weight_shape[1],
         )
         return core if self.scale == 1 else core.scaled(self.scale)
 

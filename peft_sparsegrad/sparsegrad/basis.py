@@ -17,20 +17,26 @@ class Basis(KeptBuffers):
     Args:
         weight_shape: (out, in) of the group's weights.
         ranks: Columns (r_out, r_in) of V and U; None for a side that keeps the weight's own basis.
+        selects: True if U is not a matrix but a choice of the weight's columns.
 
     Attributes:
-        U: Input transition matrix, or None for the identity.
+        U: Input transition matrix, or the numbers of the chosen columns as ascending int32 (r_in,), or None for the
+            identity.
         V: Output transition matrix, or None for the identity.
     """
 
     U: torch.Tensor | None
     V: torch.Tensor | None
 
-    def __init__(self, weight_shape: tuple[int, int], ranks: tuple[int | None, int | None]) -> None:
+    def __init__(
+        self, weight_shape: tuple[int, int], ranks: tuple[int | None, int | None], selects: bool = False
+    ) -> None:
         super().__init__()
-        self.weight_shape, self.ranks = weight_shape, ranks
+        self.weight_shape, self.ranks, self.selects = weight_shape, ranks, selects
         (out_features, in_features), (r_out, r_in) = weight_shape, ranks
-        self.register_buffer("U", None if r_in is None else torch.eye(in_features, r_in, device="cpu"))
+        U = None if r_in is None else torch.eye(in_features, r_in, device="cpu")
+        U = torch.arange(r_in, dtype=torch.int32, device="cpu") if selects and r_in is not None else U
+        self.register_buffer("U", U)
         self.register_buffer("V", None if r_out is None else torch.eye(out_features, r_out, device="cpu"))
 
     @torch.no_grad()

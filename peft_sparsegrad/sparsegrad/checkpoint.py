@@ -10,8 +10,9 @@ from torch import nn
 
 from ..common.adapter_file import check_tensors
 from .adapter import LayerAdapter
+from .basis import Basis
 from .layer import SparseGradLayer
-from .stored_layer import check_layer, check_orthonormal, check_weight_shape
+from .stored_layer import check_layer, check_side, check_weight_shape
 from .warmup_collector import WarmUpCollector
 
 
@@ -56,9 +57,9 @@ def check_adapter_tensors(
     for start, module in modules.items():
         if isinstance(module, LayerAdapter):
             check_layer(start, module.plan, given)
-        else:
+        elif isinstance(module, Basis):
             for key in module.state_dict():
-                check_orthonormal(f"{start}{key}", given[f"{start}{key}"])
+                check_side(f"{start}{key}", given[f"{start}{key}"], module.weight_shape)
 
 
 def check_complete(model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor], prefix: str) -> None:

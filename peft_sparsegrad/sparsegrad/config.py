@@ -39,11 +39,12 @@ class SparseGradConfig(TargetedConfig):
         num_values: Trained values per layer, or per expert, in place of `density`.
         rank: Columns of the transition matrices V and U in use: one number, a pair (out, in), `"full"` (the paper's),
             or `"auto"`. None in a pair leaves that side in the weight's own basis; `"auto"` does so with the wider
-            side, the neurons of an MLP. A greater rank costs time, memory and bytes, and gives the support more
-            entries to choose from.
+            side, the neurons of an MLP, and with `basis="columns"` with the output side. A greater rank costs time,
+            memory and bytes, and gives the support more entries to choose from.
         slack: With `rank="auto"`, entries of the core per trained value, at least 1. More slack costs time in each
             step, and gives the support more entries to choose from.
-        basis: `"hosvd"` of warm-up gradients, `"svd"` of each weight, or `"identity"` (MeProp).
+        basis: `"hosvd"` of warm-up gradients, `"columns"`, those of each weight whose warm-up gradients have most
+            energy, `"svd"` of each weight, or `"identity"` (MeProp).
         support: `"static"`: entries chosen after the warm-up, and renewed. `"dynamic"`: the whole core trains and each
             step moves the `density` of entries with the largest gradients; use `create_sparsegrad_optimizer` with it.
         support_score: Score by which a static support is chosen: `"mean"`, |Σ G̃|, or `"energy"`, Σ G̃².
@@ -72,8 +73,9 @@ class SparseGradConfig(TargetedConfig):
         default="auto", metadata={"help": "Columns of V and U in use: int, (out, in), 'full' or 'auto'."}
     )
     slack: float = field(default=12.0, metadata={"help": "Entries of the core per trained value, with rank='auto'."})
-    basis: Literal["hosvd", "svd", "identity"] = field(
-        default="hosvd", metadata={"help": "'hosvd' of warm-up gradients, 'svd' of each weight, or 'identity'."}
+    basis: Literal["hosvd", "columns", "svd", "identity"] = field(
+        default="hosvd",
+        metadata={"help": "'hosvd' or 'columns' by warm-up gradients, 'svd' of each weight, or 'identity'."},
     )
     support: Literal["static", "dynamic"] = field(
         default="static",
@@ -107,7 +109,7 @@ class SparseGradConfig(TargetedConfig):
         self.rank_pattern = {key: _checked_rank(f"rank_pattern[{key!r}]", r) for key, r in self.rank_pattern.items()}
         self._check_types()
         self._check_ranges()
-        choices = {"basis": ("hosvd", "svd", "identity"), "support": ("static", "dynamic")}
+        choices = {"basis": ("hosvd", "columns", "svd", "identity"), "support": ("static", "dynamic")}
         self.check_choices({**choices, "support_score": tuple(SUPPORT_SCORES)})
         self._check_combinations()
 
@@ -154,6 +156,12 @@ class SparseGradConfig(TargetedConfig):
                 "`rank` has no meaning with basis='identity', whose columns are in no order of importance: "
                 "leave it at 'auto'"
             )
+        for name, rank in [("rank", self.rank), *_entries("rank_pattern", self.rank_pattern)]:
+            if self.basis == "columns" and (rank == "full" or (isinstance(rank, tuple) and rank[0] is not None)):
+                raise ValueError(
+                    f"`{name}` must be a number of columns or 'auto' with basis='columns', not {rank!r}: the output "
+                    "side keeps the weight's own basis, and all columns are basis='identity'"
+                )
         if self.transition_matrices is not None and self.basis != "hosvd":
             raise ValueError(f"`transition_matrices` is a HOSVD basis and cannot be used with basis={self.basis!r}")
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..functional import Side, is_selection, side_matrix
 from .basis import Basis
 
 
@@ -14,14 +15,14 @@ class JoinedBasis(NamedTuple):
     """A basis in which every core of some others can be expressed.
 
     Attributes:
-        U: Input transition matrix (in, r_in), float32, or None for the identity.
+        U: Input transition matrix (in, r_in), float32, or chosen columns, int32 (r_in,), or None for the identity.
         V: Output transition matrix (out, r_out), float32, or None for the identity.
         from_each: For each of the others, by its place, the matrices (A_V, A_U) with V A_V = Vᵢ and U A_U = Uᵢ, which
             turn its core into A_V S A_Uᵀ; None for a side on which all are equal.
     """
 
-    U: torch.Tensor | None
-    V: torch.Tensor | None
+    U: Side
+    V: Side
     from_each: list[tuple[torch.Tensor | None, torch.Tensor | None]]
 
     @property
@@ -42,8 +43,8 @@ def join(bases: Sequence[Basis]) -> JoinedBasis:
     The columns of all are made orthonormal, as every basis in a file is, by a QR decomposition. So the rank is the
     sum of theirs, at most the dimension, and cores that were sparse are dense in it.
     """
-    U, from_U = _join_side([basis.U for basis in bases])
-    V, from_V = _join_side([basis.V for basis in bases])
+    U, from_U = _join_side([basis.U for basis in bases], bases[0].weight_shape[1])
+    V, from_V = _join_side([basis.V for basis in bases], bases[0].weight_shape[0])
     return JoinedBasis(U, V, list(zip(from_V, from_U, strict=True)))
 
 
@@ -52,17 +53,18 @@ def same(one: Basis, other: Basis) -> bool:
     return all(_same(getattr(one, side), getattr(other, side)) for side in "UV")
 
 
-def _join_side(
-    sides: Sequence[torch.Tensor | None],
-) -> tuple[torch.Tensor | None, Sequence[torch.Tensor | None]]:
+def _join_side(sides: Sequence[Side], features: int) -> tuple[Side, Sequence[torch.Tensor | None]]:
     first = sides[0]
     if all(_same(first, side) for side in sides):
         return first, [None] * len(sides)
-    columns = [side.double() for side in sides if side is not None]
-    if len(columns) < len(sides):  # the weight's own basis spans every other
-        return None, [None if side is None else side.double() for side in sides]
-    q, r = torch.linalg.qr(torch.cat([each.to(columns[0].device) for each in columns], 1))
-    return q.float(), r.split([each.shape[1] for each in columns], 1)
+    matrices = [side_matrix(side, features) for side in sides]
+    if any(side is None for side in sides):  # the weight's own basis spans every other
+        return None, [None if side is None else matrix for side, matrix in zip(sides, matrices, strict=True)]
+    if all(map(is_selection, sides)):
+        chosen = torch.cat([side.cpu() for side in sides]).unique()  # pyright: ignore[reportOptionalMemberAccess]
+        return chosen, [matrix[chosen.long()] for matrix in matrices]
+    q, r = torch.linalg.qr(torch.cat(matrices, 1))
+    return q.float(), r.split([each.shape[1] for each in matrices], 1)
 
 
 def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:

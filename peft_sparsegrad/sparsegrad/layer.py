@@ -76,7 +76,7 @@ class SparseGradLayer(DeltaLayer):
             inference_mode: True if the adapter's tensors come from a file and do not train.
         """
         if basis is None:
-            basis = self.sparsegrad_basis[adapter_name] = Basis(plan.weight_shape, plan.ranks)
+            basis = self.sparsegrad_basis[adapter_name] = Basis(plan.weight_shape, plan.ranks, plan.selects_columns)
         if plan.basis == "svd" and not inference_mode:
             with in_one_piece(self.get_base_layer()):
                 weight = self.get_base_weight()

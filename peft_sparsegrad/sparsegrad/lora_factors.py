@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..common.lora_factors import LoraFactors, relative_error
+from ..functional import side_matrix
 from .adapter import LayerAdapter
 
 
@@ -24,10 +25,9 @@ def lora_factors(adapter: LayerAdapter, rank: int | None) -> LoraFactors:
 def _exact_factors(adapter: LayerAdapter) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A (r, in) and B (out, r) with B A = V S Uᵀ; r is the smaller number of rows or columns of S in use."""
     core = adapter.core.matrix(torch.float64).detach()
-    U, V = adapter.basis.U, adapter.basis.V
-    U = torch.eye(core.shape[1]) if U is None else U
-    V = torch.eye(core.shape[0]) if V is None else V
-    U, V = U.to(core), V.to(core)
+    out_features, in_features = adapter.plan.weight_shape
+    U = side_matrix(adapter.basis.U, in_features).to(core)
+    V = side_matrix(adapter.basis.V, out_features).to(core)
     rows, columns = (core != 0).any(1), (core != 0).any(0)
     if not core.any():
         rows[0] = columns[0] = True  # LoRA has no rank 0

@@ -66,7 +66,7 @@ class SparseGradModel(DeltaTuner):
         self._start_like_the_first(model, config, adapter_name)
         waiting = [adapter for adapter in adapters if not adapter.is_settled]
         if waiting:
-            needs_basis = config.basis == "hosvd" and self._transition_file is None
+            needs_basis = waiting[0].plan.basis_needs_data and self._transition_file is None
             warmup = WarmUpCollector(adapter_name, waiting, needs_basis, config.warmup_steps, in_training=True)
             for adapter in waiting:
                 adapter.warmup = warmup

@@ -9,8 +9,10 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from ..common.targeting import in_out_features, is_linear, role_of
-from ..functional import core_ranks, core_shape, num_trained_values
+from ..functional import column_ranks, core_ranks, core_shape, num_trained_values
 from .config import SparseGradConfig
+
+BASES_OF_GRADIENTS = ("hosvd", "columns")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class LayerPlan:
         k: Number of trained values, those of all experts together; with a dynamic support, number of entries updated
             in a step.
         ranks: Columns (r_out, r_in) of V and U; None for a side in the weight's own basis.
-        basis: Basis in the configuration: `"hosvd"`, `"svd"` or `"identity"`.
+        basis: Basis in the configuration: `"hosvd"`, `"columns"`, `"svd"` or `"identity"`.
         dynamic: True if the whole core trains and each step updates the entries with the largest gradients.
         support_score: Score by which a static support is chosen: `"mean"` or `"energy"`.
         warmup_steps: Number of backward passes to observe before training; 0 if the adapter trains from the start.
@@ -45,6 +47,16 @@ class LayerPlan:
     warmup_steps: int
     renewal_steps: int
     init_weights: bool
+
+    @property
+    def selects_columns(self) -> bool:
+        """True if the basis of the input side is a choice of the weight's columns."""
+        return self.basis == "columns"
+
+    @property
+    def basis_needs_data(self) -> bool:
+        """True if the basis is found from gradients."""
+        return self.basis in BASES_OF_GRADIENTS
 
     @property
     def group_key(self) -> tuple[str, tuple[int, int], tuple[int | None, int | None]]:
@@ -109,13 +121,13 @@ def plan_weight(config: SparseGradConfig, name: str, shape: tuple[int, ...]) -> 
     k = num_trained_values(*weight_shape, density, config.num_values)
     rank = (None, None) if config.basis == "identity" else rank
     try:
-        ranks = core_ranks(*weight_shape, k, rank, config.slack)
+        ranks = (column_ranks if config.basis == "columns" else core_ranks)(*weight_shape, k, rank, config.slack)
     except ValueError as error:
         raise ValueError(f"module {name!r}, density={density}, num_values={config.num_values}: {error}") from error
-    needs_data = config.basis == "hosvd" or config.support == "static"
+    needs_data = config.basis in BASES_OF_GRADIENTS or config.support == "static"
     return LayerPlan(
         name=name,
-        role=name if config.basis == "svd" else role_of(name),
+        role=name if config.basis in ("svd", "columns") else role_of(name),
         weight_shape=weight_shape,
         experts=experts,
         k=(experts or 1) * k,

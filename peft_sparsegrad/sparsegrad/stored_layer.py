@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from ..common.adapter_file import ADVICE, check_finite, check_tensors
-from ..functional import packed_support_size, unpack_support
+from ..functional import is_selection, packed_support_size, unpack_support
 from .config import SparseGradConfig
 from .plan import LayerPlan, plan_weight
 
@@ -42,9 +42,17 @@ def check_stored(config: SparseGradConfig, tensors: Mapping[str, torch.Tensor]) 
         members = [module for module, plan in plans.items() if plan.group_key == key]
         owner = next((module for module in members if _basis_parts(modules[module])), members[0])
         given = {f"{m}.sparsegrad_{part}": modules[m][part] for m in members for part in _basis_parts(modules[m])}
-        check_tensors(basis_like(f"{owner}.sparsegrad_basis.", plans[owner].weight_shape, plans[owner].ranks), given)
-        for name, columns in given.items():
-            check_orthonormal(name, columns)
+        check_tensors(
+            basis_like(
+                f"{owner}.sparsegrad_basis.",
+                plans[owner].weight_shape,
+                plans[owner].ranks,
+                plans[owner].selects_columns,
+            ),
+            given,
+        )
+        for name, side in given.items():
+            check_side(name, side, plans[owner].weight_shape)
 
 
 def check_weight_shape(start: str, plan: LayerPlan, given: Mapping[str, torch.Tensor]) -> None:
@@ -72,6 +80,14 @@ def check_layer(start: str, plan: LayerPlan, given: Mapping[str, torch.Tensor]) 
         raise ValueError(f"'{start}support' has another number of entries for one expert than for others. {ADVICE}")
 
 
+def check_side(name: str, side: torch.Tensor, weight_shape: tuple[int, int]) -> None:
+    """Raise a ValueError unless a side of a basis is orthonormal, or chooses columns of the weight (out, in)."""
+    if not is_selection(side):
+        check_orthonormal(name, side)
+    elif not (side[0] >= 0 and side[-1] < weight_shape[1] and bool((side.diff() > 0).all())):
+        raise ValueError(f"{name!r} must number columns of a weight of {weight_shape}, ascending. {ADVICE}")
+
+
 def check_orthonormal(name: str, columns: torch.Tensor) -> None:
     """Raise a ValueError unless the columns (n, r) are finite and, but for rounding, orthonormal.
 
@@ -86,9 +102,14 @@ def check_orthonormal(name: str, columns: torch.Tensor) -> None:
 
 
 def basis_like(
-    start: str, weight_shape: tuple[int, int], ranks: tuple[int | None, int | None]
+    start: str, weight_shape: tuple[int, int], ranks: tuple[int | None, int | None], selects: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Return tensors of the shape of a basis's V (out, r_out) and U (in, r_in), without content, by name."""
+    """Return tensors of the shape of a basis's V (out, r_out) and U (in, r_in), without content, by name.
+
+    With `selects`, U is a choice of columns, int32 (r_in,).
+    """
+    if selects:
+        return {f"{start}U": torch.empty(ranks[1] or weight_shape[1], dtype=torch.int32, device="meta")}
     sides = zip("VU", weight_shape, ranks, strict=True)
     return {f"{start}{side}": torch.empty(size, rank, device="meta") for side, size, rank in sides if rank is not None}
 

@@ -60,7 +60,7 @@ def warmup(
     plan = adapters[0].plan
     device = adapters[0].values.device
     passes, without_labels = warmup_passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS, device)
-    collector = WarmUpCollector(adapter_name, adapters, needs_basis=plan.basis == "hosvd", budget=len(passes))
+    collector = WarmUpCollector(adapter_name, adapters, needs_basis=plan.basis_needs_data, budget=len(passes))
     with _watching(adapters, collector), _gradients_kept_aside(model):
         _observe(passes, collector, progress and is_main_process())
     assert collector.report is not None
@@ -127,7 +127,7 @@ def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[st
     name, adapters = _named_adapters(model, adapter_name)
     layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
     plan = adapters[0].plan
-    if plan.basis != "hosvd" and plan.dynamic:
+    if not plan.basis_needs_data and plan.dynamic:
         raise ValueError(f"there is nothing to warm up: basis={plan.basis!r} with support='dynamic' needs no data")
     if any(layer.merged for layer in layers):
         raise ValueError("the model is merged: call `unmerge_adapter` before the warm-up")

@@ -21,6 +21,7 @@ import torch
 from ..common.distributed import copy_from_main, is_main_process, mean_over_ranks, refuse_join
 from ..common.optimizer_watcher import OptimizerStep, forget, watch
 from ..functional import (
+    ColumnEnergy,
     ExactHosvd,
     Hosvd,
     ObservedGradient,
@@ -71,7 +72,7 @@ class WarmUpCollector:
         for adapter in adapters:
             self.groups.setdefault(adapter.basis, []).append(adapter)
         self.stage = "basis" if needs_basis else "support"
-        self.hosvd: dict[Basis, ExactHosvd | SketchedHosvd] = {}
+        self.hosvd: dict[Basis, ExactHosvd | SketchedHosvd | ColumnEnergy] = {}
         self.found: dict[Basis, Hosvd] = {}
         self.sums: dict[LayerAdapter, SupportSums] = {}
         self.seen: set[LayerAdapter] = set()  # layers with a gradient in this sweep
@@ -187,9 +188,9 @@ class WarmUpCollector:
         sketched = any(isinstance(accumulator, SketchedHosvd) for accumulator in self.hosvd.values())
         return 2 if sketched and self.budget >= 4 else 1
 
-    def _accumulator(self, basis: Basis, device: torch.device) -> ExactHosvd | SketchedHosvd:
+    def _accumulator(self, basis: Basis, device: torch.device) -> ExactHosvd | SketchedHosvd | ColumnEnergy:
         if basis not in self.hosvd:
-            self.hosvd[basis] = hosvd_accumulator(*basis.weight_shape, basis.ranks, device)
+            self.hosvd[basis] = _accumulator(basis, device)
         return self.hosvd[basis]
 
     def _check_observed(self, seen: set[LayerAdapter]) -> None:
@@ -248,6 +249,13 @@ class WarmUpCollector:
 def _peak(tensor: torch.Tensor) -> torch.Tensor:
     """Return the largest absolute value as a float32 scalar, 0 for an expert's tensor without tokens."""
     return tensor.detach().abs().amax().float() if tensor.numel() else tensor.new_zeros((), dtype=torch.float32)
+
+
+def _accumulator(basis: Basis, device: torch.device) -> ExactHosvd | SketchedHosvd | ColumnEnergy:
+    rank = basis.ranks[1]
+    if basis.selects and rank is not None:
+        return ColumnEnergy(basis.weight_shape[1], rank, device)
+    return hosvd_accumulator(*basis.weight_shape, basis.ranks, device)
 
 
 def _copy_buffers_from_main(module: torch.nn.Module) -> None:

@@ -48,7 +48,7 @@ class MergedLayer(NamedTuple):
     @property
     def ranks(self) -> tuple[int | None, int | None]:
         """Columns (r_out, r_in) of V and U; None for a side in the weight's own basis."""
-        V, U = (None if side is None else side.shape[1] for side in (self.basis.V, self.basis.U))
+        V, U = (None if side is None else side.shape[-1] for side in (self.basis.V, self.basis.U))
         return V, U
 
 

@@ -11,8 +11,8 @@ EXACT = {"rtol": 1e-12, "atol": 1e-12}
 
 
 class Problem:
-    """Random operands in float64. `kind`: "support" (5 of 12 entries), "dense" (no indices), "identity"
-    (no U, V; 12 entries)."""
+    """Random operands in float64. `kind`: "support" (5 of 12 entries), "dense" (no indices), "identity" (no U, V; 12
+    entries), "columns" (U is a choice of columns, no V; 12 entries)."""
 
     def __init__(self, kind: str = "support", shape: tuple[int, ...] = (5,)) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -20,18 +20,22 @@ class Problem:
         def randn(*size: int) -> torch.Tensor:
             return torch.randn(*size, dtype=torch.float64, generator=generator)
 
-        self.core_shape = (OUT, IN) if kind == "identity" else CORE
+        self.core_shape = {"identity": (OUT, IN), "columns": (OUT, CORE[1])}.get(kind, CORE)
         entries = self.core_shape[0] * self.core_shape[1]
-        k = {"support": 5, "dense": entries, "identity": 12}[kind]
+        k = {"support": 5, "dense": entries, "identity": 12, "columns": 12}[kind]
         self.indices = None if kind == "dense" else torch.randperm(entries, generator=generator)[:k].sort().values
         self.values = randn(k).requires_grad_()
         self.U = None if kind == "identity" else randn(IN, CORE[1])
-        self.V = None if kind == "identity" else randn(OUT, CORE[0])
+        self.V = None if kind in ("identity", "columns") else randn(OUT, CORE[0])
+        self.matrix = self.U
+        if kind == "columns":
+            self.U = torch.tensor([0, 2, 3, 6], dtype=torch.int32)
+            self.matrix = torch.eye(IN, dtype=torch.float64)[:, self.U]
         self.x, self.result = randn(*shape, IN).requires_grad_(), randn(*shape, OUT).requires_grad_()
         self.dy = randn(*shape, OUT)
 
     def core(self, **options) -> Core:
-        return Core(self.values, self.indices, self.U, self.V, self.core_shape, **options)
+        return Core(self.values, self.indices, self.U, self.V, self.core_shape, in_features=IN, **options)
 
     def ours(self, skip_zeros: bool = False, **options) -> torch.Tensor:
         return delta_product(self.result, self.x, self.core(**options), skip_zeros)
@@ -41,7 +45,7 @@ class Problem:
         indices = torch.arange(self.values.numel()) if self.indices is None else self.indices
         core = torch.zeros(self.core_shape[0] * self.core_shape[1], dtype=torch.float64)
         core = core.scatter(0, indices, self.values).view(self.core_shape)
-        U = torch.eye(IN, dtype=torch.float64) if self.U is None else self.U
+        U = torch.eye(IN, dtype=torch.float64) if self.matrix is None else self.matrix
         V = torch.eye(OUT, dtype=torch.float64) if self.V is None else self.V
         return V @ core @ U.T
 
@@ -49,7 +53,7 @@ class Problem:
         return list(torch.autograd.grad(output, [self.result, self.x, self.values], self.dy))
 
 
-KINDS = pytest.mark.parametrize("kind", ["support", "dense", "identity"])
+KINDS = pytest.mark.parametrize("kind", ["support", "dense", "identity", "columns"])
 
 
 @KINDS
@@ -181,7 +185,7 @@ def test_leaf_receives_the_cores_gradient_and_changes_no_other(kind, skip_zeros,
     leaf, expected = new_leaf(p.core_shape), torch.zeros(p.core_shape, dtype=torch.float64)
     for factor in (1.0, -0.5, 3.0):
         core = torch.randn(p.core_shape, dtype=torch.float64, requires_grad=True)
-        y = p.x if p.U is None else p.x @ p.U
+        y = p.x if p.matrix is None else p.x @ p.matrix
         y = y @ core.T if p.V is None else y @ core.T @ p.V.T
         expected += torch.autograd.grad(y, core, factor * p.dy)[0]
         output = p.ours(leaf=leaf, skip_zeros=skip_zeros)

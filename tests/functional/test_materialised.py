@@ -11,7 +11,10 @@ from peft_sparsegrad.functional import Core, delta_product, materialised_linear,
 
 IN, OUT, R_IN, R_OUT = 7, 6, 4, 3
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
-RANKS = pytest.mark.parametrize("ranks", [(None, None), (None, R_IN), (R_OUT, None), (R_OUT, R_IN)], ids=str)
+COLUMNS = torch.tensor([0, 2, 3, 6], dtype=torch.int32)  # in place of a matrix U with R_IN columns
+RANKS = pytest.mark.parametrize(
+    "ranks", [(None, None), (None, R_IN), (R_OUT, None), (R_OUT, R_IN), (None, COLUMNS), (R_OUT, COLUMNS)], ids=str
+)
 SHAPES = pytest.mark.parametrize("shape", [(IN,), (5, IN), (2, 3, IN), (0, IN)], ids=str)
 
 
@@ -24,18 +27,19 @@ class Problem:
         def randn(*size: int) -> torch.Tensor:
             return torch.randn(*size, dtype=torch.float64, generator=generator)
 
-        r_out, r_in = ranks
+        r_out, r_in = ranks[0], R_IN if ranks[1] is COLUMNS else ranks[1]
         self.core_shape = (r_out or OUT, r_in or IN)
         entries = self.core_shape[0] * self.core_shape[1]
         k = entries if dense else entries // 3
         self.indices = None if dense else torch.randperm(entries, generator=generator)[:k].sort().values
         self.U, self.V = (None if r_in is None else randn(IN, r_in)), (None if r_out is None else randn(OUT, r_out))
+        self.U = COLUMNS if ranks[1] is COLUMNS else self.U
         self.weight, self.bias = randn(OUT, IN), (randn(OUT) if bias else None)
         self.x, self.values = randn(*shape).requires_grad_(), randn(k).requires_grad_()
         self.dy = randn(*shape[:-1], OUT)
 
     def core(self, values, **options) -> Core:
-        return Core(values, self.indices, self.U, self.V, self.core_shape, **options)
+        return Core(values, self.indices, self.U, self.V, self.core_shape, in_features=IN, **options)
 
     def ours(self, x=None, values=None, **options) -> torch.Tensor:
         x, values = self.x if x is None else x, self.values if values is None else values
@@ -92,7 +96,7 @@ def test_what_is_kept_for_the_backward_pass(ranks):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         p.ours()
     assert [t.data_ptr() for t in kept if t.shape == (OUT, IN)] == [p.weight.data_ptr()]
-    assert [tuple(t.shape) for t in kept if tokens in t.shape] == [(tokens, ranks[1] or IN)]
+    assert [tuple(t.shape) for t in kept if tokens in t.shape] == [(tokens, p.core_shape[1])]
 
 
 @RANKS

@@ -18,7 +18,8 @@ from peft_sparsegrad.functional import (
 )
 
 E, OUT, IN = 3, 6, 5
-RANKS = [(None, None), (4, None), (None, 3), (4, 3), (6, 5)]
+COLUMNS = torch.tensor([0, 2, 3], dtype=torch.int32)  # in place of a matrix U with three columns
+RANKS = [(None, None), (4, None), (None, 3), (4, 3), (6, 5), (None, COLUMNS)]
 
 
 def orthonormal(rows, columns):
@@ -26,18 +27,20 @@ def orthonormal(rows, columns):
 
 
 def make_core(ranks, k=7, leaf=False, experts=E):
-    r_out, r_in = OUT if ranks[0] is None else ranks[0], IN if ranks[1] is None else ranks[1]
+    U = COLUMNS if ranks[1] is COLUMNS else orthonormal(IN, ranks[1])
+    r_out, r_in = OUT if ranks[0] is None else ranks[0], IN if U is None else U.shape[-1]
     shape = (experts * r_out, r_in)
     values = torch.randn(experts * k, dtype=torch.float64, requires_grad=True)
     indices = torch.cat([torch.randperm(r_out * r_in)[:k].sort().values + e * r_out * r_in for e in range(experts)])
     made = torch.zeros(shape, dtype=torch.float64, requires_grad=True) if leaf else None
-    return Core(values, indices, orthonormal(IN, ranks[1]), orthonormal(OUT, ranks[0]), shape, made)
+    return Core(values, indices, U, orthonormal(OUT, ranks[0]), shape, made, in_features=IN)
 
 
 def slow_delta(core, experts=E):
     """Each expert by itself, with plain products that autograd can follow."""
     S = torch.zeros(core.shape, dtype=torch.float64).flatten().index_put((core.indices,), core.values).view(core.shape)
     U = torch.eye(IN, dtype=torch.float64) if core.U is None else core.U
+    U = torch.eye(IN, dtype=torch.float64)[:, U] if core.U is COLUMNS else U
     V = torch.eye(OUT, dtype=torch.float64) if core.V is None else core.V
     return torch.stack([V @ part @ U.T for part in S.chunk(experts)])
 

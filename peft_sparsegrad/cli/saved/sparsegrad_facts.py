@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...functional import is_selection
 from ..output import percent, shape
 from .concentration import fewest_with_share
 from .method import Table
@@ -102,7 +103,8 @@ def group_facts(layers: list[SavedLayer]) -> list[GroupFacts]:
 
 def _group_facts(layers: list[SavedLayer]) -> GroupFacts:
     first = layers[0]
-    errors = [_orthonormality_error(m) for m in (first.matrix("U"), first.matrix("V")) if m is not None]
+    sides = (first.matrix("U"), first.matrix("V"))
+    errors = [_orthonormality_error(side) for side in sides if side is not None and not is_selection(side)]
     spectra = [spectrum for layer in layers if (spectrum := _singular_values(layer)) is not None]
     return GroupFacts(
         modules=first.plan.role,

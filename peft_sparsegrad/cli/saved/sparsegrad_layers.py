@@ -11,6 +11,7 @@ from peft import PeftConfig
 from ...functional import Core, unpack_support
 from ...sparsegrad import SparseGradConfig
 from ...sparsegrad.plan import LayerPlan, plan_weight
+from ...sparsegrad.stored_layer import basis_like
 from ..errors import InputError
 from .adapter import SavedAdapter, grouped_by_module
 
@@ -49,7 +50,7 @@ class SavedLayer:
         return self.adapter.tensor(self.parts["adapter.values"]).float()
 
     def matrix(self, name: str) -> torch.Tensor | None:
-        """U (in, r_in) or V (out, r_out), or None for the identity."""
+        """U (in, r_in) or V (out, r_out), or None for the identity; U may be a choice of columns (r_in,)."""
         tensor = self.basis.get(f"basis.{name}")
         return None if tensor is None else self.adapter.tensor(tensor)
 
@@ -69,16 +70,22 @@ class SavedLayer:
 
     def core(self) -> Core:
         """The core with its basis, float32."""
-        return Core(self.values(), self.indices(), self.matrix("U"), self.matrix("V"), self.plan.core_shape)
+        return Core(
+            values=self.values(),
+            indices=self.indices(),
+            U=self.matrix("U"),
+            V=self.matrix("V"),
+            shape=self.plan.core_shape,
+            in_features=self.plan.weight_shape[1],
+        )
 
     def check(self) -> None:
         """Raise an InputError unless the sizes in the file are those of the plan."""
         plan, tensors = self.plan, self.adapter.tensors
         values = plan.num_entries if plan.dynamic else plan.k
         wanted: dict[str, tuple[int, ...]] = {"adapter.values": (values,), "adapter.steps": (1,)}
-        for side, features, rank in zip("VU", plan.weight_shape, plan.ranks, strict=True):
-            if rank is not None:
-                wanted[f"basis.{side}"] = (features, rank)
+        like = basis_like("basis.", plan.weight_shape, plan.ranks, plan.selects_columns)
+        wanted |= {side: tuple(tensor.shape) for side, tensor in like.items()}
         names = {**self.basis, **self.parts}
         for part, shape in wanted.items():
             found = tensors[names[part]].shape if part in names else None

@@ -1,0 +1,49 @@
+"""One side of a basis: a transition matrix, chosen features of the weight's own basis, or all of them.
+
+A side of a weight with n features is None (all of them, the identity), a matrix (n, r) with orthonormal columns, or
+the numbers of r of the n features, integers in ascending order: the columns of the identity that they stand for are
+never formed, and a product with them is a selection.
+"""
+
+from __future__ import annotations
+
+import torch
+
+Side = torch.Tensor | None
+
+
+def is_selection(side: Side) -> bool:
+    """Return whether a side is a selection of features."""
+    return side is not None and not side.is_floating_point()
+
+
+def side_like(side: Side, tensor: torch.Tensor) -> Side:
+    """Return a side for products with `tensor`, on its device: a matrix in its dtype, a selection as int64."""
+    if side is None:
+        return None
+    return side.to(tensor.device, torch.int64 if is_selection(side) else tensor.dtype)
+
+
+def to_core(x: torch.Tensor, side: Side) -> torch.Tensor:
+    """Return x (..., n) in the basis of the core, (..., r)."""
+    if side is None:
+        return x
+    return x.index_select(-1, side) if is_selection(side) else x @ side
+
+
+def from_core(z: torch.Tensor, side: Side, features: int) -> torch.Tensor:
+    """Return z (..., r) in the weight's own basis, (..., n), for n `features`."""
+    if side is None:
+        return z
+    if is_selection(side):
+        return z.new_zeros(*z.shape[:-1], features).index_copy(-1, side, z)
+    return z @ side.T
+
+
+def side_matrix(side: Side, features: int) -> torch.Tensor:
+    """Return a side of n `features` as a matrix (n, r), float64 on the CPU; None as the identity."""
+    if side is None:
+        return torch.eye(features, dtype=torch.float64)
+    if is_selection(side):
+        return torch.eye(features, dtype=torch.float64)[:, side.cpu().long()]
+    return side.cpu().double()

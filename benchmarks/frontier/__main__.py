@@ -18,8 +18,10 @@ from peft_sparsegrad.cli.errors import InputError
 
 from .costs import measure_missing
 from .methods import METHODS
+from .plot import plot
 from .precision import PRECISIONS
 from .runs import Plan, Run
+from .table import tables
 from .tasks import DEFAULTS, TASKS
 from .train import Workplace
 from .workers import Campaign
@@ -39,6 +41,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     costs.add_argument("--rounds", type=positive_int, default=15, help="timed steps (default: %(default)s)")
     listing = commands.add_parser("methods", help="list the names of the methods")
     listing.set_defaults(command=lambda _: print("\n".join(METHODS)))
+    table = commands.add_parser("table", help="print a Markdown table for each task")
+    table.set_defaults(command=lambda given: print(tables(given.results, given.costs)))
+    picture = commands.add_parser("plot", help="write a picture for each model, as PNG and SVG")
+    picture.set_defaults(command=lambda given: print(*plot(given.results, given.costs, given.out), sep="\n"))
+    picture.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to write to")
+    for command in (table, picture):
+        command.add_argument("results", type=Path, nargs="+", metavar="FILE", help="file that `run` wrote")
+        command.add_argument("--costs", type=Path, nargs="+", default=[], metavar="FILE", help="that `costs` wrote")
     return parser.parse_args(arguments)
 
 

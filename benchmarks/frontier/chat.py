@@ -28,9 +28,6 @@ class ChatTask(FrontierTask):
     Forgetting is measured on text of another kind, and by ten questions.
     """
 
-    higher_is_better = False
-    score_name = "loss on answers"
-
     def __init__(self, model: Path, data: Path) -> None:
         self.tokenizer = load_tokenizer(model)
         split = split_by_tree(data)

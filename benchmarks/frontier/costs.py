@@ -50,8 +50,8 @@ def measure_missing(place: Workplace, runs: list[Run], path: Path, rounds: int, 
 def measure(place: Workplace, run: Run, rounds: int) -> Record:
     """Return a method's seconds per step, bytes, and trained values.
 
-    The frozen model without a task head takes no step, and has no costs. Memory is counted in one more step, as `experiments.costs.step_memory` does: the device's allocations on a GPU,
-    the allocator's trace on a CPU.
+    The frozen model without a task head takes no step, and has no costs. Memory is counted in one more step, as
+    `experiments.costs.step_memory` does: the device's allocations on a GPU, the allocator's trace on a CPU.
     """
     method, task = METHODS[run.method], place.task(run.task)
     model = attach(place, run)

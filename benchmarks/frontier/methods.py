@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -146,8 +146,8 @@ METHODS: dict[str, Method] = {
         _lora(16, use_rslora=True),
         _named("MiSS", "r=32", MissConfig, r=32),
         _named("SHiRA", "r=16", ShiraConfig, r=16, random_seed=SEED),
-        _named("HiRA", "r=16", HiraConfig, r=16),
-        _named("C3A", "block 64", C3AConfig, block_size=64),
+        replace(_named("HiRA", "r=16", HiraConfig, r=16), middle=2.5e-3),
+        replace(_named("C3A", "block 64", C3AConfig, block_size=64), middle=6.3e-3),
         _named("SparseGrad", "slack 4", SparseGradConfig, slack=4.0),
         Method("SparseGrad, nothing called", "SparseGrad", SparseGradConfig, warmup=False),
         Method("SparseGrad as published", "paper", SparseGradConfig, SparseGradConfig.variants["paper"]),

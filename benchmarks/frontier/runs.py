@@ -65,7 +65,7 @@ class Plan:
             search = {rate: self.run(task, method, self.seeds[0], rate) for rate in rates}
             if any(run not in results for run in search.values()):
                 return list(search.values())
-            best = max(rates, key=lambda rate: search_score(results[search[rate]]))
+            best = max(sorted(rates), key=lambda rate: search_score(results[search[rate]]))
             further = _beyond(rates, best, METHODS[method].rates)
             if further is None:
                 return [self.run(task, method, seed, best) for seed in self.seeds]

@@ -34,8 +34,6 @@ class SentenceTask(FrontierTask):
     every method at a learning rate of its own.
     """
 
-    higher_is_better = True
-
     def __init__(self, name: str, score_name: str, model: Path, data: Path) -> None:
         self.task, self.score_name, self.folder = TASKS[name], score_name, model
         tokenizer = AutoTokenizer.from_pretrained(model)

@@ -13,7 +13,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class FrontierTask(ABC):
-    """A task in local files, read and made into tokens once for each process.
+    """A task in local files, read and made into tokens once for each process. `METRICS` says what its score is.
 
     Args:
         model: Folder of the checkpoint.
@@ -23,8 +23,6 @@ class FrontierTask(ABC):
         base: The checkpoint in float32 on the CPU.
     """
 
-    higher_is_better: bool
-    score_name: str
     base: Any
 
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,9 +49,7 @@ class Campaign:
     def go(self) -> None:
         """Do the runs. Each result is on the disk as soon as it is there."""
         self.results = dict(read_results(self.out, Run)) if self.out.exists() else {}
-        context = multiprocessing.get_context("spawn")
-        settings = (self.model, self.data, self.device, self.plan.precision, self.workers)
-        with ProcessPoolExecutor(self.workers, context, _begin, settings) as pool:
+        with self._pool() as pool:
             running: dict[Future[Record], Run] = {}
             while True:
                 while len(running) < self.workers and (run := self._next(running.values())) is not None:
@@ -61,6 +59,13 @@ class Campaign:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     self._finish(running.pop(future), future)
+
+    def _pool(self) -> Executor:
+        """Return the worker processes; a single worker is a thread of this one."""
+        settings = (self.model, self.data, self.device, self.plan.precision, self.workers)
+        if self.workers == 1:
+            return ThreadPoolExecutor(1, initializer=_begin, initargs=settings)
+        return ProcessPoolExecutor(self.workers, multiprocessing.get_context("spawn"), _begin, settings)
 
     def _next(self, running: object) -> Run | None:
         if self.deadline is not None and time.monotonic() + self.longest > self.deadline:

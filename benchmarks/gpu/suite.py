@@ -13,10 +13,9 @@ from experiments.text_files import make_folder
 ROOT = Path(__file__).parents[2]
 GPU_TESTS = (
     "tests/gpu",
-    *(
-        f"tests/{name}.py"
-        for name in ("functional/test_streams", "functional/test_masks", "benchmarks/test_gpu_bench")
-    ),
+    "tests/functional/test_streams.py",
+    "tests/functional/test_masks.py",
+    "tests/benchmarks/test_gpu_bench.py",
 )
 
 

@@ -5,6 +5,7 @@ import re
 import claims_ablation
 import claims_cards
 import claims_comparison
+import claims_gpu
 import claims_graddrop
 import claims_guides
 import claims_printed
@@ -19,6 +20,7 @@ MODULES = (
     claims_cards,
     claims_comparison,
     claims_graddrop,
+    claims_gpu,
     claims_guides,
     claims_printed,
     claims_published,

@@ -1,4 +1,4 @@
-"""Pairs of texts: tokens for the model, and scores of its logits."""
+"""Texts and pairs of texts: tokens for the model, and scores of its logits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,6 @@ def evaluation_set(
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair], max_length: int) -> Features:
-    columns = tokenizer(
-        [pair.first for pair in pairs], [pair.second for pair in pairs], truncation=True, max_length=max_length
-    )
+    seconds = None if pairs[0].second is None else [pair.second for pair in pairs]
+    columns = tokenizer([pair.first for pair in pairs], seconds, truncation=True, max_length=max_length)
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

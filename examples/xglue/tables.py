@@ -10,7 +10,7 @@ from experiments.tables import markdown_table
 
 from .comparison import PairedTest, paired_test, understanding_scores
 from .scores import EpochRule, TaskResults, methods_of
-from .tasks import TASKS
+from .tasks import XGLUE
 
 NOTHING = "–"
 Cell = Sequence[float]  # a value for each seed
@@ -30,7 +30,7 @@ def task_table(results: dict[str, TaskResults], baseline: str, rule: EpochRule) 
 def overall_name(results: Iterable[str]) -> str:
     """Return the name of the mean over the tasks: the understanding score is that of all nine."""
     names = list(results)
-    return "understanding score" if len(names) == len(TASKS) else f"mean of {len(names)} of the {len(TASKS)} tasks"
+    return "understanding score" if set(names) == set(XGLUE) else f"mean over {', '.join(names)}"
 
 
 def language_table(results: TaskResults, rule: EpochRule) -> str:

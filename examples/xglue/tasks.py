@@ -1,11 +1,12 @@
-"""The nine understanding tasks of XGLUE: files, columns, labels, languages and metric.
+"""The nine understanding tasks of XGLUE, and two that anybody may download: files, labels, languages, metric.
 
-Source: Liang et al., *XGLUE* (arXiv 2004.01401, section 2), and the description of the files that its authors publish.
+Sources: Liang et al., *XGLUE* (arXiv 2004.01401, section 2), and its authors' description of the files; Adelani and
+others, *SIB-200* (arXiv 2309.07445); Universal Dependencies 2.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Split = Literal["train", "dev", "test"]
@@ -18,13 +19,14 @@ class Task:
     Attributes:
         name: As in the papers' tables.
         folder: The task's folder.
-        kind: What is predicted: a label for a pair of texts, a label for each word, or a span of a text.
+        kind: What is predicted: a label for a text or a pair of texts, a label for each word, or a span of a text.
         metric: The score that counts; all are percentages, the higher the better.
         languages: Those of the test set, English first. Training is on English alone.
         train, dev, test: Paths in the folder, with `{}` for the language.
-        columns: Of a row, for pairs of texts: perhaps an `id`, the texts, and the `label` at the end.
+        columns: Of a row, for texts: perhaps an `id`, the texts, and the `label`.
         labels: Names of the labels, but for spans.
         aliases: Other spellings of labels.
+        codes: What languages are called in the files' names, where that is not their code here.
     """
 
     name: str
@@ -38,10 +40,11 @@ class Task:
     columns: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     aliases: dict[str, str] = field(default_factory=dict, hash=False)
+    codes: dict[str, str] = field(default_factory=dict, hash=False)
 
     def file(self, split: Split, language: str) -> str:
         """Path of a file, relative to the folder of the benchmark."""
-        return f"{self.folder}/{getattr(self, split).format(language)}"
+        return f"{self.folder}/{getattr(self, split).format(self.codes.get(language, language))}"
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -64,21 +67,22 @@ def _from_search_engine(name: str, languages: str, columns: tuple[str, ...], **s
     )
 
 
-def _tagging(name: str, metric: str, languages: str, labels: str) -> Task:
+def _tagging(name: str, metric: str, languages: str, labels: str, ending: str = "") -> Task:
     return Task(
         name=name,
         folder=name,
         kind="tagging",
         metric=metric,
         languages=_names(languages),
-        train="en.train",
-        dev="{}.dev",
-        test="{}.test",
+        train=f"en.train{ending}",
+        dev=f"{{}}.dev{ending}",
+        test=f"{{}}.test{ending}",
         labels=_names(labels),
     )
 
 
-TASKS: dict[str, Task] = {
+PARTS_OF_SPEECH = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
+XGLUE: dict[str, Task] = {
     task.name: task
     for task in (
         Task(
@@ -118,7 +122,7 @@ TASKS: dict[str, Task] = {
             "POS",
             "accuracy",
             "en ar bg de el es fr hi it nl pl pt ru th tr ur vi zh",
-            "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X",
+            PARTS_OF_SPEECH,
         ),
         _from_search_engine("QAM", "en de fr", ("question", "answer passage"), metric="accuracy", labels=("0", "1")),
         _from_search_engine(
@@ -149,3 +153,41 @@ TASKS: dict[str, Task] = {
     )
 }
 """In the order of the paper's table X (arXiv 2307.10098)."""
+
+SIB_200 = {
+    "en": "eng_Latn",
+    "ar": "arb_Arab",
+    "bg": "bul_Cyrl",
+    "de": "deu_Latn",
+    "el": "ell_Grek",
+    "es": "spa_Latn",
+    "fr": "fra_Latn",
+    "hi": "hin_Deva",
+    "ru": "rus_Cyrl",
+    "sw": "swh_Latn",
+    "th": "tha_Thai",
+    "tr": "tur_Latn",
+    "ur": "urd_Arab",
+    "vi": "vie_Latn",
+    "zh": "zho_Hans",
+}
+TASKS: dict[str, Task] = {
+    **XGLUE,
+    "SIB-200": Task(
+        name="SIB-200",
+        folder="sib200",
+        kind="classification",
+        metric="accuracy",
+        languages=tuple(SIB_200),  # those of XNLI, of the 205 that there are
+        train="eng_Latn/train.tsv",
+        dev="{}/dev.tsv",
+        test="{}/test.tsv",
+        columns=("id", "label", "text"),
+        labels=_names("entertainment geography health politics science/technology sports travel"),
+        codes=SIB_200,
+    ),
+    "UD": replace(
+        _tagging("UD", "accuracy", "en ar de es fr hi ru tr ur vi zh", PARTS_OF_SPEECH, ".conllu"), folder="ud"
+    ),
+}
+"""All tasks: those of XGLUE, topics of sentences (SIB-200) and parts of speech (Universal Dependencies)."""

@@ -26,7 +26,7 @@ from peft_sparsegrad.graddrop import VARIANTS
 
 from .checks import check_input
 from .runs import FINE_TUNING, Run
-from .tasks import TASKS
+from .tasks import TASKS, XGLUE
 from .training import execute
 
 DEFAULT_METHODS = [FINE_TUNING, *(name.lower() for name in VARIANTS)]
@@ -122,9 +122,9 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=str.upper,
         choices=list(TASKS),
-        default=list(TASKS),
+        default=list(XGLUE),
         metavar="TASK",
-        help=f"of {', '.join(TASKS)} (all)",
+        help=f"of {', '.join(TASKS)} (the {len(XGLUE)} of XGLUE)",
     )
     add(
         "--methods",

@@ -1,4 +1,4 @@
-"""Tab-separated pairs of texts with a label: XNLI, NC, PAWS-X, QAM, QADSM and WPR."""
+"""Tab-separated texts and pairs of texts with a label: XNLI, NC, PAWS-X, QAM, QADSM, WPR and SIB-200."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .tasks import Task
 
 @dataclass(frozen=True)
 class TextPair:
-    """Two texts and the index of their label in the task's labels. A third text is part of the second."""
+    """A text or two, and the index of their label in the task's labels. A third text is part of the second."""
 
     first: str
-    second: str
+    second: str | None
     label: int
 
 
@@ -29,7 +29,7 @@ def read_text_pairs(path: Path, task: Task) -> list[TextPair]:
     rows = read_table(path)
     if path.suffix == ".tsv" and rows:
         number, header = rows.pop(0)
-        if header[-1].strip() in task.labels:
+        if any(cell.strip() in task.labels for cell in header):
             raise InputError(f"{path}, line {number}: a header is needed here, and this is a row")
     return [_text_pair(row, task, f"{path}, line {number}") for number, row in rows]
 
@@ -39,9 +39,10 @@ def _text_pair(row: list[str], task: Task, where: str) -> TextPair:
         raise InputError(
             f"{where}: {len(row)} columns in place of {len(task.columns)}, which are {', '.join(task.columns)}"
         )
-    label = row[-1].strip()
+    values = dict(zip(task.columns, row, strict=True))
+    label = values.pop("label").strip()
     label = task.aliases.get(label, label)
     if label not in task.labels:
         raise InputError(f"{where}: {label!r} is no label of {task.name}, which has {', '.join(task.labels)}")
-    first, *others = row[1:-1] if task.columns[0] == "id" else row[:-1]
-    return TextPair(first, " ".join(others), task.labels.index(label))
+    first, *others = [value for column, value in values.items() if column != "id"]
+    return TextPair(first, " ".join(others) if others else None, task.labels.index(label))

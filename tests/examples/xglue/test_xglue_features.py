@@ -26,6 +26,11 @@ def tokenizer():
     return train_tokenizer([" ".join(WORDS), "which ? the of"])
 
 
+def test_a_single_text_is_no_pair(tokenizer):
+    (row,) = classification.training_features(tokenizer, TASKS["SIB-200"], [TextPair("red blue", None, 3)], 64)
+    assert row == {**tokenizer("red blue"), "labels": 3}
+
+
 def test_the_first_piece_of_a_word_has_its_label(tokenizer):
     (row,) = tagging.training_features(tokenizer, POS, [SENTENCE], 64)
     pieces = tokenizer.convert_ids_to_tokens(row["input_ids"])

@@ -11,7 +11,7 @@ from xglue_files import LANGUAGES, write_benchmark
 from examples.xglue.conll import TaggedSentence
 from examples.xglue.files import read_examples
 from examples.xglue.squad import Question
-from examples.xglue.tasks import TASKS
+from examples.xglue.tasks import TASKS, XGLUE
 from examples.xglue.tsv import TextPair
 from peft_sparsegrad.cli.errors import InputError
 
@@ -29,12 +29,12 @@ def read(folder: Path, task: str, content: str | bytes, split: str = "test"):
 
 def test_tasks_languages_and_scores_are_the_benchmarks():
     """XGLUE's table 1; the paper's tables I to IX."""
-    counts = {name: len(task.languages) for name, task in TASKS.items()}
+    counts = {name: len(task.languages) for name, task in XGLUE.items()}
     assert counts == {
         **{"XNLI": 15, "NC": 5, "NER": 4, "PAWS-X": 4, "POS": 18},
         **{"QAM": 3, "QADSM": 3, "WPR": 7, "MLQA": 7},
     }
-    metrics = {name: task.metric for name, task in TASKS.items() if task.metric != "accuracy"}
+    metrics = {name: task.metric for name, task in XGLUE.items() if task.metric != "accuracy"}
     assert metrics == {"NER": "f1", "WPR": "ndcg", "MLQA": "f1"}
     assert all(task.languages[0] == "en" for task in TASKS.values())
     assert len(TASKS["NC"].labels) == 10
@@ -53,6 +53,23 @@ def test_every_task_is_read(task, tmp_path):
 @pytest.mark.parametrize(("task", "language"), [(t, x) for t in ("POS", "NC", "XNLI") for x in ("en", "de", "es")])
 def test_the_sample_is_read(task, language):
     assert len(read_examples(SAMPLE, TASKS[task], "test", language)) == 4
+
+
+def test_topics_are_read_as_sib_200_has_them(tmp_path):
+    """A quotation mark is part of the text, the label is before it, and files are in folders of their own codes."""
+    rows = 'index_id\tcategory\ttext\n431\tscience/technology\tA "laptop.\n7\tgeography\tRivers.\n'
+    assert read(tmp_path, "SIB-200", rows) == [TextPair('A "laptop.', None, 4), TextPair("Rivers.", None, 1)]
+    assert TASKS["SIB-200"].file("test", "sw") == "sib200/swh_Latn/test.tsv"
+    assert TASKS["SIB-200"].file("train", "en") == "sib200/eng_Latn/train.tsv"
+    with pytest.raises(InputError, match="line 2: 2 columns in place of 3, which are id, label, text"):
+        read(tmp_path, "SIB-200", "index_id\tcategory\ttext\n431\tgeography\n")
+
+
+def test_parts_of_speech_are_read_as_universal_dependencies_has_them(tmp_path):
+    rows = ["1-2\tzum\t_\t_", "1\tzu\tzu\tADP", "2\tdem\tder\tDET", "2.1\tein\t_\tX"]
+    text = "# text = zum\n" + "".join(row + "\t_" * 6 + "\n" for row in rows)
+    assert read(tmp_path, "UD", text) == [TaggedSentence(["zu", "dem"], [UPOS.index("ADP"), UPOS.index("DET")])]
+    assert TASKS["UD"].file("test", "hi") == "ud/hi.test.conllu"
 
 
 def test_text_columns_become_two_texts(tmp_path):

@@ -1,4 +1,4 @@
-"""Made-up files of all nine tasks in the layout of the benchmark, and the runs that options stand for."""
+"""Made-up files of all tasks in the layout of the benchmark, and the runs that options stand for."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ def text_pairs(rng: random.Random, task: Task, count: int, path: Path) -> str:
     for number in range(count):
         if number % 2 == 0:
             first = sentence(rng)
-        texts = [first, *(sentence(rng) for _ in task.columns[2:])]
-        if task.columns[0] == "id":
-            texts = [str(number), *texts[:-1]]
-        lines.append("\t".join([*texts, task.labels[number % len(task.labels)]]))
+        given = {"id": str(number), "label": task.labels[number % len(task.labels)]}
+        texts = iter([first, *(sentence(rng) for _ in task.columns[2:])])
+        lines.append("\t".join(given.get(column) or next(texts) for column in task.columns))
     return "\n".join(lines) + "\n"
 
 

@@ -49,6 +49,6 @@ def evaluation_set(
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TextPair], max_length: int) -> Features:
-    seconds = None if pairs[0].second is None else [pair.second for pair in pairs]
+    seconds = None if pairs[0].second is None else [pair.second or "" for pair in pairs]
     columns = tokenizer([pair.first for pair in pairs], seconds, truncation=True, max_length=max_length)
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]

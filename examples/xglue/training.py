@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,15 +48,20 @@ class ScoreLanguages(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         assert self.trainer is not None
-        scores = {name: each.score(self._predict(self.trainer, each)) for name, each in self.sets.items()}
+        scores = score_sets(self.trainer, self.sets)
         epoch = round(state.epoch or 0)
         state.log_history.append({"epoch": epoch, "step": state.global_step, "scores": scores})  # pyright: ignore
         control.should_save = state.global_step < state.max_steps
         show(f"epoch {epoch}", "  ".join(f"{name} {each[self.main_metric]:.2f}" for name, each in scores.items()))
 
-    @staticmethod
-    def _predict(trainer: Trainer, evaluation_set: EvaluationSet) -> Any:
-        return trainer.predict(evaluation_set.features).predictions  # pyright: ignore[reportArgumentType]
+
+def score_sets(trainer: Trainer, sets: dict[str, EvaluationSet]) -> dict[str, dict[str, float]]:
+    """Return {language: {metric: percent}} of the model as it is."""
+
+    def score(evaluation_set: EvaluationSet) -> dict[str, float]:
+        return evaluation_set.score(trainer.predict(evaluation_set.features).predictions)  # pyright: ignore
+
+    return {name: score(each) for name, each in sets.items()}
 
 
 def execute(run: Run, folder: Path, save_steps: int) -> Record:
@@ -99,22 +105,30 @@ def make_trainer(
     folder: Path,
     save_steps: int,
 ) -> Trainer:
-    """The Trainer with the method's optimizer and callbacks."""
-    task = TASKS[run.task]
-    score_languages = ScoreLanguages(sets, task.metric)
+    """The Trainer that scores the sets after each epoch, and writes checkpoints."""
+    score_languages = ScoreLanguages(sets, TASKS[run.task].metric)
+    trainer = bare_trainer(run, model, tokenizer, rows, folder, [SaveWithinEpochs(save_steps), score_languages])
+    score_languages.trainer = trainer
+    return trainer
+
+
+def bare_trainer(
+    run: Run,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Features,
+    folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trainer:
+    """The Trainer with the method's optimizer and callbacks, and after them those that are given."""
     trainer = Trainer(
         model,
         _arguments(run, len(rows), folder),
         train_dataset=rows,  # pyright: ignore[reportArgumentType]
-        data_collator=KINDS[task.kind].collator(tokenizer),
-        callbacks=[
-            *own_callbacks(run.method),
-            SaveWithinEpochs(save_steps),
-            score_languages,
-        ],
+        data_collator=KINDS[TASKS[run.task].kind].collator(tokenizer),
+        callbacks=[*own_callbacks(run.method), *callbacks],
         optimizers=(make_optimizer(run.method, model, run.lr), None),
     )
-    score_languages.trainer = trainer
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -6,10 +6,12 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import torch
+import transformers
 
 from examples.xglue.runs import Run
 from experiments.json_files import Record
@@ -63,7 +65,15 @@ def make_executor(workers: int) -> Executor:
         return ThreadPoolExecutor(1)
     context = multiprocessing.get_context("spawn")  # CUDA does not work in forked processes
     threads = max(1, (os.cpu_count() or 1) // workers)
-    return ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(threads,))
+    return ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(threads,))
+
+
+def _begin_worker(threads: int) -> None:
+    """Leave the other workers their cores, and the terminal to the results."""
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 def _longest(results: dict[Run, Record]) -> float:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
-from fresh import run_program
+from fresh import ROOT, environment
 
 from benchmarks.crosslingual.__main__ import main, parse_arguments
 from benchmarks.crosslingual.arguments import plan_of
@@ -24,6 +26,7 @@ from experiments.results import append_result, read_results
 from peft_sparsegrad.cli.errors import InputError
 
 WORDS = ("red", "blue", "green", "tall", "small", "old", "new", "warm")
+PROGRAM = [sys.executable, "-m", "benchmarks.crosslingual"]
 PLAIN, EPOCH = "graddrop-off", "graddrop-epoch"
 
 
@@ -174,7 +177,8 @@ def test_options_that_do_not_fit_are_refused(options):
 @pytest.mark.slow
 def test_worker_processes_do_the_runs_of_one_process(options, tmp_path):
     options = [*options, "--methods", PLAIN, "--tasks", "SIB-200", "--out"]
-    run_program("-m", "benchmarks.crosslingual", *options, str(tmp_path / "two.jsonl"), "--workers", "2")
+    command = [*PROGRAM, *options, str(tmp_path / "two.jsonl"), "--workers", "2"]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment())
     assert main([*options, str(tmp_path / "one.jsonl")]) == 0
     two, one = (read_results(tmp_path / f"{name}.jsonl", Run) for name in ("two", "one"))
     assert {run: record["epochs"] for run, record in two.items()} == {run: one[run]["epochs"] for run in one}

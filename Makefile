@@ -4,11 +4,13 @@
 #   ARGS         passed to the program that the target runs        make test ARGS="-m slow"
 #   PIP_ARGS     passed to pip, for example another package index  make test PIP_ARGS="--index-url URL"
 #   CONSTRAINTS  file of versions; another has its own .venv-NAME  make test CONSTRAINTS=constraints-lowest.txt
+#   EXTRA        installed for all targets, not an extra for each  make -j2 quality docs EXTRA=dev
 
 PYTHON ?= python3
 ARGS ?=
 PIP_ARGS ?=
 CONSTRAINTS ?= constraints.txt
+EXTRA ?=
 
 VENV := .venv$(patsubst constraints%.txt,%,$(CONSTRAINTS))
 BIN := $(VENV)/bin
@@ -20,28 +22,31 @@ demo test bench docs: export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.NOTPARALLEL:
 .PHONY: demo test quality style docs bench clean help
+# Two extras are not installed into one environment at the same time.
+ifeq ($(EXTRA),)
+.NOTPARALLEL:
+endif
 
-demo: $(VENV)/.installed-train ## Run the quickstart example
+demo: $(VENV)/.installed-$(or $(EXTRA),train) ## Run the quickstart example
 	$(BIN)/python -m examples.quickstart $(ARGS)
 
-test: $(VENV)/.installed-test ## Run the tests
+test: $(VENV)/.installed-$(or $(EXTRA),test) ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-quality: $(VENV)/.installed-dev ## Check lint, format and types
+quality: $(VENV)/.installed-$(or $(EXTRA),dev) ## Check lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-style: $(VENV)/.installed-dev ## Fix lint and format
+style: $(VENV)/.installed-$(or $(EXTRA),dev) ## Fix lint and format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-docs: $(VENV)/.installed-docs ## Build the documentation, with its pictures
+docs: $(VENV)/.installed-$(or $(EXTRA),docs) ## Build the documentation, with its pictures
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-bench: $(VENV)/.installed-examples ## Run the benchmarks
+bench: $(VENV)/.installed-$(or $(EXTRA),examples) ## Run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean: ## Remove .venv, caches and build output

@@ -110,7 +110,7 @@ def load_base(path: str | Path, settings: dict[str, Any]) -> Any:
 
 def quantize(bits: str) -> BitsAndBytesConfig:
     """Return the settings for everything but the head."""
-    # transformers 4 looks for these as parts of a module's name, 5 as regular expressions from its beginning.
+    # transformers looks for these at the beginning and the end of a module's name: some heads have parts.
     skipped = [*HEADS, *(rf".*\.{head}" for head in HEADS)]
     return quantization(bits, torch.bfloat16 if DEVICE == "cuda" else torch.float32, llm_int8_skip_modules=skipped)
 

@@ -61,11 +61,7 @@ class _Masked(torch.autograd.Function):
         return _mask(gradient, number, *ctx.names), None, None, None
 
 
-# torch 2.4 cannot read the annotations of this file, which are strings.
-_SCHEMA = "(Tensor gradient, Tensor number, str adapter_name, str kind) -> Tensor"
-
-
-@torch.library.custom_op("peft_sparsegrad::mask", mutates_args=(), schema=_SCHEMA, **_NO_CUDA_GRAPH)
+@torch.library.custom_op("peft_sparsegrad::mask", mutates_args=(), **_NO_CUDA_GRAPH)
 def _mask(gradient: torch.Tensor, number: torch.Tensor, adapter_name: str, kind: str) -> torch.Tensor:
     arriving = gradient.clone(memory_format=torch.contiguous_format)  # an operator's result is memory of its own
     _LAYERS[int(number.item())].mask_arriving_(arriving, adapter_name, kind)

@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from tiny import batch, llama, logits, train
 from torch._dynamo.testing import CompileCounterWithBackend
+from versions import needs_one_graph
 
 from peft_sparsegrad import GradDropConfig, SparseGradConfig, warmup
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
@@ -74,6 +75,7 @@ def test_a_compiled_model_is_not_compiled_again(saved, method):
     assert counter.frame_count == before > 0
 
 
+@needs_one_graph
 def test_a_compiled_layer_takes_the_support_that_is_loaded():
     torch._dynamo.reset()
     config = SparseGradConfig(target_modules=["0"], density=0.2, warmup_steps=0, init_weights=False)

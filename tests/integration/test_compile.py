@@ -14,6 +14,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn import functional as F
 from transformers import PretrainedConfig, Trainer, TrainingArguments
+from versions import needs_one_graph
 
 from peft_sparsegrad import GradDrop, GradDropConfig, SparseGradConfig, create_sparsegrad_optimizer
 from peft_sparsegrad.sparsegrad.adapter import LayerAdapter
@@ -105,6 +106,7 @@ def train_both(config, before_step=lambda model, step: None) -> tuple[Compiled, 
 # SparseGrad ----------------------------------------------------------------------------------------------------------
 
 
+@needs_one_graph
 @pytest.mark.parametrize("warmup_steps", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_sparsegrad_trains_the_same_in_one_graph_across_renewals(warmup_steps):
     """The warm-up itself is not compiled, for which the graph breaks once."""
@@ -143,6 +145,7 @@ def announce(model, step: int) -> None:
     GradDrop(model).set_epoch(step // 2)
 
 
+@needs_one_graph
 @pytest.mark.parametrize(
     "config",
     [
@@ -217,6 +220,7 @@ CONFIGS = {
 }
 
 
+@needs_one_graph
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_one_graph_for_a_whole_llama(config):

@@ -96,7 +96,7 @@ def test_nothing_called_trains(tmp_path):
     run = trainer(model, tmp_path, max_steps=40, save_strategy="no", logging_steps=10, learning_rate=0.05)
     run.train()
     losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-    assert losses[-1] < losses[0] - 0.1
+    assert losses[-1] < losses[0] - 0.05
 
 
 def test_callback_logs_the_energy_captured_and_keeps_the_report(tmp_path):

@@ -9,6 +9,7 @@ from mixtures import EXPERTS, gpt_oss, ids, loss, mixtral, qwen3_moe, train
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 from torch.func import functional_call
+from versions import needs_grouped_mm
 
 from peft_sparsegrad import (
     SparseGradConfig,
@@ -24,6 +25,7 @@ from peft_sparsegrad.cli.saved.sparsegrad import SavedSparseGrad
 from peft_sparsegrad.sparsegrad.layer import SparseGradLayer, layer_adapters
 
 MODELS = [mixtral, qwen3_moe, gpt_oss]
+IMPLEMENTATIONS = ["eager", "batched_mm", pytest.param("grouped_mm", marks=needs_grouped_mm)]
 
 
 def adapted(model, adapter_name="default", **settings):
@@ -50,7 +52,7 @@ def slow_weights(model, base, values):
     return found
 
 
-@pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("make", MODELS)
 def test_output_and_gradient_are_those_of_the_changed_weights(make, implementation):
     dtype = torch.float32 if implementation == "grouped_mm" else torch.float64  # which is all that it knows
@@ -259,6 +261,7 @@ def test_gradient_checkpointing_warms_up_and_trains_the_same(use_reentrant):
     assert train(plain, steps=5) == pytest.approx(train(checkpointed, steps=5), rel=1e-6)
 
 
+@needs_grouped_mm
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autocast_and_bf16_train(dtype):
     model = adapted(mixtral("grouped_mm").to(dtype), warmup_steps=2)

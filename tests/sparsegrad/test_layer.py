@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel, get_peft_model, inject_adapter_in_model
 from tiny import adapted, batch, bert, llama, logits, train
 from torch import nn
+from versions import needs_one_graph
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
@@ -229,6 +230,7 @@ def test_gradient_checkpointing_trains_the_same(use_reentrant, warmup_steps):
     assert train(model, steps=7) == pytest.approx(plain, abs=1e-5)
 
 
+@needs_one_graph
 def test_compiled_layer_agrees():
     model = get_peft_model(
         nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)),

@@ -7,6 +7,7 @@ import torch
 from peft import get_peft_model
 from tiny import adapted, batch, llama, logits, train
 from torch import nn
+from versions import needs_one_graph
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear
 from peft_sparsegrad.functional import materialising_pays
@@ -168,6 +169,7 @@ def test_gradient_checkpointing(written_out, use_reentrant):
     assert written_out.calls == 2 * 5 * 6, "once in the forward pass, once when it is repeated"
 
 
+@needs_one_graph
 @pytest.mark.parametrize("tokens", [5, 200])
 def test_compiled_layer_agrees(tokens):
     model, x = one_layer(), MANY[:tokens]

@@ -16,6 +16,7 @@ from peft import PeftModel
 from tiny import adapted, batch, llama
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers.optimization import Adafactor
+from versions import needs_8_bit_optimizers_on_a_cpu
 
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
@@ -42,7 +43,13 @@ OPTIMIZERS = {
     "AdEMAMix in 32 bits": lambda p: bitsandbytes.optim.AdEMAMix(p, lr=0.01),
     **{n: lambda p, n=n: getattr(bitsandbytes.optim, n)(p, lr=0.01, min_8bit_size=64) for n in IN_8_BIT},
 }
+BITSANDBYTES = ["AdEMAMix in 32 bits", *IN_8_BIT]
 DROPPED = {"LBFGS", "other Shampoo", "other ScalableShampoo", *IN_8_BIT}  # no state by value: it begins again
+
+
+def marked(names):
+    """The names as parameters of a test, with the mark of those that need it."""
+    return [pytest.param(n, marks=needs_8_bit_optimizers_on_a_cpu) if n in BITSANDBYTES else n for n in names]
 
 
 def in_training_mode(optimizer):
@@ -79,7 +86,7 @@ def state_of(optimizer, values) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("renewal", [pytest.param(FIRST, marks=pytest.mark.slow), 2 * FIRST])
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", marked(OPTIMIZERS))
 def test_survivors_keep_what_they_have(name, renewal):
     """Beside a twin that is the same up to this step, and is not renewed in it."""
     (model, optimizer), (twin, other) = made(name), made(name)
@@ -107,7 +114,7 @@ def test_survivors_keep_what_they_have(name, renewal):
 
 
 @pytest.mark.parametrize(
-    "name", ["AdamW", "Lookahead", "schedule-free", "other SOAP", "AdEMAMix in 32 bits", "AdamW8bit"]
+    "name", marked(["AdamW", "Lookahead", "schedule-free", "other SOAP", "AdEMAMix in 32 bits", "AdamW8bit"])
 )
 def test_resumed_from_adapter_and_optimizer(name, tmp_path):
     """Bit for bit, in the middle between two renewals."""

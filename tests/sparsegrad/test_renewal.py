@@ -16,6 +16,7 @@ from peft import PeftModel, get_peft_model
 from tiny import adapted, batch, llama, logits, rows, train
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from versions import needs_one_graph
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear, create_sparsegrad_optimizer, warmup
 from peft_sparsegrad.common.optimizer_watcher import observers
@@ -534,6 +535,7 @@ def test_compiled_model_renews_the_same():
     assert supports(model) == supports(plain) != before
 
 
+@needs_one_graph
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_compiled_without_graph_breaks(dtype):
     torch.compiler.reset()

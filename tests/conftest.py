@@ -14,17 +14,20 @@ from functools import partial
 from typing import Any
 
 import pytest
-import torch
-from fresh import environment
 from ranks import Ranks
-
-import peft_sparsegrad  # noqa: F401
-
-torch.set_num_threads(1)  # tiny tensors: threads would wait for each other
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--peft-source", metavar="PATH", help="checkout of PEFT whose own tests run for both methods")
+
+
+def pytest_collectstart() -> None:
+    """Prepare a process that runs tests. The one that only shares them out does not wait for these imports."""
+    import torch
+
+    import peft_sparsegrad  # noqa: F401
+
+    torch.set_num_threads(1)  # tiny tensors: threads would wait for each other
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,12 +42,14 @@ def _quick_collections() -> None:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
 def rank_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
-    server = Ranks(tmp_path_factory.mktemp("ranks"), environment())
+    server = Ranks(tmp_path_factory.mktemp("ranks"))
     yield server
     server.stop()
 

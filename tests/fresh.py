@@ -47,7 +47,7 @@ class Program:
         for name in STREAMS:
             Path(self._streams.name, name).write_text(typed if name == "stdin" else "")
         given = (list(map(str, arguments)), self._streams.name, str(folder), environment(**variables))
-        self._process = _server().Process(target=_become, args=given, daemon=True)
+        self._process = fork_server().Process(target=_become, args=given, daemon=True)
         self._process.start()
 
     @property
@@ -86,7 +86,8 @@ def run_program(*arguments: object, typed: str = "", folder: Path = ROOT, **vari
 
 
 @cache
-def _server() -> ForkServerContext:
+def fork_server() -> ForkServerContext:
+    """Return the context whose processes are forked from one that has imported `LIBRARIES`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,9 +1,7 @@
 """Run functions on several ranks that talk through gloo.
 
 A server that has imported everything is forked for each rank of each call, so that a call takes a second or two and
-not the ten that imports take. Used as a script it is that server:
-
-    python ranks.py
+not the ten that imports take. The server itself is forked from the one that all fresh programs come from.
 """
 
 from __future__ import annotations
@@ -11,17 +9,18 @@ from __future__ import annotations
 import datetime
 import gc
 import importlib
-import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+from fresh import environment, fork_server
+
 TIMEOUT = 20  # seconds after which a rank that waits for another gives up
 HANGS = 90  # seconds after which a call is said to hang
 
@@ -45,12 +44,12 @@ class Ranks:
         folder: Folder for the results.
     """
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder, self._calls = folder, 0
-        path = os.pathsep.join([str(HERE), str(HERE.parent)])
-        command = [sys.executable, str(HERE / "ranks.py")]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._server = subprocess.Popen(command, env={**environment, "PYTHONPATH": path}, text=True, **pipes)
+        self._connection, other_end = multiprocessing.Pipe()
+        self._server = fork_server().Process(target=_serve, args=(other_end, environment()), daemon=True)
+        self._server.start()
+        other_end.close()
 
     def run(self, script: Path, function: str, world: int = 2, **arguments: Any) -> list[Any]:
         """Return what a function returned on each rank; with `backend="nccl"` each rank has a GPU.
@@ -66,13 +65,11 @@ class Ranks:
         """
         import torch
 
-        assert self._server.stdin is not None
-        assert self._server.stdout is not None
         self._calls += 1
         out = self._folder / f"{self._calls}-{function}"
         out.mkdir()
-        print(json.dumps([str(script), function, world, str(out), arguments]), file=self._server.stdin, flush=True)
-        errors = json.loads(self._server.stdout.readline())
+        self._connection.send((script, function, world, out, arguments))
+        errors = self._connection.recv()
         if any(errors):
             raise Failure(errors, [(out / f"log{rank}").read_text()[-3000:] for rank in range(world)])
         return [torch.load(out / f"result{rank}", map_location="cpu") for rank in range(world)]
@@ -80,19 +77,21 @@ class Ranks:
     def stop(self) -> None:
         """End the server."""
         self._server.kill()
-        self._server.wait()
+        self._server.join()
 
 
-def _serve() -> None:
-    out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # nothing else may write to the pipe
-    for line in sys.stdin:
-        script, name, world, folder, arguments = json.loads(line)
-        if (path := str(Path(script).parent)) not in sys.path:
+def _serve(connection: Connection, variables: dict[str, str]) -> None:
+    import torch
+
+    os.environ.update(variables)
+    torch.set_num_threads(1)
+    while True:
+        script, name, world, folder, arguments = connection.recv()
+        if (path := str(script.parent)) not in sys.path:
             sys.path.insert(0, path)
-        function = getattr(importlib.import_module(Path(script).stem), name)
+        function = getattr(importlib.import_module(script.stem), name)
         gc.freeze()  # collections of garbage on the ranks need not walk through the libraries
-        print(json.dumps(_call(function, world, Path(folder), arguments)), file=out, flush=True)
+        connection.send(_call(function, world, folder, arguments))
 
 
 def _call(function: Any, world: int, folder: Path, arguments: dict[str, Any]) -> list[str]:
@@ -143,10 +142,3 @@ def _run_as(rank: int, world: int, function: Any, folder: Path, arguments: dict[
         sys.stderr.flush()
         os._exit(1)
     os._exit(0)  # without destructors, which wait for gloo's threads
-
-
-if __name__ == "__main__":
-    import torch
-
-    torch.set_num_threads(1)
-    _serve()

@@ -1,8 +1,6 @@
 """The program itself: help, exit statuses, and machines on which a package is missing."""
 
 import re
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -41,9 +39,7 @@ def test_wrong_words_end_in_2(command):
 
 
 def test_module_is_the_program():
-    done = subprocess.run(
-        [sys.executable, "-m", "peft_sparsegrad", "inspect", "no-such-adapter"], capture_output=True, text=True
-    )
+    done = run_program("-m", "peft_sparsegrad", "inspect", "no-such-adapter")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.splitlines()[-1].startswith("error: no-such-adapter is not there")
     assert "Traceback" not in done.stderr

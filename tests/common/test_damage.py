@@ -1,4 +1,4 @@
-"""Damaged files, 200 of each kind: the right adapter, or one clear error and a model that is as it was."""
+"""Damaged files, 200 of each kind, most in slow tests: the right adapter, or one clear error and a model as it was."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from tiny import adapted, batch, llama, logits, train
 from peft_sparsegrad import GradDropConfig, SparseGradConfig, save_transition_matrices, warmup
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-MUTATIONS = 200
 SETTINGS = {"density": 0.05, "warmup_steps": 0, "task_type": "CAUSAL_LM"}
+
+
+@pytest.fixture(params=[range(40), pytest.param(range(40, 200), marks=pytest.mark.slow)], ids=["few", "many"])
+def seeds(request):
+    """One for each damaged file."""
+    return request.param
 
 
 def base_model():
@@ -78,11 +83,11 @@ def refusal(load, *names: str) -> str:
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_mutated_adapter_is_right_or_refused_before_the_model_is_changed(shelf, tmp_path, name):
+def test_mutated_adapter_is_right_or_refused_before_the_model_is_changed(shelf, tmp_path, name, seeds):
     folder, expected = shelf[name]
     base, refused = base_model(), 0
     before, plain = state(base), logits(base)
-    for seed in range(MUTATIONS):
+    for seed in seeds:
         random = Random(seed)
         path = shutil.copytree(folder, tmp_path / str(seed))
         if random.random() < 0.4:
@@ -103,16 +108,16 @@ def test_mutated_adapter_is_right_or_refused_before_the_model_is_changed(shelf, 
             assert torch.equal(logits(loaded[0]), expected), (seed, what)
             base = loaded[0].unload()
         shutil.rmtree(path)
-    assert refused > 0.9 * MUTATIONS
+    assert refused > 0.9 * len(seeds)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_mutated_tensors_are_refused_under_the_name_of_an_adapter_that_is_there(shelf, tmp_path, name):
+def test_mutated_tensors_are_refused_under_the_name_of_an_adapter_that_is_there(shelf, tmp_path, name, seeds):
     """PEFT does not read the configuration again, and so nobody looks at the checksum."""
     folder, expected = shelf[name]
     model = PeftModel.from_pretrained(base_model(), folder)
     before = state(model)
-    for seed in range(MUTATIONS):
+    for seed in seeds:
         path = shutil.copytree(folder, tmp_path / str(seed))
         what = mutate_tensors(path / FILE, Random(seed), keep_checksum=False)
         refusal(lambda: model.load_adapter(path, "default"), "sparsegrad_", "graddrop_")  # noqa: B023
@@ -127,10 +132,10 @@ PEFTS_OWN = ("JSONDecodeError", "UnicodeDecodeError", "KeyError", "NoMatchingPef
 
 
 @pytest.mark.parametrize("name", ["sparsegrad", "graddrop-sparse"])
-def test_mutated_settings_are_right_or_refused(shelf, tmp_path, name):
+def test_mutated_settings_are_right_or_refused(shelf, tmp_path, name, seeds):
     folder, expected = shelf[name]
     plain, refused = logits(base_model()), 0
-    for seed in range(MUTATIONS):
+    for seed in seeds:
         path = shutil.copytree(folder, tmp_path / str(seed))
         what = mutate_config(path / CONFIG, Random(seed))
         base, loaded = base_model(), []
@@ -140,10 +145,10 @@ def test_mutated_settings_are_right_or_refused(shelf, tmp_path, name):
         if not error.startswith("KeyError"):
             assert torch.equal(logits(base), plain if error else expected), (seed, what)
         shutil.rmtree(path)
-    assert refused > 0.4 * MUTATIONS
+    assert refused > 0.4 * len(seeds)
 
 
-def test_mutated_transition_matrices_are_right_or_refused_before_the_model_is_changed(shelf, tmp_path):
+def test_mutated_transition_matrices_are_right_or_refused_before_the_model_is_changed(shelf, tmp_path, seeds):
     path = tmp_path / "matrices.safetensors"
     whole = shelf["sparsegrad"][0] / "matrices.safetensors"
     config = {**SETTINGS, "warmup_steps": 4, "slack": 6.0, "transition_matrices": str(path)}
@@ -151,7 +156,7 @@ def test_mutated_transition_matrices_are_right_or_refused_before_the_model_is_ch
     before = state(base)
     shutil.copy(whole, path)
     expected = state(get_peft_model(base_model(), SparseGradConfig(**config)))
-    for seed in range(MUTATIONS):
+    for seed in seeds:
         shutil.copy(whole, path)
         random = Random(seed)
         kind = random.random()
@@ -170,4 +175,4 @@ def test_mutated_transition_matrices_are_right_or_refused_before_the_model_is_ch
         else:
             assert same(state(loaded[0]), expected), (seed, what)
             base = loaded[0].unload()
-    assert refused > 0.8 * MUTATIONS
+    assert refused > 0.8 * len(seeds)

@@ -260,9 +260,8 @@ class Regression(nn.Module):
         return SimpleNamespace(loss=loss)
 
 
-@pytest.mark.parametrize(
-    "make", [Regression, pytest.param(lambda: llama(num_hidden_layers=1), marks=pytest.mark.slow, id="llama")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [Regression, pytest.param(lambda: llama(num_hidden_layers=1), id="llama")])
 def test_compiled_model_warms_up_and_trains(make):
     settings = {"target_modules": ["up_proj", "down_proj"], "task_type": None, "warmup_steps": 2, "renewal_steps": 2}
     plain, model = (adapted(make(), **settings) for _ in range(2))

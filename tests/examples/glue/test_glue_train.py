@@ -251,6 +251,7 @@ def small_files_only():
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_to_the_same_results(where, tmp_path):
     """Killed in the second run of two."""
     out, through = tmp_path / "killed", tmp_path / "through"

@@ -59,5 +59,5 @@ def run(name: str, folder: Path) -> dict[str, Any]:
     return function(how, folder / name.replace(" ", "_"))
 
 
-def run_all(folder: str) -> dict[str, dict[str, Any]]:
-    return {name: run(name, Path(folder)) for name in RUNS}
+def run_all(folder: str, names: list[str]) -> dict[str, dict[str, Any]]:
+    return {name: run(name, Path(folder)) for name in names}

@@ -20,6 +20,8 @@ Place = Literal["mlp", "all-linear"]
 FACTOR = 2.5  # between two learning rates of a grid
 SMALL = 5e-5  # middle of the first three rates where the weights themselves train
 LARGE = 1e-3  # where few values do
+# Ranks of the layers whose output side is narrower, so that the default core is put on their input side.
+INPUT_SIDES = {"down_proj": (None, 184), "output.dense": (None, 368)}
 SEED = "seed"  # a setting with this value gets the run's seed
 
 
@@ -120,6 +122,10 @@ def _density(density: float, place: Place = "mlp") -> Method:
     return _named("SparseGrad", f"{100 * density:g}%", SparseGradConfig, place, density=density)
 
 
+def _columns(label: str, place: Place = "mlp", **settings: Any) -> Method:
+    return _named("SparseGrad columns", label, SparseGradConfig, place, basis="columns", **settings)
+
+
 # The most valuable come first: runs are started in this order.
 METHODS: dict[str, Method] = {
     method.name: method
@@ -127,6 +133,8 @@ METHODS: dict[str, Method] = {
         Method("frozen", "frozen", None, middle=None),
         _lora(8),
         _density(0.01),
+        _columns("1%"),
+        _columns("1%, slack 4", slack=4.0),
         _lora(2),
         _lora(32),
         Method("full", "full", None, middle=SMALL),
@@ -137,7 +145,12 @@ METHODS: dict[str, Method] = {
         _density(0.005),
         _density(0.02),
         _density(0.05),
+        _columns("0.25%", density=0.0025),
+        _columns("5%", density=0.05),
+        _columns("1%, slack 1", slack=1.0),
+        _named("SparseGrad", "input sides", SparseGradConfig, rank_pattern=INPUT_SIDES),
         _lora(8, "all-linear"),
+        _columns("1%", "all-linear"),
         _density(0.01, "all-linear"),
         _lora(2, "all-linear"),
         _lora(32, "all-linear"),

@@ -15,6 +15,7 @@ FROZEN = "frozen"
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sparsegrad": ("sparsegrad", {}),
     "lora r=16": ("lora", {"rank": 16}),
+    "columns": ("sparsegrad", {"basis": "columns"}),
     FROZEN: (FROZEN, {}),
     "full": ("full", {}),
     "lora r=8": ("lora", {"rank": 8}),

@@ -202,6 +202,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         """Replace the position of each value, shape (k,), in place; the values stay in their slots."""
         assert self.support is not None, "a dense core has no indices"
         assert self.slots is not None
+        indices = indices.to(self.slots.device)  # supports are chosen on the CPU
         order = indices.argsort()
         self.support.copy_(pack_support(indices[order], self.plan.num_entries))
         self.slots[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)

@@ -25,7 +25,9 @@ class MaskingLayer(Protocol):
 _LAYERS: weakref.WeakValueDictionary[int, MaskingLayer] = weakref.WeakValueDictionary()
 _NUMBERS = itertools.count()
 # A CUDA graph would replay the masks of the pass that it was recorded in; before torch 2.9 a CPU tensor prevents it.
-_NO_CUDA_GRAPH: dict[str, Any] = {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+_NO_CUDA_GRAPH: dict[str, Any] = (
+    {"tags": [torch.Tag.cudagraph_unsafe]} if hasattr(torch.Tag, "cudagraph_unsafe") else {}
+)
 
 
 def numbered(layer: MaskingLayer) -> torch.Tensor:

@@ -31,7 +31,7 @@ def saved(tmp_path_factory):
         for seed in (1, 2):
             model = get_peft_model(llama(), config())
             if method == "sparsegrad":  # bases and supports of its own
-                warmup(model, [batch(10 * seed)], progress=False)
+                warmup(model, [batch(10 * seed), batch(10 * seed + 1)], progress=False)
             train(model, steps=seed)
             path = folder / method / str(seed)
             model.save_pretrained(path)

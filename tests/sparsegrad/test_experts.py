@@ -91,7 +91,7 @@ def weight_gradients(base):
 
 def test_warm_up_finds_the_basis_of_all_experts_and_a_support_for_each():
     model = adapted(mixtral().double(), rank=(7, 6), density=0.02, warmup_steps=2)
-    warmup(model, [{"input_ids": ids(), "labels": ids()}], steps=1, progress=False)
+    warmup(model, [{"input_ids": ids(), "labels": ids()}] * 2, progress=False)
     gradients = weight_gradients(mixtral().double())
     for ending in EXPERTS:
         own = {name: gradient for name, gradient in gradients.items() if name.endswith(ending)}
@@ -128,7 +128,7 @@ def without_tokens_at(model, expert):
 def test_expert_without_a_token_gets_the_support_of_the_others_and_is_named(caplog):
     model = adapted(without_tokens_at(mixtral(), 2), warmup_steps=2)
     with caplog.at_level(logging.WARNING, "peft_sparsegrad"):
-        warmup(model, [{"input_ids": ids(), "labels": ids()}], steps=1, progress=False)
+        warmup(model, [{"input_ids": ids(), "labels": ids()}] * 2, progress=False)
     named = [record.getMessage() for record in caplog.records if "no token" in record.getMessage()]
     assert [message.count("1 of the 4 experts of 'model.layers.0.mlp.experts.") for message in named] == [1, 1]
     gradients = weight_gradients(without_tokens_at(mixtral(), 2))
@@ -202,7 +202,7 @@ def test_file_has_the_parameters_names(tmp_path):
 
 def test_transition_matrices_give_bases_and_supports_again(tmp_path):
     first = adapted(mixtral(), warmup_steps=2)
-    warmup(first, [{"input_ids": ids(), "labels": ids()}], steps=1, progress=False)
+    warmup(first, [{"input_ids": ids(), "labels": ids()}] * 2, progress=False)
     save_transition_matrices(first, tmp_path / "bases.safetensors")
     second = adapted(mixtral(), transition_matrices=str(tmp_path / "bases.safetensors"))
     for one, other in zip(layer_adapters(first, "default"), layer_adapters(second, "default"), strict=True):

@@ -5,6 +5,7 @@ import re
 import claims_ablation
 import claims_cards
 import claims_comparison
+import claims_frontier
 import claims_gpu
 import claims_graddrop
 import claims_guides
@@ -20,6 +21,7 @@ MODULES = (
     claims_cards,
     claims_comparison,
     claims_graddrop,
+    claims_frontier,
     claims_gpu,
     claims_guides,
     claims_printed,

@@ -92,7 +92,7 @@ def _forgetting(series: Series) -> list[str]:
     changes = [record["after"]["other_loss"] - record["before"]["other_loss"] for record in series.records.values()]
     after = series.mean(lambda record: record["after"]["questions_right"])
     before = series.mean(lambda record: record["before"]["questions_right"])
-    return [_with_interval(losses), f"{statistics.fmean(changes):+.4f}", f"{after:.1f} of {before:.0f} before"]
+    return [_with_interval(losses), f"{statistics.fmean(changes):+.4f}", f"{after:.1f}, before {before:.0f}"]
 
 
 def _with_interval(values: Sequence[float]) -> str:

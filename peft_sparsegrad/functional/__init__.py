@@ -18,7 +18,7 @@ from .masks import (
 from .materialised import materialised_linear, materialising_pays
 from .observed_gradient import LinearGradient, ObservedGradient, StackedGradient
 from .schedules import SCHEDULES
-from .sides import Side, is_selection, side_matrix
+from .sides import Side, is_selection, side_like, side_matrix, to_core
 from .sparse_by_dense import sparse_by_dense, sparse_by_dense_coo
 from .stacked import observe_weight_gradient, stacked_core_gradient, stacked_delta, stacked_sum
 from .streams import stream_key
@@ -80,6 +80,7 @@ __all__ = [
     "select_support",
     "select_supports",
     "set_mask",
+    "side_like",
     "side_matrix",
     "sparse_by_dense",
     "sparse_by_dense_coo",
@@ -88,5 +89,6 @@ __all__ = [
     "stacked_delta",
     "stacked_sum",
     "stream_key",
+    "to_core",
     "unpack_support",
 ]

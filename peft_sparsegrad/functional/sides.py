@@ -45,5 +45,5 @@ def side_matrix(side: Side, features: int) -> torch.Tensor:
     if side is None:
         return torch.eye(features, dtype=torch.float64)
     if is_selection(side):
-        return torch.eye(features, dtype=torch.float64)[:, side.cpu().long()]
+        return from_core(torch.eye(len(side), dtype=torch.float64), side.cpu().long(), features).T
     return side.cpu().double()

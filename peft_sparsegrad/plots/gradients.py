@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
+from ..functional import Side, is_selection, side_like, to_core
 from .style import COLOUR_MAP, look, panels, pooled, styled, tidy
 
 _DECADES = 3  # range of magnitudes below the largest that colours tell apart
@@ -99,14 +100,20 @@ def _before_and_after(
         ValueError: If the shapes do not match, or the gradient is zero or not finite.
     """
     G = gradient.detach().float().cpu()
-    if G.ndim != 2 or any(m is not None and len(m) != n for m, n in zip((V, U), G.shape, strict=True)):
+    if G.ndim != 2 or not all(_fits(side, n) for side, n in zip((V, U), G.shape, strict=True)):
         shapes = [None if m is None else tuple(m.shape) for m in (G, U, V)]
         raise ValueError(f"a gradient (out, in), U (in, r_in) and V (out, r_out) are needed, not {shapes}")
     if not torch.isfinite(G).all() or not G.any():
         raise ValueError("the gradient is zero, or has NaN or infinite entries")
-    after = G if U is None else G @ U.detach().float().cpu()
-    after = after if V is None else V.detach().float().cpu().T @ after
+    after = to_core(to_core(G, side_like(U, G)).T, side_like(V, G)).T
     return G.abs(), after.abs()
+
+
+def _fits(side: Side, features: int) -> bool:
+    """Return whether a side is that of a weight with so many features."""
+    if side is None:
+        return True
+    return int(side.max()) < features if is_selection(side) else len(side) == features
 
 
 def _product(U: torch.Tensor | None, V: torch.Tensor | None) -> str:

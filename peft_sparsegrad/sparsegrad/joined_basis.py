@@ -30,6 +30,11 @@ class JoinedBasis(NamedTuple):
         """True if there is one basis, in which cores have the entries that they had."""
         return len(self.from_each) == 1
 
+    @property
+    def keeps_entries(self) -> bool:
+        """True if every entry of a core is one entry in this basis: it is shared, or made of the weight's columns."""
+        return self.is_shared or (is_selection(self.U) and self.V is None)
+
     def core(self, place: int, core: torch.Tensor) -> torch.Tensor:
         """Return the core (r_out, r_in) of the basis at a place of the others, expressed in this one."""
         from_V, from_U = self.from_each[place]

@@ -139,8 +139,9 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
     """SparseGrad on a `torch.nn.Linear`, a transformers `Conv1D`, or a quantised linear layer.
 
     Attributes:
-        materialising_pays: Called with (tokens, weight shape, ranks); returns whether to add the delta to the weight
-            and not to the output, where that is possible. A benchmark replaces it to force one of the two.
+        materialising_pays: Called with (tokens, weight shape, ranks, whether columns are chosen); returns whether to
+            add the delta to the weight and not to the output, where that is possible. A benchmark replaces it to force
+            one of the two.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
     ) -> None:
         super().__init__()
         SparseGradLayer.__init__(self, base_layer, **kwargs)
-        self.materialising_pays = materialising_pays
+        self.materialising_pays: Callable[..., bool] = materialising_pays
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, plan, basis, inference_mode)
 
@@ -193,7 +194,9 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         """Return whether the adapter's delta is added to the weight for this input."""
         if not is_plain_linear(self.base_layer, x) or not adapter.is_settled or adapter.observer is not None:
             return False
-        return self.materialising_pays(x.numel() // self.in_features, adapter.plan.weight_shape, adapter.plan.ranks)
+        plan = adapter.plan
+        tokens = x.numel() // self.in_features
+        return self.materialising_pays(tokens, plan.weight_shape, plan.ranks, plan.selects_columns)
 
     def _replicate_for_data_parallel(self) -> SparseGradLinear:
         check_data_parallel(self.sparsegrad_adapter)

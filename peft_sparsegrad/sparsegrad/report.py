@@ -10,15 +10,16 @@ from typing import Any
 
 @dataclasses.dataclass
 class GroupReport:
-    """The result of a warm-up for one group of layers with common transition matrices.
+    """The result of a warm-up for the corresponding layers of all blocks.
 
     Attributes:
-        name: Name of the group's modules, with `*` for the block's number.
+        name: Name of the modules, with `*` for the block's number.
         num_layers: Number of layers in the group.
         weight_shape: Shape (out, in) of each weight.
         core_shape: Shape (r_out, r_in) of each core.
         num_values: Number of trained values per layer.
-        method: Origin of the basis: `"exact"`, `"sketch"`, `"svd"`, `"identity"` or `"hosvd"` (from a file).
+        method: Origin of the basis: `"exact"`, `"sketch"`, `"columns"`, `"svd"`, `"identity"` or `"hosvd"` (from a
+            file).
         energy_in_core: Share of the warm-up gradients' energy Σ‖G‖² that the core can express, the median over the
             layers; None if not measured.
         energy_in_support: Share of the same energy on the chosen entries, the median over the layers; None if not

@@ -42,17 +42,10 @@ def check_stored(config: SparseGradConfig, tensors: Mapping[str, torch.Tensor]) 
         members = [module for module, plan in plans.items() if plan.group_key == key]
         owner = next((module for module in members if _basis_parts(modules[module])), members[0])
         given = {f"{m}.sparsegrad_{part}": modules[m][part] for m in members for part in _basis_parts(modules[m])}
-        check_tensors(
-            basis_like(
-                f"{owner}.sparsegrad_basis.",
-                plans[owner].weight_shape,
-                plans[owner].ranks,
-                plans[owner].selects_columns,
-            ),
-            given,
-        )
+        start, plan = f"{owner}.sparsegrad_basis.", plans[owner]
+        check_tensors(basis_like(start, plan.weight_shape, plan.ranks, plan.selects_columns), given)
         for name, side in given.items():
-            check_side(name, side, plans[owner].weight_shape)
+            check_side(name, side, plan.weight_shape)
 
 
 def check_weight_shape(start: str, plan: LayerPlan, given: Mapping[str, torch.Tensor]) -> None:

@@ -9,8 +9,10 @@ from statistics import median
 import torch
 
 from ..common.distributed import is_main_process, sum_over_ranks
+from ..common.targeting import role_of
 from ..functional import SUPPORT_SCORES, Hosvd, ObservedGradient, select_supports
 from .adapter import LayerAdapter
+from .basis import Basis
 from .report import GroupReport
 
 logger = logging.getLogger("peft_sparsegrad")
@@ -73,13 +75,13 @@ class SupportSums:
 
 
 def group_report(
-    adapters: list[LayerAdapter], found: Hosvd | None, sums: dict[LayerAdapter, SupportSums]
+    adapters: list[LayerAdapter], found: dict[Basis, Hosvd], sums: dict[LayerAdapter, SupportSums]
 ) -> GroupReport:
-    """Return the report of a group of layers.
+    """Return the report of the corresponding layers of all blocks.
 
     Args:
         adapters: The adapter on each layer of the group.
-        found: Basis that the warm-up has found for the group; None if it was known before, and on other ranks than 0.
+        found: The bases that the warm-up has found; without those known before, and on other ranks than 0 empty.
         sums: Sums of the layers, complete; without those that had no gradient.
     """
     plan = adapters[0].plan
@@ -87,19 +89,21 @@ def group_report(
     in_core = {each.adapter.plan.name: each.energy_in_core / each.total for each in own}
     in_support = {each.adapter.plan.name: each.energy_in_support / each.total for each in own}
     num_entries = math.prod(plan.parameter_shape)
+    bases = {adapter.basis for adapter in adapters}
+    common = found.get(adapters[0].basis) if len(bases) == 1 else None  # bases of their own have no common spectrum
     return GroupReport(
-        name=plan.role,
+        name=role_of(plan.name),
         num_layers=len(adapters),
         weight_shape=plan.weight_shape,
         core_shape=plan.core_shape,
         num_values=plan.k,
-        method=found.method if found else plan.basis,
+        method=common.method if common else plan.basis,
         energy_in_core=median(in_core.values()) if own else None,
         energy_in_support=median(in_support.values()) if own else None,
         chance_in_core=plan.num_entries / num_entries,
         chance_in_support=plan.k / num_entries,
         core_of_layers=in_core,
         support_of_layers=in_support,
-        spectrum_in=found.spectrum_in.tolist() if found else [],
-        spectrum_out=found.spectrum_out.tolist() if found else [],
+        spectrum_in=common.spectrum_in.tolist() if common else [],
+        spectrum_out=common.spectrum_out.tolist() if common else [],
     )

@@ -14,13 +14,12 @@ from ..common.distributed import agree, is_main_process
 from ..common.placement import check_weights_are_on_all_ranks
 from ..common.zero import is_managed
 from .adapter import LayerAdapter
+from .config import SparseGradConfig
 from .layer import SparseGradLayer, layer_adapters
 from .report import WarmUpReport
 from .warmup_collector import WarmUpCollector
 from .warmup_passes import Batches, warmup_passes
 from .warmup_ranks import WAY_OUT
-
-DEFAULT_STEPS = 8  # where the configuration has none
 
 
 def warmup(
@@ -59,7 +58,8 @@ def warmup(
     _check_is_engine(model, adapters)
     plan = adapters[0].plan
     device = adapters[0].values.device
-    passes, without_labels = warmup_passes(model, batches, steps, plan.warmup_steps or DEFAULT_STEPS, device)
+    default_steps = plan.warmup_steps or SparseGradConfig.warmup_steps
+    passes, without_labels = warmup_passes(model, batches, steps, default_steps, device)
     collector = WarmUpCollector(adapter_name, adapters, needs_basis=plan.basis_needs_data, budget=len(passes))
     with _watching(adapters, collector), _gradients_kept_aside(model):
         _observe(passes, collector, progress and is_main_process())

@@ -8,7 +8,7 @@ from ..common.calling_trainer import calling_trainers
 
 logger = logging.getLogger("peft_sparsegrad")
 
-_LEAST = 2  # one pass for the basis, one for the support
+LEAST_PASSES = 2  # one pass for the basis, one for the support
 _SHARE = 4  # a run's passes for each one of its warm-up
 
 
@@ -22,7 +22,7 @@ def budget_in_run(budget: int) -> int:
         budget: Number of passes asked for.
     """
     total = _passes_left()
-    if total is None or (shortened := max(_LEAST, total // _SHARE)) >= budget:
+    if total is None or (shortened := max(LEAST_PASSES, total // _SHARE)) >= budget:
         return budget
     outcome = "the adapter trains from then on" if shortened < total else "which leaves none to train the adapter"
     logger.warning(

@@ -20,12 +20,14 @@ import torch
 
 from ..common.distributed import copy_from_main, is_main_process, mean_over_ranks, refuse_join
 from ..common.optimizer_watcher import OptimizerStep, forget, watch
+from ..common.targeting import role_of
 from ..functional import (
     ColumnEnergy,
     ExactHosvd,
     Hosvd,
     ObservedGradient,
     SketchedHosvd,
+    core_shape,
     hosvd_accumulator,
 )
 from .adapter import LayerAdapter
@@ -190,7 +192,7 @@ class WarmUpCollector:
 
     def _accumulator(self, basis: Basis, device: torch.device) -> ExactHosvd | SketchedHosvd | ColumnEnergy:
         if basis not in self.hosvd:
-            self.hosvd[basis] = _accumulator(basis, device)
+            self.hosvd[basis] = _new_accumulator(basis, device)
         return self.hosvd[basis]
 
     def _check_observed(self, seen: set[LayerAdapter]) -> None:
@@ -225,7 +227,11 @@ class WarmUpCollector:
         forget(self)
 
     def _report(self) -> None:
-        groups = [group_report(adapters, self.found.get(basis), self.sums) for basis, adapters in self.groups.items()]
+        rows: dict[Any, list[LayerAdapter]] = {}  # layers with a basis of their own are in one row, too
+        for adapter in self.adapters:
+            plan = adapter.plan
+            rows.setdefault((role_of(plan.name), plan.weight_shape, plan.ranks), []).append(adapter)
+        groups = [group_report(adapters, self.found, self.sums) for adapters in rows.values()]
         self.sums.clear()
         self.report = WarmUpReport(
             adapter_name=self.adapter_name,
@@ -251,10 +257,10 @@ def _peak(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().abs().amax().float() if tensor.numel() else tensor.new_zeros((), dtype=torch.float32)
 
 
-def _accumulator(basis: Basis, device: torch.device) -> ExactHosvd | SketchedHosvd | ColumnEnergy:
-    rank = basis.ranks[1]
-    if basis.selects and rank is not None:
-        return ColumnEnergy(basis.weight_shape[1], rank, device)
+def _new_accumulator(basis: Basis, device: torch.device) -> ExactHosvd | SketchedHosvd | ColumnEnergy:
+    """Return the sums over gradients in which a basis is found."""
+    if basis.selects:
+        return ColumnEnergy(basis.weight_shape[1], core_shape(*basis.weight_shape, basis.ranks)[1], device)
     return hosvd_accumulator(*basis.weight_shape, basis.ranks, device)
 
 

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 
 from ..common.distributed import agree, numbers_of_ranks
+from .warmup_budget import LEAST_PASSES
 from .warmup_ranks import WAY_OUT
 
 Batches = Iterable[Any] | Callable[[], Any]
-_LEAST = 2  # one pass for the basis, one for the support
 
 
 def warmup_passes(
     model: nn.Module, batches: Batches, steps: int | None, default_steps: int, device: torch.device
 ) -> tuple[list[Callable[[], Any]], int]:
     """Return one callable for each pass, and the number of batches without labels that were passed over."""
-    if steps is not None and steps < _LEAST:
+    if steps is not None and steps < LEAST_PASSES:
         raise ValueError(f"`steps` must be at least 2 (one pass for the basis, one for the support), not {steps}")
     if callable(batches) and not isinstance(batches, Iterable):
         return [_until_dry(batches)] * (steps or default_steps), 0
@@ -37,7 +37,7 @@ def warmup_passes(
         raise ValueError(
             f"the ranks have {counts} batches with labels for the warm-up: give every rank the same number of them"
         )
-    if len(kept) < (steps or _LEAST):
+    if len(kept) < (steps or LEAST_PASSES):
         others = f", and {without_labels} more have no label but -100" if without_labels else ""
         raise ValueError(
             f"the batches ran dry after {len(kept)} of {steps or default_steps}{others}: pass more of them, or fewer "

@@ -128,7 +128,7 @@ def _first_equal(adapter: LayerAdapter, known: dict[str, list[Basis]]) -> Basis:
 
 def _check_basis(layer: str, parts: Sequence[Part], basis: JoinedBasis, merge: WeightedMerge) -> None:
     names = " and ".join(dict.fromkeys(repr(part.name) for part in parts))
-    if not basis.is_shared and merge.combination_type != "cat":
+    if not basis.keeps_entries and merge.combination_type != "cat":
         raise ValueError(
             f"`combination_type={merge.combination_type!r}` merges cores entry by entry, and {names} have different "
             f"transition matrices at {layer!r}: use combination_type='cat', which is exact, or train them with one "

@@ -12,6 +12,10 @@ from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 
 from peft_sparsegrad import SparseGradConfig, convert_to_lora, warmup
+from peft_sparsegrad.cli.saved.adapter import SavedAdapter
+from peft_sparsegrad.cli.saved.method import WeightLayout
+from peft_sparsegrad.cli.saved.sparsegrad import SavedSparseGrad
+from peft_sparsegrad.plots import gradient_heat_map
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
 SETTINGS = {"basis": "columns", "slack": 4.0}
@@ -77,24 +81,47 @@ def test_saved_loaded_and_merged_model_says_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("combination", ["linear", "cat"])
-def test_weighted_sum_is_that_of_the_deltas(combination):
+@pytest.mark.parametrize("same_columns", [True, False])
+def test_weighted_sum_is_that_of_the_deltas(combination, same_columns):
     model = warmed_up()
     tiny.train(model)
-    if combination == "linear":  # the same columns
-        model.add_adapter("other", copy.deepcopy(model.peft_config["default"]))
-        for first, second in zip(layer_adapters(model, "default"), layer_adapters(model, "other"), strict=True):
-            second.copy_buffers(first)
-            second.values.data = torch.randn_like(second.values)
-    else:
-        model.add_adapter("other", SparseGradConfig(task_type="CAUSAL_LM", density=0.05, warmup_steps=2, **SETTINGS))
-        model.set_adapter("other")
-        warmup(model, [tiny.batch(7), tiny.batch(8)], progress=False)
-        tiny.train(model)
+    model.add_adapter("other", SparseGradConfig(task_type="CAUSAL_LM", density=0.05, warmup_steps=2, **SETTINGS))
+    model.set_adapter("other")
+    warmup(model, [tiny.batch(7), tiny.batch(8)], progress=False)
+    pairs = list(zip(layer_adapters(model, "default"), layer_adapters(model, "other"), strict=True))
+    for first, second in pairs if same_columns else []:
+        second.copy_buffers(first)
+    assert all(torch.equal(first.basis.U, second.basis.U) for first, second in pairs) == same_columns
+    tiny.train(model)
     model.add_weighted_adapter(["default", "other"], [0.5, -2.0], "sum", combination_type=combination)
     for name in ("up_proj", "down_proj"):
         layer = model.get_submodule(f"base_model.model.model.layers.2.mlp.{name}")
         expected = 0.5 * layer.get_delta_weight("default") - 2.0 * layer.get_delta_weight("other")
         torch.testing.assert_close(layer.get_delta_weight("sum"), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_report_has_a_row_for_the_same_layer_of_all_blocks():
+    report = warmup(tiny.adapted(**SETTINGS), [tiny.batch(0), tiny.batch(1)], progress=False)
+    rows = [(group.name.rpartition(".")[2], group.num_layers, group.method) for group in report.groups]
+    assert rows == [("up_proj", 3, "columns"), ("down_proj", 3, "columns")]
+    assert all(group.chance_in_core < group.energy_in_core < 1 for group in report.groups)
+
+
+def test_command_line_reads_and_draws_columns(tmp_path):
+    base = tiny.llama()
+    base.save_pretrained(tmp_path / "base")
+    model = warmed_up(copy.deepcopy(base))
+    tiny.train(model)
+    model.save_pretrained(tmp_path / "adapter")
+    layer = model.get_submodule("base_model.model.model.layers.0.mlp.down_proj")
+    adapter, gradient = layer.adapter("default"), torch.randn(32, 64)
+    saved = SavedSparseGrad(SavedAdapter(tmp_path / "adapter"))
+    shape = WeightLayout((32, 64), False)
+    torch.testing.assert_close(saved.delta(adapter.plan.name, shape), layer.get_delta_weight("default"))
+    assert all(group.orthonormality_error is None for group in saved.facts()["groups"])
+    assert gradient_heat_map(gradient, adapter.basis.U, None).axes
+    with pytest.raises(ValueError, match="are needed"):
+        gradient_heat_map(gradient[:, :8], adapter.basis.U, None)
 
 
 def test_exact_lora_is_the_same_delta():

@@ -18,7 +18,7 @@ Results = dict[Run, Record]
 VARIED = ("method", "seed", "lr", "dropout")
 
 LOW_RESOURCE = ("hi", "sw", "tr", "ur")
-"""Languages of which CC-100, that XLM-R was trained on, has less than 25 GB of text (arXiv 1911.02116, table 6)."""
+"""Languages with comparatively little text in the data of multilingual encoders: a choice of ours, not the paper's."""
 
 
 @dataclass(frozen=True)

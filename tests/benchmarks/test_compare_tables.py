@@ -13,8 +13,11 @@ from benchmarks.compare.__main__ import main
 from benchmarks.compare.difference import interval, verdict
 from benchmarks.compare.runs import Run
 from benchmarks.compare.selection import best_rate, series_of
+from benchmarks.frontier.costs import measured_methods
+from benchmarks.frontier.runs import Run as FrontierRun
 from examples.glue.runs import Run as GlueRun
 from examples.glue.table import report
+from examples.xglue.runs import Run as CrosslingualRun
 from experiments.results import append_result, read_results
 
 ROOT = Path(__file__).parents[2]
@@ -182,5 +185,11 @@ def test_the_results_in_the_repository_can_be_read():
     for path in (ROOT / "docs/results").glob("*.jsonl"):
         if path.name.startswith("glue"):
             assert report(read_results(path, GlueRun))
+        elif path.name == "crosslingual.jsonl":
+            assert read_results(path, CrosslingualRun)
+        elif path.name == "frontier_costs.jsonl":
+            assert measured_methods(path)
+        elif path.name.startswith("frontier"):
+            assert read_results(path, FrontierRun)
         else:
             assert series_of(read_results(path, Run))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import is_
 from typing import Generic, TypeVar
 
 import torch
@@ -29,17 +30,17 @@ class Derived(Generic[T]):
     def of(self, *tensors: torch.Tensor) -> T:
         """Return the value for `tensors`."""
         # A graph that is being compiled has no versions; an uncompiled call of `of` or `remember` has prepared it.
-        is_current = torch.compiler.is_compiling() or self._versions == _versions(tensors) is not None
-        is_same = bool(self._tensors) and all(one is other for one, other in zip(tensors, self._tensors, strict=True))
-        if not is_same or not is_current:
+        if not (self._is_of(tensors) if torch.compiler.is_compiling() else self.knows(*tensors)):
             with torch.inference_mode(False), torch.no_grad():
                 self.remember(self._compute(*tensors), *tensors)
         return self._value  # pyright: ignore[reportReturnType]
 
     def knows(self, *tensors: torch.Tensor) -> bool:
         """Return whether the value for `tensors`, as they are now, is there."""
-        is_same = bool(self._tensors) and all(one is other for one, other in zip(tensors, self._tensors, strict=True))
-        return is_same and self._versions == _versions(tensors) is not None
+        return self._is_of(tensors) and self._versions == _versions(tensors) is not None
+
+    def _is_of(self, tensors: tuple[torch.Tensor, ...]) -> bool:
+        return len(tensors) == len(self._tensors) > 0 and all(map(is_, tensors, self._tensors))
 
     def remember(self, value: T, *tensors: torch.Tensor) -> None:
         """Store `value` as the value for `tensors` in their current version, without computing it."""
@@ -56,4 +57,4 @@ def _versions(tensors: tuple[torch.Tensor, ...]) -> tuple[tuple[int, int], ...] 
     """
     if any(tensor.is_inference() for tensor in tensors):
         return None
-    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+    return tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors])

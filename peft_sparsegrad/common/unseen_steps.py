@@ -14,20 +14,24 @@ _SAMPLE = 4096  # entries of a parameter that are compared
 
 
 class UnseenSteps:
-    """Watch over one parameter until the first step of an optimizer that holds it."""
+    """Watch over one parameter until the first step of an optimizer that holds it.
+
+    Attributes:
+        is_over: True after that step.
+    """
 
     def __init__(self) -> None:
         self._before: torch.Tensor | None = None
-        self._is_over = False
+        self.is_over = False
 
     def step_seen(self) -> None:
         """Note that an optimizer that holds the parameter has taken a step, after which nothing is compared."""
-        self._before, self._is_over = None, True
+        self._before, self.is_over = None, True
 
     @torch.no_grad()
     def found(self, parameter: torch.Tensor) -> bool:
         """Return whether the parameter has changed since the last training pass, though no step was seen."""
-        if self._is_over:
+        if self.is_over:
             return False
         flat = local_part(parameter.detach()).flatten()
         now, before = flat[:: max(1, flat.numel() // _SAMPLE)].clone(), self._before

@@ -4,6 +4,7 @@ from .column_energy import ColumnEnergy
 from .core import Core
 from .core_size import column_ranks, core_ranks, core_shape, num_trained_values
 from .delta import delta_product, delta_weight, observe_gradient
+from .delta_linear import delta_linear, materialising_pays
 from .hosvd import ExactHosvd, Hosvd, SketchedHosvd, gradient_energy, hosvd_accumulator, hosvd_of_weight
 from .masked_layer import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .masks import (
@@ -15,10 +16,9 @@ from .masks import (
     gaussian_mask,
     set_mask,
 )
-from .materialised import materialised_linear, materialising_pays
 from .observed_gradient import LinearGradient, ObservedGradient, StackedGradient
 from .schedules import SCHEDULES
-from .sides import Side, is_selection, side_like, side_matrix, to_core
+from .sides import Side, is_selection, side_in, side_like, side_matrix, to_core
 from .sparse_by_dense import sparse_by_dense, sparse_by_dense_coo
 from .stacked import observe_weight_gradient, stacked_core_gradient, stacked_delta, stacked_sum
 from .streams import stream_key
@@ -57,6 +57,7 @@ __all__ = [
     "core_gradient",
     "core_ranks",
     "core_shape",
+    "delta_linear",
     "delta_product",
     "delta_weight",
     "gaussian_block_mask",
@@ -69,7 +70,6 @@ __all__ = [
     "masked_layer",
     "masked_linear",
     "masked_sum",
-    "materialised_linear",
     "materialising_pays",
     "num_trained_values",
     "observe_gradient",
@@ -80,6 +80,7 @@ __all__ = [
     "select_support",
     "select_supports",
     "set_mask",
+    "side_in",
     "side_like",
     "side_matrix",
     "sparse_by_dense",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from .sides import Side, from_core, side_like, to_core
+from .sides import Side, from_core, is_selection, side_like, to_core
 
 
 class Core(NamedTuple):
@@ -66,6 +66,16 @@ class Core(NamedTuple):
     def rotate_output(self, dy: torch.Tensor) -> torch.Tensor:
         """Return `dy V`: output gradients (..., out) in the basis of the core, (..., r_out)."""
         return dy if self.V is None else dy @ self.V
+
+    def add_output(self, y: torch.Tensor, xu: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
+        """Return `y + xu Sᵀ Vᵀ` in the memory of y (tokens, out), for rotated inputs xu (tokens, r_in)."""
+        return y.addmm_(xu, S.T) if self.V is None else y.addmm_(xu @ S.T, self.V.T)
+
+    def add_input(self, dx: torch.Tensor, dxu: torch.Tensor) -> torch.Tensor:
+        """Return `dx + dxu Uᵀ` in the memory of dx (tokens, in), for (tokens, r_in) in the basis of the core."""
+        if self.U is None:
+            return dx.add_(dxu)
+        return dx.index_add_(1, self.U, dxu) if is_selection(self.U) else dx.addmm_(dxu, self.U.T)
 
     def values_gradient(self, core_gradient: torch.Tensor) -> torch.Tensor:
         """Return ∂L/∂values (k,) computed from ∂L/∂S (r_out, r_in)."""

@@ -17,11 +17,14 @@ def is_selection(side: Side) -> bool:
     return side is not None and not side.is_floating_point()
 
 
+def side_in(side: Side, dtype: torch.dtype) -> Side:
+    """Return a side for products in a dtype: a matrix in it, a selection as int64."""
+    return None if side is None else side.to(torch.int64 if is_selection(side) else dtype)
+
+
 def side_like(side: Side, tensor: torch.Tensor) -> Side:
     """Return a side for products with `tensor`, on its device: a matrix in its dtype, a selection as int64."""
-    if side is None:
-        return None
-    return side.to(tensor.device, torch.int64 if is_selection(side) else tensor.dtype)
+    return None if side is None else side_in(side.to(tensor.device), tensor.dtype)
 
 
 def to_core(x: torch.Tensor, side: Side) -> torch.Tensor:

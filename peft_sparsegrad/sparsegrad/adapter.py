@@ -18,6 +18,7 @@ from ..functional import (
     Core,
     LinearGradient,
     ObservedGradient,
+    Side,
     StackedGradient,
     delta_product,
     observe_gradient,
@@ -105,9 +106,8 @@ class LayerAdapter(KeptBuffers, ScaledPart):
     @property
     def indices(self) -> torch.Tensor | None:
         """Flat positions of the values in the core, int64 (k,), or None for a dense core."""
-        if self.support is None or self.slots is None:
-            return None
-        return self._indices.of(self.support, self.slots)
+        support, slots = self.support, self.slots
+        return None if support is None or slots is None else self._indices.of(support, slots)
 
     @property
     def is_settled(self) -> bool:
@@ -127,20 +127,23 @@ class LayerAdapter(KeptBuffers, ScaledPart):
     @property
     def core(self) -> Core:
         """The core, times the scale, with its transition matrices."""
-        core = Core(
-            values=self.values,
-            indices=self.indices,
-            U=self.basis.U,
-            V=self.basis.V,
-            shape=self.plan.core_shape,
-            leaf=self.training_state.leaf(),
-            in_features=self.plan.weight_shape[1],
-        )
+        return self._core(self.basis.U, self.basis.V)
+
+    def core_in(self, dtype: torch.dtype) -> Core:
+        """Return the core, times the scale, with its transition matrices in the dtype of the products with them."""
+        return self._core(*self.basis.sides_in(dtype))
+
+    def _core(self, U: Side, V: Side) -> Core:
+        plan = self.plan
+        leaf = self.training_state.leaf()
+        core = Core(self.values, self.indices, U, V, plan.core_shape, leaf, plan.weight_shape[1])
         return core if self.scale == 1 else core.scaled(self.scale)
 
     @property
     def observer(self) -> Observer | None:
         """The observer of the layer's gradient in the next backward pass."""
+        if self.probe is None and self.warmup is None:
+            return None
         observer: Observer | None = self.probe if self.is_settled else self.warmup
         return observer if torch.is_grad_enabled() and self.values.requires_grad else None
 
@@ -158,7 +161,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         observer = self.observer
         if observer is not None and not self.is_settled:  # the values are and stay zero: no delta to add
             return _observe(self, result, x, observer, True)  # pyright: ignore[reportCallIssue]
-        result = delta_product(result, x, self.core, self.skip_zeros)
+        result = delta_product(result, x, self.core_in(result.dtype), self.skip_zeros)
         if observer is None:
             return result
         return _observe(self, result, x, observer, False)  # pyright: ignore[reportCallIssue]

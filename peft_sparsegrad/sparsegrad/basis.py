@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
+from ..common.derived import Derived
 from ..common.kept_buffers import KeptBuffers
+from ..functional import Side, side_in
 
 
 class Basis(KeptBuffers):
@@ -38,6 +42,15 @@ class Basis(KeptBuffers):
         U = torch.arange(r_in, dtype=torch.int32, device="cpu") if selects and r_in is not None else U
         self.register_buffer("U", U)
         self.register_buffer("V", None if r_out is None else torch.eye(out_features, r_out, device="cpu"))
+        self._sides: dict[torch.dtype, Derived[tuple[Side, Side]]] = {}
+
+    def sides_in(self, dtype: torch.dtype) -> tuple[Side, Side]:
+        """Return (U, V) for products in a dtype, see `side_in`; cast once, and again when the basis has changed."""
+        if torch.compiler.is_compiling():
+            return self.U, self.V
+        if dtype not in self._sides:
+            self._sides[dtype] = Derived(partial(_sides_in, dtype, self.U is not None, self.V is not None))
+        return self._sides[dtype].of(*(side for side in (self.U, self.V) if side is not None))
 
     @torch.no_grad()
     def fill(self, U: torch.Tensor | None, V: torch.Tensor | None) -> None:
@@ -52,3 +65,8 @@ class Basis(KeptBuffers):
                 raise ValueError(f"{name} is the identity on one side and has columns on the other")
             if buffer is not None:
                 buffer.copy_(columns)
+
+
+def _sides_in(dtype: torch.dtype, has_U: bool, has_V: bool, *sides: torch.Tensor) -> tuple[Side, Side]:
+    U, V = (sides[0] if has_U else None), (sides[-1] if has_V else None)
+    return side_in(U, dtype), side_in(V, dtype)

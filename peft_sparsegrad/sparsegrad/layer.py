@@ -14,11 +14,11 @@ from ..common.delta_layer import DeltaLayer, restore_float32
 from ..common.lora_factors import LoraFactors
 from ..common.placement import check_data_parallel, in_one_piece
 from ..common.targeting import in_out_features
-from ..functional import delta_weight, hosvd_of_weight, materialised_linear, materialising_pays
+from ..functional import delta_linear, delta_weight, hosvd_of_weight, materialising_pays
 from .adapter import LayerAdapter
 from .basis import Basis
 from .lora_factors import lora_factors
-from .materialise import is_plain_linear
+from .plain_linear import dtype_of_product, in_full_precision, is_plain_linear
 from .plan import LayerPlan
 from .settled import check_settled
 
@@ -175,9 +175,10 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         if self.disable_adapters or self.merged:
             return base_layer(x, *args, **kwargs)
         active = self._active_in_pass(x)
-        if len(active) == 1 and not args and not kwargs and self._is_materialised(active[0], x):
+        if len(active) == 1 and not args and not kwargs and self._is_one_operation(active[0], x):
             linear = cast(nn.Linear, self.base_layer)
-            return materialised_linear(x, linear.weight, linear.bias, active[0].core)
+            core = active[0].core_in(dtype_of_product(linear.weight))
+            return delta_linear(x, linear.weight, linear.bias, core, self._writes_out(active[0].plan, x))
         result = base_layer(x, *args, **kwargs)
         if self.quantization_backend is not None:
             result = self.quantization_backend.maybe_clone_base_result(result)
@@ -190,11 +191,14 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         self._begin_pass(adapter, x)
         return adapter.add_delta(result[rows], x[rows])
 
-    def _is_materialised(self, adapter: LayerAdapter, x: torch.Tensor) -> bool:
+    def _is_one_operation(self, adapter: LayerAdapter, x: torch.Tensor) -> bool:
+        """Return whether the base layer and the adapter's delta are computed together for this input."""
+        return adapter.observer is None and not adapter.skip_zeros and is_plain_linear(self.base_layer, x)
+
+    def _writes_out(self, plan: LayerPlan, x: torch.Tensor) -> bool:
         """Return whether the adapter's delta is added to the weight for this input."""
-        if not is_plain_linear(self.base_layer, x) or not adapter.is_settled or adapter.observer is not None:
+        if not in_full_precision(cast(nn.Linear, self.base_layer).weight, x):
             return False
-        plan = adapter.plan
         tokens = x.numel() // self.in_features
         return self.materialising_pays(tokens, plan.weight_shape, plan.ranks, plan.selects_columns)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from peft.utils.other import get_pattern_key
@@ -63,7 +64,7 @@ class LayerPlan:
         """Key of the layer's group: layers with the same key share a basis."""
         return self.role, self.weight_shape, self.ranks
 
-    @property
+    @cached_property
     def core_shape(self) -> tuple[int, int]:
         """Shape (r_out, r_in) of the core; (experts * r_out, r_in) where those of experts lie one below the other."""
         r_out, r_in = core_shape(*self.weight_shape, self.ranks)

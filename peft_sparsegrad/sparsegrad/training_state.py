@@ -65,11 +65,13 @@ class TrainingState:
 
     def leaf(self) -> torch.Tensor | None:
         """Return the leaf that receives the gradient of the whole core, see `Core`, or None if nobody needs it."""
-        if not self.is_renewed or not torch.is_grad_enabled() or is_dtensor(self.values):
+        values = self.values
+        renews = self.adapter.plan.renewal_steps > 0 and values.requires_grad
+        if not renews or not torch.is_grad_enabled() or is_dtensor(values):
             return None
         if not torch.compiler.is_compiling():
             refuse_join("the renewal of SparseGrad's supports (`renewal_steps`)")
-        return self.core_gradient.leaf(self.values)
+        return self.core_gradient.leaf(values)
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
         """Prepare for a step of an optimizer that holds the values, and return `_after_step` if it is to be counted.
@@ -144,6 +146,8 @@ class TrainingState:
 
     def check_values(self) -> None:
         """Raise a RuntimeError if something other than an optimizer that holds the values has changed them."""
+        if self._unseen.is_over:
+            return
         if self.values.requires_grad and self.adapter.is_settled and self._unseen.found(self.values):
             dynamic = self.adapter.plan.dynamic
             kept = "only its own optimizer keeps a dynamic support" if dynamic else "a copy cannot follow a renewal"

@@ -100,9 +100,7 @@ def test_with_the_weight_written_out(number):
         model.get_base_model().layer.materialising_pays = lambda *problem: True
     shape = LAYERS["linear"][1][number]
     assert_same(*models, shape, "all")
-    assert (
-        models[0].get_base_model().layer(torch.randn(shape).double()).grad_fn.name() == "_MaterialisedLinearBackward"
-    )
+    assert models[0].get_base_model().layer(torch.randn(shape).double()).grad_fn.name() == "_DeltaLinearBackward"
 
 
 @pytest.mark.parametrize(("layer", "config", "settings"), CASES)

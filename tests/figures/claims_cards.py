@@ -25,7 +25,7 @@ from measured import (
     time_to_lora,
 )
 
-from peft_sparsegrad.functional.materialised import materialising_pays
+from peft_sparsegrad.functional.delta_linear import materialising_pays
 
 README = "README.md"
 SPARSEGRAD, GRADDROP = (f"peft_sparsegrad/{method}/README.md" for method in ("sparsegrad", "graddrop"))

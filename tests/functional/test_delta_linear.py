@@ -1,4 +1,4 @@
-"""The weight written out, against a linear layer and `delta_product`, and against autograd."""
+"""The layer and its delta in one operation, added to the output or to the weight, against `delta_product`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn.functional import linear
 
-from peft_sparsegrad.functional import Core, delta_product, materialised_linear, materialising_pays
+from peft_sparsegrad.functional import Core, delta_linear, delta_product, materialising_pays
 
 IN, OUT, R_IN, R_OUT = 7, 6, 4, 3
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -18,8 +18,16 @@ RANKS = pytest.mark.parametrize(
 SHAPES = pytest.mark.parametrize("shape", [(IN,), (5, IN), (2, 3, IN), (0, IN)], ids=str)
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["on the output", "written out"])
+def writes_out(request, monkeypatch):
+    monkeypatch.setattr(Problem, "writes_out", request.param, raising=False)
+    return request.param
+
+
 class Problem:
     """Random operands in float64; a third of the core trains, all of it with `dense`."""
+
+    writes_out: bool
 
     def __init__(self, ranks, shape=(5, IN), dense=False, bias=True) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -43,7 +51,7 @@ class Problem:
 
     def ours(self, x=None, values=None, **options) -> torch.Tensor:
         x, values = self.x if x is None else x, self.values if values is None else values
-        return materialised_linear(x, self.weight, self.bias, self.core(values, **options))
+        return delta_linear(x, self.weight, self.bias, self.core(values, **options), self.writes_out)
 
     def twin(self, **options) -> torch.Tensor:
         result = linear(self.x, self.weight, self.bias)
@@ -62,6 +70,24 @@ def test_agrees_with_the_delta_on_the_output(ranks, shape, dense, bias):
     torch.testing.assert_close(p.ours(), p.twin(), **EXACT)
     for gradient, expected in zip(p.gradients(p.ours()), p.gradients(p.twin()), strict=True):
         torch.testing.assert_close(gradient, expected, **EXACT)
+
+
+@RANKS
+def test_under_autocast_it_is_the_output_of_the_two_operations(ranks, writes_out):
+    """The gradient of the input is rounded once, where the twin rounds both of its parts."""
+    if writes_out:
+        pytest.skip("in full precision only")
+    p = Problem(ranks)
+    p.weight, p.bias = p.weight.float(), p.bias.float()
+    p.x, p.values = p.x.detach().float().requires_grad_(), p.values.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, twin = p.ours(), p.twin()
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours, twin)
+    p.dy = p.dy.bfloat16()
+    for gradient, expected in zip(p.gradients(ours), p.gradients(twin), strict=True):
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, expected, rtol=0.02, atol=0.02)
 
 
 @RANKS
@@ -90,13 +116,26 @@ def test_values_of_zero_change_no_bit(ranks):
 @RANKS
 def test_what_is_kept_for_the_backward_pass(ranks):
     """The weight itself, and no sum of that size; of the input x U where there is a U."""
-    tokens = 11
+    tokens = 2
     p = Problem(ranks, (tokens, IN))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         p.ours()
     assert [t.data_ptr() for t in kept if t.shape == (OUT, IN)] == [p.weight.data_ptr()]
     assert [tuple(t.shape) for t in kept if tokens in t.shape] == [(tokens, p.core_shape[1])]
+
+
+@RANKS
+def test_the_core_is_kept_for_the_backward_pass_only_where_it_is_no_larger_than_the_rotated_input(ranks, writes_out):
+    for tokens in (1, 2, OUT, 11):
+        p, kept = Problem(ranks, (tokens, IN)), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # noqa: B023
+            p.ours()
+        sizes = [t.numel() for t in kept if t.shape == p.core_shape and t.data_ptr() != p.weight.data_ptr()]
+        rotated = tokens * p.core_shape[1]
+        is_kept = not writes_out and p.core_shape[0] <= tokens
+        assert len(sizes) == is_kept + (tokens == p.core_shape[0])  # x U may be of the same shape
+        assert all(size <= rotated for size in sizes)
 
 
 @RANKS

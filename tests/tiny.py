@@ -47,8 +47,9 @@ def rows(count: int, seed: int = 0) -> list[dict[str, list[int]]]:
 
 
 def adapted(model=None, **settings):
-    """A PEFT model with a SparseGrad adapter at 5%, ready to train unless `warmup_steps` is given."""
-    settings = {"density": 0.05, "warmup_steps": 0, "task_type": "CAUSAL_LM", **settings}
+    """A PEFT model with a SparseGrad adapter, at 5% unless `num_values` are given, and ready to train by default."""
+    size = {} if "num_values" in settings else {"density": 0.05}
+    settings = {**size, "warmup_steps": 0, "task_type": "CAUSAL_LM", **settings}
     return get_peft_model(llama() if model is None else model, SparseGradConfig(**settings))
 
 

@@ -15,6 +15,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from .adapter_file import read_tensors
 from .calling_trainer import calling_trainers, keep_card
 from .checksum import add_checksum
+from .field_names import check_names
 from .model_card import CardFacts, write_card
 from .setting_types import check_types
 
@@ -31,12 +32,14 @@ class TargetedConfig(PeftConfig):
         title: Name of the method in texts for people.
         source: Paper that describes the method.
         variants: Settings by the name of a variant.
+        instead_of: What to set in place of a keyword of other methods.
         format_version: Version of the adapter's files. Not a setting: it is written with them and checked on loading.
     """
 
     title: ClassVar[str]
     source: ClassVar[str]
     variants: ClassVar[Mapping[str, Mapping[str, Any]]]
+    instead_of: ClassVar[Mapping[str, str]]
 
     target_modules: list[str] | str | None = field(
         default=None, metadata={"help": "Modules to adapt: names, a regular expression, or None for the default."}
@@ -61,6 +64,10 @@ class TargetedConfig(PeftConfig):
     )
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Of the adapter's files; leave it."})
     init_weights: bool = field(default=True, metadata={"help": "False: noise in place of zeros. For tests."})
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> TargetedConfig:
+        check_names(cls, kwargs)
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -80,6 +80,14 @@ class GradDropConfig(TargetedConfig):
     title: ClassVar[str] = "GradDrop"
     source: ClassVar[str] = "O'Neill and Dutta, arXiv 2307.10098"
     variants: ClassVar[dict[str, dict[str, Any]]] = VARIANTS
+    instead_of: ClassVar[dict[str, str]] = {
+        "density": "the share of gradients that is dropped is `p`, and `save_density` the share of changes that is "
+        "saved",
+        "num_values": "GradDrop trains whole weights; `save_density` is the share of changes that is saved",
+        "r": "GradDrop has no rank, it trains whole weights: the share of gradients that is dropped is `p`",
+        "rank": "GradDrop has no rank, it trains whole weights: the share of gradients that is dropped is `p`",
+        "targets": "name the modules in `target_modules`",
+    }
 
     granularity: Literal["element", "layer"] = field(
         default="element", metadata={"help": "What is dropped as one: an 'element' or a 'layer' (a block)."}

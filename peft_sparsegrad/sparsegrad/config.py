@@ -39,7 +39,7 @@ class SparseGradConfig(TargetedConfig):
         modules_to_save: Other modules to train and save in full, a task head for instance.
         trainable_token_indices: Rows of the embedding to train, as in LoRA.
         density: Trained share of each weight's entries, in (0, 1]; of each expert's weight.
-        num_values: Trained values per layer, or per expert, in place of `density`.
+        num_values: Trained values per layer, or per expert, in place of `density` and `density_pattern`.
         rank: Columns of the transition matrices V and U in use: one number, a pair (out, in), `"full"` (the paper's),
             or `"auto"`. None in a pair leaves that side in the weight's own basis; `"auto"` does so with the wider
             side, the neurons of an MLP, and with `basis="columns"` with the output side. A greater rank costs time,
@@ -69,6 +69,13 @@ class SparseGradConfig(TargetedConfig):
     title: ClassVar[str] = "SparseGrad"
     source: ClassVar[str] = "Chekalina et al., EMNLP 2024, 2024.emnlp-main.831"
     variants: ClassVar[dict[str, dict[str, Any]]] = VARIANTS
+    instead_of: ClassVar[dict[str, str]] = {
+        "alpha": "the values have no scale to set: choose the learning rate",
+        "p": "that is GradDrop's; the share that trains is `density`",
+        "r": "an adapter's size is its `density` (0.01 trains 1%) or `num_values`; `rank` is the number of columns of "
+        "the basis, and 'auto' derives it",
+        "targets": "name the modules in `target_modules`",
+    }
 
     density: float = field(default=0.01, metadata={"help": "Trained share of each weight's entries, in (0, 1]."})
     num_values: int | None = field(default=None, metadata={"help": "Trained values per layer, in place of `density`."})
@@ -154,6 +161,7 @@ class SparseGradConfig(TargetedConfig):
             raise ValueError(f"`renewal_steps` must be 0 (never) or above, not {self.renewal_steps}")
 
     def _check_combinations(self) -> None:
+        self._check_size_is_given_once()
         if self.basis == "identity" and (self.rank not in ("auto", "full") or self.rank_pattern):
             raise ValueError(
                 "`rank` has no meaning with basis='identity', whose columns are in no order of importance: "
@@ -167,6 +175,17 @@ class SparseGradConfig(TargetedConfig):
                 )
         if self.transition_matrices is not None and self.basis != "hosvd":
             raise ValueError(f"`transition_matrices` is a HOSVD basis and cannot be used with basis={self.basis!r}")
+
+    def _check_size_is_given_once(self) -> None:
+        """Refuse `num_values` beside a density other than the default; a saved adapter may have both and is loaded."""
+        if self.num_values is None or self.inference_mode:
+            return
+        for name, default in (("density", type(self).density), ("density_pattern", {})):
+            if (value := getattr(self, name)) != default:
+                raise ValueError(
+                    f"`num_values={self.num_values}` and `{name}={value!r}` both say how many values train: leave one "
+                    "of the two out"
+                )
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Save without `transition_matrices`, since the adapter holds them and the file may be missing later."""

@@ -124,7 +124,8 @@ def plan_weight(config: SparseGradConfig, name: str, shape: tuple[int, ...]) -> 
     try:
         ranks = (column_ranks if config.basis == "columns" else core_ranks)(*weight_shape, k, rank, config.slack)
     except ValueError as error:
-        raise ValueError(f"module {name!r}, density={density}, num_values={config.num_values}: {error}") from error
+        size = f"density={density}" if config.num_values is None else f"num_values={config.num_values}"
+        raise ValueError(f"module {name!r}, {size}: {error}") from error
     needs_data = config.basis in BASES_OF_GRADIENTS or config.support == "static"
     return LayerPlan(
         name=name,

@@ -29,7 +29,8 @@ IMPLEMENTATIONS = ["eager", "batched_mm", pytest.param("grouped_mm", marks=needs
 
 
 def adapted(model, adapter_name="default", **settings):
-    settings = {"target_modules": [], "target_parameters": EXPERTS, "density": 0.05, "warmup_steps": 0, **settings}
+    size = {} if "num_values" in settings else {"density": 0.05}
+    settings = {"target_modules": [], "target_parameters": EXPERTS, **size, "warmup_steps": 0, **settings}
     return get_peft_model(model, SparseGradConfig(task_type="CAUSAL_LM", **settings), adapter_name)
 
 

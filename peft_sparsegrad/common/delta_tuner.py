@@ -10,7 +10,7 @@ import torch
 from accelerate import init_empty_weights
 from peft.config import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
-from peft.utils import _get_submodules
+from peft.utils import NoMatchingPeftModuleError, _get_submodules
 from torch import nn
 
 from .adapted_parameters import AdaptedParameters
@@ -20,7 +20,8 @@ from .mixed_batches import mixed_batch
 from .placement import check_model, check_targets
 from .targeted_config import TargetedConfig
 from .targeted_parameters import TargetedParameter, targeted_parameters
-from .targeting import targeted_modules
+from .targeting import base_modules, targeted_modules
+from .unmatched_names import similar_names, unmatched, warn_of_unmatched
 from .unusual_layers import check_layer
 from .weighted_merge import WeightedMerge, check_adapters, check_new_name, check_no_svd
 
@@ -33,8 +34,12 @@ class DeltaTuner(BaseTuner):
         check_model(self.model)
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
         config = cast(TargetedConfig, self.peft_config[adapter_name])
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except NoMatchingPeftModuleError as error:
+            wrong = unmatched(config.target_modules, [name for name, _ in base_modules(model)])
+            raise NoMatchingPeftModuleError(f"{error} {similar_names(model, wrong)}".rstrip()) from None
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, DeltaLayer)}
         adapted = {name: layer for name, layer in layers.items() if layer.has_adapter(adapter_name)}
         if adapted and not config.inference_mode:
@@ -53,6 +58,8 @@ class DeltaTuner(BaseTuner):
         for name, module in targets:
             check_layer(name, module, model)
         check_targets(targets, trains=not peft_config.inference_mode)
+        if not peft_config.inference_mode:
+            warn_of_unmatched(model, peft_config)
         return targets
 
     @contextlib.contextmanager

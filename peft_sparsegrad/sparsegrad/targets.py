@@ -11,6 +11,8 @@ from torch import nn
 from ..common.experts_left_out import expert_names
 from ..common.language_tower import language_tower, warn_of_other_towers
 from ..common.linear_layers import no_default
+from ..common.targeting import base_modules
+from ..common.unmatched_names import unmatched
 
 # "output.dense" also ends the name of the attention's output projection in BERT's family: see EXCLUDED_MODULES.
 _BERT_FAMILY = (
@@ -114,7 +116,9 @@ def set_default_targets(config: Any, model: nn.Module, model_type: str | None) -
         config.target_parameters = config.target_parameters or expert_names(model)
         if not config.target_parameters:
             raise no_default("SparseGrad", model, model_type)
-    config.target_modules = set(TARGET_MODULES.get(text_type, ()))
+    names = TARGET_MODULES.get(text_type, [])
+    missing = unmatched(names, [name for name, _ in base_modules(model)])  # variants of a type have one of some names
+    config.target_modules = set(names) - set(missing) or set(names)
     _exclude(config, EXCLUDED_MODULES.get(text_type, []))
     if tower:
         _exclude_all_but(config, tower[0])

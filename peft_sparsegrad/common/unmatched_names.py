@@ -1,0 +1,58 @@
+"""Names in a configuration that no module of the model has: the warning, and the end of PEFT's error."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from .linear_layers import linear_roles
+from .targeting import base_modules
+
+_OF_PEFT = {"classifier", "score", "qa_outputs"}  # added to `modules_to_save` by the task type, whether there or not
+
+
+def unmatched(names: Any, module_names: Iterable[str]) -> list[str]:
+    """Return those of a list of names that are neither the name of a module nor its end; none of a text or None."""
+    if names is None or isinstance(names, str):
+        return []
+    dotted = [f".{each}" for each in module_names]
+    return sorted(name for name in names if not any(each.endswith(f".{name}") for each in dotted))
+
+
+def warn_of_unmatched(model: nn.Module, config: Any) -> None:
+    """Warn of names in `target_modules` and `modules_to_save` that no module has, with similar names of the model.
+
+    PEFT says nothing of them where another name matches. A list for models of several types is a reason to have them.
+    """
+    modules = [name for name, _ in base_modules(model)]
+    wrong = unmatched(config.target_modules, modules)
+    if wrong and len(wrong) < len(config.target_modules):  # else PEFT refuses it
+        _warn("target_modules", wrong, "so no such module is adapted", model)
+    wrong = [name for name in unmatched(config.modules_to_save, modules) if name not in _OF_PEFT]
+    if wrong:
+        _warn("modules_to_save", wrong, "so no such module is trained or saved", model)
+
+
+def similar_names(model: nn.Module, names: Iterable[str]) -> str:
+    """Return a sentence with names of modules that resemble `names` or, failing that, those of the linear layers."""
+    near: dict[str, None] = {}
+    for name in names:
+        parts = name.count(".") + 1
+        endings = dict.fromkeys(".".join(each.split(".")[-parts:]) for each, _ in base_modules(model))
+        near.update(dict.fromkeys(difflib.get_close_matches(name, endings, n=3, cutoff=0.6)))
+    if near:
+        return f"Similar names in the model are {', '.join(map(repr, near))}."
+    layers = sorted({role.name.rpartition(".")[2] for role in linear_roles(model)})
+    return f"The names of its linear layers end in {', '.join(map(repr, layers))}." if layers else ""
+
+
+def _warn(field: str, wrong: list[str], consequence: str, model: nn.Module) -> None:
+    warnings.warn(
+        f"`{field}` names {', '.join(map(repr, wrong))}, which the model does not have, {consequence}: change the "
+        f"name or leave it out. {similar_names(model, wrong)}".rstrip(),
+        stacklevel=2,
+    )

@@ -1,0 +1,59 @@
+"""Names of modules that the model does not have; LoRA says nothing where another name matches."""
+
+import warnings
+
+import pytest
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import NoMatchingPeftModuleError
+from tiny import bert, llama
+
+from peft_sparsegrad import GradDropConfig, SparseGradConfig
+
+BOTH = (SparseGradConfig, GradDropConfig)
+
+
+@pytest.mark.parametrize("config", BOTH)
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        (["up_prj"], "Similar names in the model are 'up_proj'"),
+        (["mlp.up_prj"], "'mlp.up_proj'"),
+        (["zzz"], "linear layers end in 'down_proj', 'gate_proj'"),
+        (".*zzz", "linear layers end in 'down_proj', 'gate_proj'"),
+    ],
+)
+def test_peft_s_error_has_names_of_the_model(config, names, hint):
+    base = llama()
+    keys = list(base.state_dict())
+    with pytest.raises(NoMatchingPeftModuleError) as lora:
+        get_peft_model(llama(), LoraConfig(target_modules=names))
+    with pytest.raises(NoMatchingPeftModuleError) as ours:
+        get_peft_model(base, config(target_modules=names))
+    assert str(ours.value).startswith(str(lora.value))
+    assert hint in str(ours.value)
+    assert list(base.state_dict()) == keys
+
+
+@pytest.mark.parametrize("config", BOTH)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target_modules": ["up_proj", "down_prj"]}, "`target_modules` names 'down_prj', .*'down_proj'"),
+        ({"modules_to_save": ["lm_haed"]}, "`modules_to_save` names 'lm_haed', .*'lm_head'"),
+    ],
+)
+def test_one_wrong_name_among_right_ones_is_said(config, settings, message):
+    with pytest.warns(UserWarning, match=message):
+        get_peft_model(llama(), config(**{"target_modules": ["up_proj"], **settings}))
+
+
+@pytest.mark.parametrize("config", BOTH)
+def test_right_names_and_a_loaded_adapter_are_silent(config, tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*the model does not have")
+        get_peft_model(bert(), config(task_type="SEQ_CLS"))  # PEFT adds `score` to `modules_to_save`
+        model = get_peft_model(
+            llama(), config(target_modules=["mlp.up_proj", "down_proj"], modules_to_save=["lm_head"])
+        )
+        model.save_pretrained(tmp_path)
+        PeftModel.from_pretrained(llama(), tmp_path, is_trainable=True)

@@ -31,6 +31,7 @@ from ..functional import (
 from .basis import Basis
 from .plan import LayerPlan
 from .report import WarmUpReport
+from .small_steps import SmallSteps
 from .training_state import TrainingState
 
 # Called in the backward pass with the adapter and the gradient of its weight; returns whether it could use it.
@@ -98,6 +99,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         self.warmup: WarmUp | None = None
         self.report: WarmUpReport | None = None
         self.probe: Observer | None = None
+        self.small_steps: SmallSteps | None = None  # of all layers, on the first one
         self.skip_zeros = False
         self._indices = Derived(partial(_indices, num_entries=plan.num_entries, k=plan.k))
         self._num_steps, self._is_settled = Derived(_first), Derived(_is_not_negative)

@@ -26,6 +26,7 @@ from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear, layer_adapters
 from .parameter_layer import SparseGradParameter
 from .plan import LayerPlan, plan_layer, plan_weight
+from .small_steps import SmallSteps
 from .stored_layer import check_stored
 from .targets import TARGET_MODULES, set_default_targets
 from .transition_file import TransitionFile
@@ -64,6 +65,8 @@ class SparseGradModel(DeltaTuner):
         if self._transition_file is not None:
             self._transition_file.apply(adapters)
         self._start_like_the_first(model, config, adapter_name)
+        if adapters and not config.inference_mode:
+            adapters[0].small_steps = SmallSteps(adapter_name, adapters)
         waiting = [adapter for adapter in adapters if not adapter.is_settled]
         if waiting:
             needs_basis = waiting[0].plan.basis_needs_data and self._transition_file is None

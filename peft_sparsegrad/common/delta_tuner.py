@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -61,6 +62,16 @@ class DeltaTuner(BaseTuner):
         if not peft_config.inference_mode:
             warn_of_unmatched(model, peft_config)
         return targets
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        """Return the base model, as PEFT does, and warn if the adapters have been unloaded from it already."""
+        if not any(True for _ in _delta_layers(self.model)):
+            warnings.warn(
+                f"Nothing to {'merge' if merge else 'unload'}: the adapters have been unloaded already, and the model "
+                "stays as it is.",
+                stacklevel=3,
+            )
+        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
 
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -177,8 +188,7 @@ class DeltaTuner(BaseTuner):
         Raises:
             ValueError: If the adapter is merged, so that unmerging it would subtract what was not added.
         """
-        layers = (module for module in model.modules() if isinstance(module, DeltaLayer))
-        if any(adapter_name in layer.merged_adapters for layer in layers):
+        if any(adapter_name in layer.merged_adapters for layer in _delta_layers(model)):
             raise ValueError(
                 f"the adapter {adapter_name!r} is merged, and no other can be loaded in its place: call "
                 "`model.unmerge_adapter()` first"
@@ -197,8 +207,13 @@ class DeltaTuner(BaseTuner):
         """Return the tensors of a state dict that are the adapter's.
 
         Raises:
-            ValueError: If PEFT does not find all of them.
+            ValueError: If the adapter has been unloaded, or PEFT does not find all of them.
         """
+        if not any(layer.has_adapter(adapter_name) for layer in _delta_layers(model)):
+            raise ValueError(
+                f"the adapter {adapter_name!r} is on no layer of the model any more, and its file would be empty: "
+                "after `merge_and_unload` or `unload`, save the model that they return"
+            )
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         own = [name for name in state_dict if f".{cls.prefix}" in name and f".{adapter_name}." in name]
         lost = [name for name in own if name not in tensors]
@@ -209,3 +224,7 @@ class DeltaTuner(BaseTuner):
                 "FSDP2 (`fsdp_version: 2`) and `model.gradient_checkpointing_enable()`"
             )
         return tensors
+
+
+def _delta_layers(model: nn.Module) -> Iterator[DeltaLayer]:
+    return (module for module in model.modules() if isinstance(module, DeltaLayer))

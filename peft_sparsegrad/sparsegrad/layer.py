@@ -22,6 +22,11 @@ from .plain_linear import dtype_of_product, in_full_precision, is_plain_linear
 from .plan import LayerPlan
 from .settled import check_settled
 
+WAY_TO_TRAIN = (
+    "load a saved adapter with `PeftModel.from_pretrained(base, path, is_trainable=True)`, and make one that is not "
+    "active so with `set_adapter`"
+)
+
 
 class SparseGradLayer(DeltaLayer):
     """A frozen linear layer with the SparseGrad adapters on it.

@@ -23,6 +23,7 @@ from ..common.weighted_merge import WeightedMerge
 from .basis import Basis
 from .checkpoint import check_adapter_tensors, check_complete, in_file_order, warn_if_not_settled, with_slots
 from .config import SparseGradConfig
+from .large_share import warn_of_large_share
 from .layer import SparseGradLayer, SparseGradLinear, layer_adapters
 from .parameter_layer import SparseGradParameter
 from .plan import LayerPlan, plan_layer, plan_weight
@@ -129,6 +130,8 @@ class SparseGradModel(DeltaTuner):
             _check_weights_are_loaded([*targets, *((target.name, target.module) for target in parameters)])
         plans = [self._plan(peft_config, name, module) for name, module in targets]
         plans += [plan_weight(peft_config, target.name, target.shape) for target in parameters]
+        if not peft_config.inference_mode:
+            warn_of_large_share(model, plans)
         names = [*(name for name, _ in targets), *(target.name for target in parameters)]
         if self._has_default_targets or named_like_experts(model, names):
             warn_of_experts_left_out(model, names, "SparseGrad")

@@ -11,6 +11,7 @@ from torch.optim.adamw import adamw
 
 from ..common.pieces import local_part
 from .adapter import LayerAdapter
+from .layer import WAY_TO_TRAIN, SparseGradLayer
 
 
 class SparseGradAdam(Optimizer):
@@ -129,16 +130,13 @@ def create_sparsegrad_optimizer(
         other_lr: Learning rate of all other parameters; None for `lr`.
 
     Raises:
-        ValueError: If no SparseGrad values of the model train.
+        ValueError: If no SparseGrad values of the model train, as after loading for inference.
     """
     adapters = [module for module in model.modules() if isinstance(module, LayerAdapter)]
     values = {adapter.values for adapter in adapters}
     dynamic = {adapter.values for adapter in adapters if adapter.plan.dynamic}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not values.intersection(trained):
-        raise ValueError(
-            "the model has no SparseGrad values that train: is the adapter active, and not in inference mode?"
-        )
+    _check_trains(model, values.intersection(trained))
     groups = [
         {"params": [p for p in trained if p in dynamic], "sparse": True},
         {"params": [p for p in trained if p in values - dynamic], "sparse": False},
@@ -150,3 +148,15 @@ def create_sparsegrad_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     return SparseGradAdam(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, sparse=False)
+
+
+def _check_trains(model: nn.Module, trained: set[nn.Parameter]) -> None:
+    """Raise a ValueError, with the way to train them, if there are no SparseGrad values that train."""
+    layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
+    if not layers:
+        raise ValueError(
+            "the model has no SparseGrad adapter: call `get_peft_model(model, SparseGradConfig(...))` first"
+        )
+    if not trained:
+        names = sorted({name for layer in layers for name in layer.sparsegrad_adapter})
+        raise ValueError(f"the model has no SparseGrad values that train, its adapters are {names}: {WAY_TO_TRAIN}")

@@ -15,7 +15,7 @@ from ..common.placement import check_weights_are_on_all_ranks
 from ..common.zero import is_managed
 from .adapter import LayerAdapter
 from .config import SparseGradConfig
-from .layer import SparseGradLayer, layer_adapters
+from .layer import WAY_TO_TRAIN, SparseGradLayer, layer_adapters
 from .report import WarmUpReport
 from .warmup_collector import WarmUpCollector
 from .warmup_passes import Batches, warmup_passes
@@ -48,11 +48,14 @@ def warmup(
         A report with the cost and, for each group, spectrum, rank and gradient energy captured.
 
     Raises:
+        TypeError: If `model` is no module, `steps` no number, or a batch no dictionary of tensors.
         ValueError: If there is nothing to warm up, rank 0 alone has the weights, or the batches are too few, have no
             loss, have gradients that are all zero, or give NaN or Inf. The adapter is then unchanged. What is
             wrong on one rank is raised on all.
         RuntimeError: If the ranks do not run the same layers in the same number of passes.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` must be a model with a SparseGrad adapter, not a {type(model).__name__}")
     adapter_name, adapters = _adapters_to_warm_up(model, adapter_name)
     check_weights_are_on_all_ranks(model, "the warm-up", "run it after `accelerator.prepare(model, optimizer)`")
     _check_is_engine(model, adapters)
@@ -132,7 +135,7 @@ def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[st
     if any(layer.merged for layer in layers):
         raise ValueError("the model is merged: call `unmerge_adapter` before the warm-up")
     if name not in layers[0].active_adapters or not adapters[0].values.requires_grad:
-        raise ValueError(f"the adapter {name!r} does not train: call `set_adapter({name!r})` before the warm-up")
+        raise ValueError(f"the adapter {name!r} does not train, as it has to for a warm-up: {WAY_TO_TRAIN}")
     trained = any(adapter.values.any() for adapter in adapters)
     if not agree("the beginning of the warm-up", adapters[0].values.device, WAY_OUT, ok=not trained):
         raise ValueError(

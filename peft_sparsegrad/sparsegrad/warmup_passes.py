@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from ..common.distributed import agree, numbers_of_ranks
+from .warmup_batches import check_steps, has_labels, problem_of_batch, problem_of_batches
 from .warmup_budget import LEAST_PASSES
 from .warmup_ranks import WAY_OUT
 
@@ -18,21 +19,29 @@ Batches = Iterable[Any] | Callable[[], Any]
 def warmup_passes(
     model: nn.Module, batches: Batches, steps: int | None, default_steps: int, device: torch.device
 ) -> tuple[list[Callable[[], Any]], int]:
-    """Return one callable for each pass, and the number of batches without labels that were passed over."""
-    if steps is not None and steps < LEAST_PASSES:
-        raise ValueError(f"`steps` must be at least 2 (one pass for the basis, one for the support), not {steps}")
+    """Return one callable for each pass, and the number of batches without labels that were passed over.
+
+    Raises:
+        TypeError: If `steps` is no number, or a batch on any rank is none.
+        ValueError: If there are too few batches, or not as many on every rank.
+    """
+    check_steps(steps)
     if callable(batches) and not isinstance(batches, Iterable):
         return [_until_dry(batches)] * (steps or default_steps), 0
-    assert isinstance(batches, Iterable)
-    kept, without_labels = [], 0
-    for batch in batches:
+    kept, without_labels, problem = [], 0, problem_of_batches(batches)
+    for index, batch in enumerate(batches if problem is None else ()):
+        problem = problem_of_batch(batch, index)
+        if problem is not None:
+            break
         if has_labels(batch):
             kept.append(batch)
         else:
             without_labels += 1
         if len(kept) == (steps or default_steps):
             break
-    counts = numbers_of_ranks(len(kept), device)
+    counts = numbers_of_ranks(-1 if problem else len(kept), device)
+    if min(counts) < 0:
+        raise TypeError(problem or f"rank {counts.index(-1)} has something else than batches for the warm-up")
     if len(set(counts)) > 1:
         raise ValueError(
             f"the ranks have {counts} batches with labels for the warm-up: give every rank the same number of them"
@@ -45,12 +54,6 @@ def warmup_passes(
         )
     passes = [lambda index=index, batch=batch: _backward(model, batch, index) for index, batch in enumerate(kept)]
     return passes, without_labels
-
-
-def has_labels(batch: Any) -> bool:
-    """Return whether a batch has labels other than -100, which losses leave out, or no field `labels` at all."""
-    labels = batch.get("labels") if isinstance(batch, Mapping) else None
-    return not isinstance(labels, torch.Tensor) or labels.is_floating_point() or bool((labels != -100).any())
 
 
 def _until_dry(run_pass: Callable[[], Any]) -> Callable[[], Any]:

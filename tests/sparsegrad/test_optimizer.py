@@ -278,7 +278,7 @@ def test_model_without_values_that_train(kind):
         model = attach(inference_mode=True)
     else:
         model = get_peft_model(Model(), LoraConfig(target_modules=["up"])) if kind == "lora" else Model()
-    with pytest.raises(ValueError, match="no SparseGrad values that train"):
+    with pytest.raises(ValueError, match=r"no SparseGrad (values that train|adapter)"):
         create_sparsegrad_optimizer(model, lr=0.1)
 
 

@@ -23,7 +23,7 @@ from .base_models import load_adapted, load_tokenizer
 from .convert_lora import LoraOptions, write_lora
 from .errors import InputError
 from .files import check_file, check_folder, replacing_file, replacing_folder
-from .output import errors_only, new_console, print_facts, print_json, print_table
+from .output import errors_only, new_console, print_facts, print_json, print_layers
 from .saved.adapter import SavedAdapter
 from .saved.methods import METHODS
 
@@ -92,6 +92,7 @@ def convert_command(
     ] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Tokens in a sequence of --data.")] = 128,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files in --out.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="A line for each layer of a deep model.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
 ) -> None:
     """Convert an adapter, and say how much of it is lost.
@@ -104,7 +105,7 @@ def convert_command(
     if as_json:
         print_json(conversion)
     else:
-        _show(console, conversion)
+        _show(console, conversion, every)
 
 
 def _be_silent(_: str) -> None:
@@ -217,7 +218,7 @@ def _relative_error(delta: torch.Tensor, written: torch.Tensor) -> float:
     return (delta - written.to(delta)).norm().item() / norm if norm else 0.0
 
 
-def _show(console: Console, conversion: Conversion) -> None:
+def _show(console: Console, conversion: Conversion, every: bool) -> None:
     facts: list[tuple[str, Any]] = [
         ("written", f"{conversion.out} ({conversion.to})"),
         ("largest error ‖ΔW − written‖ / ‖ΔW‖", f"{conversion.largest_error:.2e}"),
@@ -230,4 +231,4 @@ def _show(console: Console, conversion: Conversion) -> None:
         facts.append(("tokenizer", "none was found beside the adapter or the base model"))
     print_facts(console, facts)
     rows = [(name, f"{error:.2e}") for name, error in conversion.errors.items()]
-    print_table(console, "Reconstruction", ("module", "relative error"), rows)
+    print_layers(console, "Reconstruction", ("module", "relative error"), rows, every=every)

@@ -29,6 +29,7 @@ from .doctor_runs import (
 )
 from .doctor_versions import conflicts
 from .output import errors_only, new_console, print_facts, print_json, print_table
+from .saved.methods import NEED_THE_IMPORT
 
 # What is needed, and the extra that brings the rest.
 _PACKAGES = {
@@ -49,7 +50,6 @@ _RUNS: tuple[tuple[str, bool, Callable[[str], str], str], ...] = (
     ("4-bit base", False, run_four_bit, "pip install 'peft-sparsegrad[quantization]', in a version for this machine"),
     ("step on the GPU", False, run_cuda, "install the PyTorch that is made for this GPU's driver"),
 )
-_METHODS = ("SPARSEGRAD", "GRADDROP")
 
 
 @dataclass
@@ -105,11 +105,11 @@ def check_versions() -> Check:
 
 def check_registration() -> Check:
     """Check that PEFT knows both methods."""
-    missing = [name for name in _METHODS if PeftType.__members__.get(name) not in PEFT_TYPE_TO_TUNER_MAPPING]
+    missing = [name for name in NEED_THE_IMPORT if PeftType.__members__.get(name) not in PEFT_TYPE_TO_TUNER_MAPPING]
     if missing:
         way_out = "reinstall peft: another package has changed its table of methods"
         return Check("registered in PEFT", "fail", True, f"missing: {', '.join(missing)}", way_out)
-    return Check("registered in PEFT", "pass", True, ", ".join(_METHODS))
+    return Check("registered in PEFT", "pass", True, f"{', '.join(NEED_THE_IMPORT)}, by `import peft_sparsegrad`")
 
 
 def run_checks() -> list[Check]:

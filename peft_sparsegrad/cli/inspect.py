@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 
 from ..common.model_card import settings_of
-from .output import new_console, percent, print_facts, print_json, print_table
+from .output import new_console, percent, print_facts, print_json, print_layers, print_table
 from .saved.adapter import SavedAdapter
 from .saved.graddrop import ChangedTensor
-from .saved.methods import METHODS, read_method
+from .saved.methods import METHODS, NEED_THE_IMPORT, read_method
 from .saved.sparsegrad_facts import GroupFacts, LayerFacts
 
 
@@ -51,6 +51,7 @@ class Inspection:
 
 def inspect_command(
     adapter: Annotated[Path, typer.Argument(help="Folder of a saved adapter.", show_default=False)],
+    every: Annotated[bool, typer.Option("--all", help="A line for each layer of a deep model.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
 ) -> None:
     """Say what is in an adapter: method, settings, groups, layers, norms and bytes.
@@ -63,7 +64,7 @@ def inspect_command(
     if as_json:
         print_json(inspection)
     else:
-        _show(new_console(), inspection)
+        _show(new_console(), inspection, every)
 
 
 def inspect_adapter(path: Path) -> Inspection:
@@ -103,7 +104,7 @@ def _part(name: str, method: str) -> str:
     return "saved in full" if method in METHODS else parts[-1]
 
 
-def _show(console: Console, found: Inspection) -> None:
+def _show(console: Console, found: Inspection, every: bool) -> None:
     targets = found.target_modules
     facts = [
         ("method", found.method),
@@ -113,13 +114,14 @@ def _show(console: Console, found: Inspection) -> None:
         ("settings", ", ".join(f"{key}={value}" for key, value in sorted(found.settings.items()))),
         ("numbers in the file", f"{found.parameters:,}"),
         ("bytes", f"{found.bytes:,}"),
+        ("to load it", "import peft_sparsegrad" if found.method in NEED_THE_IMPORT else None),
     ]
     print_facts(console, facts)
     size = sum(found.bytes_by_part.values()) or 1
     parts = [(name, f"{count:,}", percent(count / size)) for name, count in found.bytes_by_part.items()]
     print_table(console, "Bytes", ("part", "bytes", "share"), parts)
     for table in METHODS[found.method].tables(vars(found)) if found.method in METHODS else []:
-        print_table(console, *table)
+        print_layers(console, *table, every=every)
     for name, count in _non_finite(found):
         console.print(f"[bold red]{count:,} values of {name} are NaN or infinite: the training run diverged")
 

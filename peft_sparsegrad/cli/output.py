@@ -14,6 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .folding import folded
+
+MOST_LAYERS = 16  # that are listed one by one
 _WIDTH = 160  # of what is not printed to a terminal, where nothing is to be cut off
 
 
@@ -67,6 +70,15 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Iter
         table.add_row(*("-" if cell is None else _escaped(cell) for cell in row))
     console.print()
     console.print(table)
+
+
+def print_layers(
+    console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], every: bool
+) -> None:
+    """A table of layers, by role if there are many and not `every` one is asked for."""
+    if not every and len(rows) > MOST_LAYERS:
+        title, rows = f"{title} (by role; --all for each)", folded(rows)
+    print_table(console, title, columns, rows)
 
 
 def _escaped(value: Any) -> str:

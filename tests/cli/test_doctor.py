@@ -18,7 +18,7 @@ def test_everything_works_here(command):
     assert result.json["versions"]["peft"] == version("peft")
     checks = {check["name"]: check for check in result.json["checks"]}
     assert {check["status"] for check in checks.values() if check["essential"]} == {"pass"}
-    assert checks["registered in PEFT"]["detail"] == "SPARSEGRAD, GRADDROP"
+    assert checks["registered in PEFT"]["detail"] == "SPARSEGRAD, GRADDROP, by `import peft_sparsegrad`"
     assert checks["step on the GPU"]["status"] == ("pass" if torch.cuda.is_available() else "skip")
     if importlib.util.find_spec("bitsandbytes") is None:
         assert checks["4-bit base"]["status"] == "skip"

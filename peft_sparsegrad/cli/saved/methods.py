@@ -12,6 +12,7 @@ from .sparsegrad import SavedSparseGrad
 METHODS: dict[str, type[SavedMethod]] = {
     method.peft_type: method for method in (SavedSparseGrad, SavedGradDrop, SavedLora)
 }
+NEED_THE_IMPORT = ("SPARSEGRAD", "GRADDROP")  # of this package, without which PEFT raises `KeyError: 'SPARSEGRAD'`
 
 
 def read_method(adapter: SavedAdapter) -> SavedMethod:

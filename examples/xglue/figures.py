@@ -78,8 +78,8 @@ def gain_figure(results: TaskResults, baseline: str, rule: EpochRule) -> bytes |
     None without another method to compare.
     """
     kinds = {
-        f"{results.task.metric} (percentage points)": gains,
-        f"% of the {results.task.metric} of {baseline}": fractional_gains,
+        "percentage points": gains,
+        "% of its score": fractional_gains,
     }
     methods = [m for m in results.epochs if m != baseline and gains(results, m, baseline, rule)]
     if not methods:
@@ -91,7 +91,7 @@ def gain_figure(results: TaskResults, baseline: str, rule: EpochRule) -> bytes |
         for axis, name, (label, measure) in zip(figure.subplots(2), names, kinds.items(), strict=True):
             rows = {method: measure(results, method, baseline, rule) for method in methods}
             image = _gain_map(axis, rows)
-            axis.set(xlabel="language", title=f"{results.task.name}: {name} over {baseline}")
+            axis.set(xlabel="language", title=f"{results.task.name}, {results.task.metric}: {name} over {baseline}")
             figure.colorbar(image, ax=axis, label=label)
         return _png(figure)
 

@@ -52,5 +52,5 @@ def pooled(matrix: torch.Tensor) -> tuple[np.ndarray, str]:
     if size == tuple(matrix.shape):
         return matrix.numpy(), ""
     cells = torch.nn.functional.adaptive_max_pool2d(matrix[None, None], size)[0, 0]
-    block = " × ".join(f"{n / cells_:.3g}" for n, cells_ in zip(matrix.shape, size, strict=True))
-    return cells.numpy(), f"a cell: the largest of {block} entries"
+    drawn = " × ".join(map(str, size))
+    return cells.numpy(), f"(drawn in {drawn} cells, each with its largest entry)"

@@ -53,7 +53,7 @@ def test_large_matrix_is_pooled_to_its_largest_entries_and_the_axis_says_so():
     cells, how = pooled(G)
     assert cells.shape == (MOST_CELLS, MOST_CELLS)
     assert (cells[150, 150], cells[0, 0], (cells != 0).sum()) == (7.0, 1.0, 2)
-    assert how == "a cell: the largest of 3 × 2 entries"
+    assert how == f"(drawn in {MOST_CELLS} × {MOST_CELLS} cells, each with its largest entry)"
     axis = gradient_heat_map(G, None, None).axes[0]
     assert axis.get_xlabel().endswith(f"\n{how}")
     assert axis.images[0].get_extent() == [0, 600, 900, 0]

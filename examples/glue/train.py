@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.arguments import positive_float, positive_int
+from experiments.json_files import Record
 from experiments.results import append_result, finished_runs, read_results
 from experiments.terminal import heading, run_and_exit, show, show_lines
 from experiments.text_files import make_folder
@@ -66,8 +67,17 @@ def finish(run: Run, finetuner: Finetuner, results: Path) -> bool:
         return False
     append_result(results, run, result)
     finetuner.clean_up(run)
-    show(f"{100 * result['score']:.2f} in epoch {result['best_epoch']}", f"{result['seconds']:.0f} s: {run}")
+    show(f"{in_words(result)} in epoch {result['best_epoch']}", f"{result['seconds']:.0f} s: {run}")
     return True
+
+
+def in_words(result: Record) -> str:
+    """Return the score and, where it is 0 and says nothing of whether the run learned, the loss of that epoch."""
+    score = f"{100 * result['score']:.2f}"
+    if result["score"]:
+        return score
+    best = next(entry for entry in result["evaluations"] if round(entry["epoch"]) == result["best_epoch"])
+    return f"{score} (the same for all rows, loss {best['loss']:.4f})"
 
 
 def list_runs(args: argparse.Namespace) -> list[Run]:

@@ -2,7 +2,7 @@
 
     python -m examples.llama2_chat.chat --model outputs/llama2_chat
 
-/reset forgets the conversation, /quit ends it. Ctrl-C while the model writes takes back the last question.
+/reset forgets the conversation, /quit or Ctrl-D ends it. Ctrl-C while the model writes takes back the last question.
 """
 
 from __future__ import annotations
@@ -21,7 +21,12 @@ from .chat_template import load_tokenizer
 from .load_model import PRECISIONS, load_finetuned
 from .oasst import Conversation
 
-HELP = "/reset forgets the conversation, /quit ends it"
+HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it"
+
+EMPTY = (
+    "The model ended its answer before the first word, as one does that was trained little or with another chat "
+    "template; the question is taken back. Ask otherwise, /reset, or start with --temperature 0.7"
+)
 
 
 class ConsoleStreamer(TextStreamer):
@@ -62,19 +67,26 @@ def talk(model: Any, tokenizer: Any, console: Console, args: argparse.Namespace)
 
 
 def read_line(console: Console) -> str | None:
-    """Return the line that the user typed; None at /quit and at the end of the input."""
+    """Return the line that the user typed, empty if interrupted; None at /quit and at the end of the input."""
     try:
         typed = console.input("[bold green]you:[/bold green] ").strip()
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
         console.print()
         return None
+    except KeyboardInterrupt:
+        console.print(f"\n{HELP}")
+        return ""
     return None if typed == "/quit" else typed
 
 
 def answer(
     model: Any, tokenizer: Any, console: Console, messages: Conversation, args: argparse.Namespace
 ) -> Conversation:
-    """Write the answer to the last message. Returns the conversation with it, or without either if interrupted."""
+    """Write the answer to the last message.
+
+    Returns:
+        The conversation with it, or without either if the user interrupts it or it is empty.
+    """
     console.print("[bold blue]model:[/bold blue] ", end="")
     streamer = ConsoleStreamer(tokenizer, console)
     try:
@@ -84,6 +96,9 @@ def answer(
         return messages[:-1]
     if written.cut:
         console.print(f"({written.cut} tokens of the conversation's beginning did not fit into the model's positions)")
+    if not written.text:
+        console.print(f"({EMPTY})")
+        return messages[:-1]
     return [*messages, {"role": "assistant", "content": written.text}]
 
 

@@ -36,9 +36,9 @@ from .chat_template import encode_all, load_tokenizer
 from .conversations import read_conversations, split_conversations
 from .finetune_options import parse_args
 from .load_model import load_base
-from .run_folder import METRICS_FILE, RUN_FILE, last_checkpoint, read_run
+from .run_folder import METRICS_FILE, RUN_FILE, last_checkpoint, read_run, seconds_before
 from .settings import fingerprint, settings_of
-from .target_layers import find_density, select_layers, trains_whole_layers
+from .target_layers import LARGE_DENSITY, find_density, select_layers, trains_whole_layers
 from .training import (
     Rows,
     costs_of_steps,
@@ -117,6 +117,8 @@ def attach(args: argparse.Namespace) -> Any:
     show("layers", f"{len(layers)}, the {' and '.join(args.target_modules)} of the {blocks}")
     asked = "" if trains_whole_layers(args.method) else f"; {density:.4%} of each layer was asked for"
     show("trainable parameters", f"{trained:,}, {trained / sum(layers.values()):.4%} of these layers{asked}")
+    if not trains_whole_layers(args.method) and density > LARGE_DENSITY:
+        show("a large share", f"{density:.0%} of each layer: on a small model give a --density, such as 0.01")
     return model
 
 
@@ -134,9 +136,9 @@ def begin(settings: dict[str, Any], args: argparse.Namespace, config: SFTConfig)
 def train(trainer: SFTTrainer, args: argparse.Namespace) -> dict[str, Any]:
     """Train, from the last checkpoint if there is one. Returns what was measured, of this process."""
     set_seed(args.seed)  # a run killed before its first checkpoint starts from the same random state
-    start = time.perf_counter()
+    before, start = seconds_before(last_checkpoint(args.out)), time.perf_counter()
     resumed_from = train_from_last_checkpoint(trainer, args.out)
-    seconds = time.perf_counter() - start
+    seconds = before + time.perf_counter() - start
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, SparseGradCallback) and callback.report is not None:
             show_lines(f"warm-up: {callback.report}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from experiments.json_files import read_json
 from peft_sparsegrad.cli.errors import InputError
+from peft_sparsegrad.common.atomic import write_text
 
 from .settings import check_same
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.json"
-COMPLETE = "complete"  # an empty file in a checkpoint that every process has finished writing
+COMPLETE = "complete"  # a file in a checkpoint that every process has finished writing: the seconds up to it
 
 
 def read_run(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
@@ -41,14 +43,31 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
+def seconds_before(checkpoint: Path | None) -> float:
+    """Return how long the run had trained when the checkpoint was written, all its parts together; 0 without one."""
+    return 0.0 if checkpoint is None else float((checkpoint / COMPLETE).read_text("utf-8") or 0)
+
+
 class MarkCompleteCheckpoints(TrainerCallback):
-    """Marks a checkpoint once all its files are there, those of every process."""
+    """Marks a checkpoint once all its files are there, those of every process, with the seconds up to it.
+
+    Args:
+        before: Seconds of the parts of the run that ended before this process began.
+    """
+
+    def __init__(self, before: float) -> None:
+        self._before, self._start = before, time.perf_counter()
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._start = time.perf_counter()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         processes: Any = args.distributed_state
         processes.wait_for_everyone()
         if state.is_world_process_zero:
-            (Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / COMPLETE).touch()
+            seconds = self._before + time.perf_counter() - self._start
+            marker = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / COMPLETE
+            write_text(marker, f"{seconds:.3f}\n")
 
 
 def _holds_something_else(folder: Path) -> bool:

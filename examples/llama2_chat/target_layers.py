@@ -10,6 +10,8 @@ from experiments.attachment import masks_gradients
 from peft_sparsegrad.cli.errors import InputError
 from peft_sparsegrad.common.targeting import in_out_features, is_linear
 
+LARGE_DENSITY = 0.05  # the paper's 100,000 values are 0.2% of a layer of LLaMA-2 7B
+
 
 def select_layers(model: nn.Module, names: list[str], every: int) -> dict[str, int]:
     """Entries of the weight of each linear layer with one of the names in the blocks 0, `every`, 2 `every`, ...

@@ -21,7 +21,7 @@ from experiments.loading import DEVICE
 from experiments.training import training_arguments
 
 from .load_model import is_quantized
-from .run_folder import MarkCompleteCheckpoints, last_checkpoint
+from .run_folder import MarkCompleteCheckpoints, last_checkpoint, seconds_before
 
 PACKAGES = ("accelerate", "bitsandbytes", "peft", "peft-sparsegrad", "torch", "transformers", "trl")
 Rows = list[dict[str, list[int]]]
@@ -58,7 +58,8 @@ def make_trainer(
     """The Trainer, with the method's callbacks and optimizer."""
     train_in_float32(model)
     # Not by `evaluate` before `train`: that prepares the model for inference, and DDP would not synchronise gradients.
-    config.eval_on_start = last_checkpoint(args.out) is None
+    checkpoint = last_checkpoint(args.out)
+    config.eval_on_start, before = checkpoint is None, seconds_before(checkpoint)
     timer, of_method = StepTimer(), make_callbacks(args.method, model, args.warmup_steps)
     trainer = SFTTrainer(
         model,
@@ -66,7 +67,7 @@ def make_trainer(
         train_dataset=Dataset.from_list(rows),
         eval_dataset=Dataset.from_list(validation),
         processing_class=tokenizer,
-        callbacks=[timer, *of_method, StepMemory(), timer.stop, MarkCompleteCheckpoints()],
+        callbacks=[timer, *of_method, StepMemory(), timer.stop, MarkCompleteCheckpoints(before)],
         optimizers=(make_optimizer(args.method, model, args.lr), None),
     )
     train_in_float32(model)  # TRL has cast them to bf16 where the base is quantised

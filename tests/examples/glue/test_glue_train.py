@@ -24,7 +24,7 @@ from examples.glue.dataset import Splits, load_task, tokenize
 from examples.glue.finetune import Finetuner, is_over
 from examples.glue.runs import Run
 from examples.glue.tasks import TASKS
-from examples.glue.train import main, parse_args
+from examples.glue.train import in_words, main, parse_args
 from experiments.results import finished_runs, read_json_lines
 from experiments.terminal import run_and_exit
 
@@ -173,6 +173,14 @@ def test_the_papers_methods_with_their_scores_speed_and_memory(where, tmp_path, 
     for title in ("Scores", "Steps per second", "Peak memory of a step, MB", "Sizes, MB"):
         _, _, table = printed.partition(f"### {title}\n")
         assert [row.split("|")[1].split(",")[0].strip() for row in table.strip().splitlines()[2:6]] == list(records)
+
+
+def test_a_score_of_zero_is_shown_with_the_loss():
+    evaluations = [{"epoch": 1.0, "score": 0.0, "loss": 0.61234}, {"epoch": 2.0, "score": 0.0, "loss": 0.6}]
+    assert in_words({"score": 0.0, "best_epoch": 1, "evaluations": evaluations}) == (
+        "0.00 (the same for all rows, loss 0.6123)"
+    )
+    assert in_words({"score": 0.5, "best_epoch": 1, "evaluations": evaluations}) == "50.00"
 
 
 def test_a_failed_training_does_not_stop_the_others(where, tmp_path, capsys):

@@ -33,6 +33,7 @@ def test_killed_run_goes_on_to_the_same_adapter(base, data, tmp_path):
     torn = out / f"checkpoint-{steps[-1]}"
     (torn / "complete").unlink(missing_ok=True)
     (torn / "trainer_state.json").write_text("{")
+    before = float((out / f"checkpoint-{steps[-2]}" / "complete").read_text())
     resumed = run("finetune", *given)
     assert resumed.returncode == 0, resumed.stderr
     assert f"checkpoint-{steps[-2]}" in resumed.stdout
@@ -42,6 +43,8 @@ def test_killed_run_goes_on_to_the_same_adapter(base, data, tmp_path):
     assert read_metrics(out)["validation_loss_after"] == read_metrics(tmp_path / "through")["validation_loss_after"]
     assert read_metrics(out)["validation_loss_before"] == read_metrics(tmp_path / "through")["validation_loss_before"]
     assert read_metrics(out)["resumed_from_step"] == steps[-2]
+    last = float((out / "checkpoint-24" / "complete").read_text())
+    assert 0 < before < last <= read_metrics(out)["seconds"], "the time of both parts"
 
 
 @pytest.mark.slow

@@ -56,6 +56,38 @@ def test_end_of_the_input_ends_it(model, tokenizer, monkeypatch, tmp_path, capsy
     assert expected(model, tokenizer, TURN)[0] in capsys.readouterr().out
 
 
+def test_ctrl_c_at_the_prompt_does_not_end_it(monkeypatch, capsys):
+    typed = iter([KeyboardInterrupt, "/quit"])
+
+    def type_next(*_, **__):
+        line = next(typed)
+        if line is KeyboardInterrupt:
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", type_next)
+    talk(None, None, Console(), Namespace(system=None))
+    assert "/quit or Ctrl-D ends it" in capsys.readouterr().out
+    assert next(typed, None) is None
+
+
+def test_an_empty_answer_is_explained_and_its_question_taken_back(model, tokenizer, capsys):
+    earlier = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    settings = Namespace(max_new_tokens=12, temperature=0.0)
+    end = tokenizer.eos_token_id
+
+    def only_the_end(module, given, output):
+        output.logits[..., end] = 1e4
+        return output
+
+    hook = model.get_base_model().register_forward_hook(only_the_end)
+    try:
+        assert answer(model, tokenizer, Console(), [*earlier, {"role": "user", "content": TURN}], settings) == earlier
+    finally:
+        hook.remove()
+    assert "ended its answer before the first word" in capsys.readouterr().out
+
+
 def test_interrupted_answer_takes_the_question_back(model, tokenizer, capsys):
     earlier = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     asked = [*earlier, {"role": "user", "content": TURN}]

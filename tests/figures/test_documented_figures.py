@@ -12,6 +12,7 @@ import claims_guides
 import claims_printed
 import claims_published
 import claims_speed
+import claims_verdicts
 import claims_versions
 import pytest
 from documents import DOCUMENTS, ROOT, Claim, figures_without_source
@@ -27,6 +28,7 @@ MODULES = (
     claims_printed,
     claims_published,
     claims_speed,
+    claims_verdicts,
     claims_versions,
 )
 CLAIMS = [claim for module in MODULES for claim in module.CLAIMS]

@@ -13,9 +13,8 @@ import pytest
 import torch
 from mixtures import qwen3_moe
 from test_documentation import TEXT
-from tiny import VOCAB, adapted, llama
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from tiny import adapted, llama, tokenizer_of_characters
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from peft_sparsegrad.cli.app import app
@@ -39,22 +38,6 @@ def workplace(tmp_path, monkeypatch):
     qwen3_moe().save_pretrained(MIXTURE)
     texts = [f"{a} times {b} is {a * b}" for a in range(40) for b in range(40)]
     Path("text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
-
-
-def tokenizer_of_characters() -> PreTrainedTokenizerFast:
-    """A token for each character; a template of a chat, as the public model has."""
-    characters = "abcdefghijklmnopqrstuvwxyz0123456789 .,:;?!'()+-*/=\n"
-    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{char: i for i, char in enumerate(characters, start=3)}}
-    assert len(words) <= VOCAB
-    fast = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    fast.normalizer = normalizers.Lowercase()
-    fast.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="</s>")
-    tokenizer.chat_template = (
-        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
-        "{% if add_generation_prompt %}assistant:{% endif %}"
-    )
-    return tokenizer
 
 
 README = pytest.param("README.md", marks=pytest.mark.xfail(strict=True, reason="its blocks take names from elsewhere"))

@@ -102,3 +102,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     fast = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def tokenizer_of_characters() -> PreTrainedTokenizerFast:
+    """A token for each character, without regard to case; a template of a chat."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789 .,:;?!'()+-*/=\n"
+    words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{char: i for i, char in enumerate(characters, start=3)}}
+    assert len(words) <= VOCAB
+    fast = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    fast.normalizer = normalizers.Lowercase()
+    fast.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="</s>")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    return tokenizer

@@ -36,7 +36,7 @@ def workplace(tmp_path, monkeypatch):
     llama(hidden_size=64, intermediate_size=128, num_hidden_layers=2).save_pretrained(CHAT_MODEL)
     tokenizer_of_characters().save_pretrained(CHAT_MODEL)
     qwen3_moe().save_pretrained(MIXTURE)
-    texts = [f"{a} times {b} is {a * b}" for a in range(40) for b in range(40)]
+    texts = [f"{a} plus {b} is {a + b}" for a in range(40) for b in range(40)]
     Path("text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
 
 

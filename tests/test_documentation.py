@@ -65,7 +65,7 @@ def test_command_exists_with_all_of_its_options(page, command):
         unknown = [option for option in options if option not in cli_help(verb[1])]
         assert not unknown, f"{page}: `{verb[1]}` has no {unknown}"
     else:
-        assert re.match(r"(pip|python3? -m venv|accelerate|export|cd|HF_)", command), (
+        assert re.match(r"(pip|python3? -m venv|accelerate|export|cd|HF_|jupyter)", command), (
             f"{page}: {command} is not checked"
         )
 

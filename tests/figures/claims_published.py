@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import statistics
 from functools import cache
 from typing import Any
 
 from claims_cards import SHAPES
 from documents import Claim, Given
 from measured import RESULTS, memory_to_lora, step
+from scipy import stats
 
 from peft_sparsegrad import SparseGradConfig
 
 PAGE, VARIANTS, MPNET = "docs/results/sparsegrad.md", "bench_variants", "glue_mpnet.jsonl"
+STSB = "glue_mpnet_stsb.jsonl"
 OF_MPNET = {
     "full": "regular fine-tuning",
     "lora": "LoRA, rank 7",
@@ -70,7 +73,52 @@ def peaks_to(other: str) -> list[float]:
     return [megabytes("paper", "peak_memory")[0] / megabytes(other, "peak_memory")[0]]
 
 
+@cache
+def scores(rest: str, method: str) -> tuple[float, list[float]]:
+    """The learning rate at which a method was run with all three seeds on STS-B, and its scores in percent by seed."""
+    lines = (RESULTS / STSB).read_text("utf-8").splitlines()
+    found: dict[float, dict[int, float]] = {}
+    for record in map(json.loads, lines):
+        run = record["run"]
+        if (run["rest"], run["method"]) == (rest, method):
+            found.setdefault(run["lr"], {})[run["seed"]] = 100 * record["score"]
+    ((rate, by_seed),) = ((rate, by_seed) for rate, by_seed in found.items() if len(by_seed) == 3)
+    return rate, [by_seed[seed] for seed in range(3)]
+
+
+@cache
+def costs_frozen(method: str) -> list[float]:
+    """Peak memory, optimizer state and file with the rest frozen, in MB."""
+    records = map(json.loads, (RESULTS / STSB).read_text("utf-8").splitlines())
+    record = next(each for each in records if (each["run"]["rest"], each["run"]["method"]) == ("frozen", method))
+    return [record["costs"][name] / 1e6 for name in ("peak_memory", "optimizer_bytes", "saved_bytes")]
+
+
+def row_of_stsb(method: str) -> Claim:
+    """A method's row: score, rate, difference to LoRA with the rest frozen; score and rate with it trained; bytes."""
+    less_lora = "–" if method == "lora" else "{:+.1f} ({:+.1f} to {:+.1f})"
+    score, megabytes = "{:.1f} ± {:.1f} | {:g}", "{:,.0f} | {:,.0f} | {:,.0f}"
+    cells = f"{score} | {less_lora} | {score} | {megabytes}"
+
+    def values() -> list[float]:
+        rate, own = scores("frozen", method)
+        differences = [one - other for one, other in zip(own, scores("frozen", "lora")[1], strict=True)]
+        middle, half = interval(differences)
+        difference = [] if method == "lora" else [middle, middle - half, middle + half]
+        rate_trained, trained = scores("trained", method)
+        return [*interval(own), rate, *difference, *interval(trained), rate_trained, *costs_frozen(method)]
+
+    return Claim(PAGE, f"| {OF_MPNET[method]} | {cells} |", values)
+
+
+def interval(numbers: list[float]) -> tuple[float, float]:
+    """The mean, and half of Student's 95% interval."""
+    half = stats.t.ppf(0.975, len(numbers) - 1) * statistics.stdev(numbers) / len(numbers) ** 0.5
+    return statistics.mean(numbers), float(half)
+
+
 CLAIMS = [
+    *map(row_of_stsb, OF_MPNET),
     *map(row_of_bench, SparseGradConfig.variants),
     *map(row_of_mpnet, OF_MPNET),
     Claim(PAGE, "it takes {:.2f} times the memory of regular fine-tuning", lambda: peaks_to("full")),

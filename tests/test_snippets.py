@@ -40,10 +40,7 @@ def workplace(tmp_path, monkeypatch):
     Path("text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
 
 
-README = pytest.param("README.md", marks=pytest.mark.xfail(strict=True, reason="its blocks take names from elsewhere"))
-
-
-@pytest.mark.parametrize("page", [README if page == "README.md" else page for page in PAGES])
+@pytest.mark.parametrize("page", PAGES)
 def test_code_runs_as_it_stands(page, workplace):
     """Python, and the lines of shell that start the command line; a long training run is cut short."""
     if page == "docs/command-line.md":  # it begins with adapters at hand

@@ -1,4 +1,4 @@
-"""Figures of the README and of the method cards."""
+"""Figures of the method cards."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from measured import (
     STORIES,
     STSB,
     all_series,
-    bench,
     differences,
-    file_to_lora,
     graddrop,
     lead,
     mean,
-    memory_to_lora,
     recorded,
     seeds_ahead,
     standing,
     step,
-    time_to_lora,
 )
 
 from peft_sparsegrad.functional.delta_linear import materialising_pays
 
-README = "README.md"
 SPARSEGRAD, GRADDROP = (f"peft_sparsegrad/{method}/README.md" for method in ("sparsegrad", "graddrop"))
 SHAPES = ("bert", "llama")
 MANY = ("bench_bert_4096", "bench_llama_4096")
@@ -77,83 +72,7 @@ def correlation(label: str) -> float:
 
 
 CLAIMS = [
-    Claim(
-        README,
-        "150 steps | **{:.3f}** | {:.3f} | {:.3f} | **{}** of both |",
-        lambda: [*means(STORIES), *set(standings(STORIES))],
-    ),
-    Claim(
-        README,
-        "200 steps | {:.3f} | {:.3f} | **{:.3f}** | **{}** with LoRA, **{}** MeProp |",
-        lambda: [*means(STSB), *standings(STSB)],
-    ),
-    Claim(
-        README,
-        "400 steps | **{:.3f}** | {:.3f} | {:.3f} | **{}** of both, {} in Matthews correlation |",
-        lambda: [*means(COLA), *set(standings(COLA)), standing(COLA, "sparsegrad", "lora", "metric")],
-    ),
-    Claim(
-        README,
-        "The lead over LoRA is {:.3f} ({:.3f} to {:.3f}) and {:.3f} ({:.3f} to {:.3f})",
-        lambda: [*lead(STORIES, "sparsegrad", "lora"), *lead(COLA, "sparsegrad", "lora")],
-    ),
-    Claim(README, "and after {:,} steps of CoLA", lambda: [recorded(COLA, "sparsegrad", "steps", "cola_longer")]),
-    Claim(
-        README,
-        "SHiRA and Super-Tuning are {} with SparseGrad on CoLA, and {} elsewhere.",
-        lambda: [
-            *{standing(COLA, other, "sparsegrad") for other in ("shira", "supertuning")},
-            *{standing(task, other, "sparsegrad") for task in (STORIES, STSB) for other in ("shira", "supertuning")},
-        ],
-    ),
-    Claim(
-        README,
-        "{:.2f} times at BERT's width and {:.2f} at LLaMA's with 4,096 tokens in float32, "
-        "{:.2f} and {:.2f} with 1,024 and 512",
-        lambda: of_two_benches("sparsegrad", time_to_lora),
-    ),
-    Claim(README, "MeProp's takes {:.2f}.", lambda: {round(time_to_lora(s, "meprop"), 2) for s in SHAPES}),
-    Claim(README, "takes {:.1f} and {:.1f} times ours", lambda: map(paper_to_ours, SHAPES)),
-    Claim(
-        README,
-        "{:.2f} and {:.2f} of its peak with many tokens, {:.2f} and {:.2f} with few",
-        lambda: of_two_benches("sparsegrad", memory_to_lora, "peak"),
-    ),
-    Claim(
-        README,
-        "{:.1f} times for MiniLM without the head and {:.1f} times for the small LLaMA",
-        lambda: [file_to_lora(COLA, "sparsegrad"), file_to_lora(STORIES, "sparsegrad")],
-    ),
-    Claim(
-        README, "The warm-up is {:.0f} times as fast", lambda: [bench()["warmup"]["methods"]["exact"]["speed_ratio"]]
-    ),
-    Claim(
-        README,
-        "({:.3f}; Layer-GradDrop {:.3f}, GradDrop {:.3f}), and gradual unfreezing was worse ({:.3f} from the top)",
-        lambda: map(correlation, ("graddrop-off", "layer-graddrop", "graddrop", "gradfreeze-topdown")),
-    ),
-    Claim(
-        README,
-        "Masks cost {:.0%} of a step of 1,024 tokens",
-        lambda: [graddrop("bert", "graddrop")["to_off"]["median"] - 1],
-    ),
-    Claim(
-        README,
-        "first epoch takes {:.2f} of plain",
-        lambda: {round(graddrop(shape, "anneal-layer-graddrop")["to_full"]["median"], 2) for shape in SHAPES},
-    ),
-    Claim(
-        README,
-        "default in {} seeds on the language model and {} on STS-B and CoLA",
-        lambda: [
-            seeds_ahead(STORIES, WIDE, "sparsegrad", "ablation"),
-            *{standing(task, WIDE, "sparsegrad") for task in (STSB, COLA)},
-        ],
-    ),
-    *(
-        Claim(page, "from about {:,} ", lambda: [tokens_from_which_the_weight_is_written_out()])
-        for page in (README, SPARSEGRAD)
-    ),
+    Claim(SPARSEGRAD, "from about {:,} ", lambda: [tokens_from_which_the_weight_is_written_out()]),
     Claim(
         SPARSEGRAD,
         "default in {} seeds, {:.4f} against {:.4f},",
@@ -205,10 +124,6 @@ CLAIMS = [
 ]
 TABLE_X = "table X of the GradDrop paper"
 GIVEN = [
-    Given(README, "trains about 1% of each", "setting"),
-    Given(README, "3.10 or later", "pyproject.toml"),
-    Given(README, "By 95% intervals", "setting"),
-    *(Given(README, words, "setting") for words in ("4,096 tokens", "with 1,024", "of 1,024 tokens")),
     Given(SPARSEGRAD, "Trains about 1% of each", "setting"),
     Given(SPARSEGRAD, "the smallest 30% of the values", "setting"),
     Given(SPARSEGRAD, "| 0.01 | the paper's; at 0.8%,", "tables 11 and 12 of the SparseGrad paper"),

@@ -1,0 +1,105 @@
+"""Figures of the README."""
+
+from __future__ import annotations
+
+import statistics
+from functools import cache
+
+from claims_cards import of_two_benches
+from claims_gpu import RESULT, to_lora
+from claims_published import scores
+from documents import Claim, Given
+from measured import COLA, RESULTS, STORIES, STSB, best_rate, time_to_lora
+
+from benchmarks.frontier.selection import Series, load
+
+README = "README.md"
+BATCHES = [("bert", 1024), ("bert", 4096), ("llama", 1024), ("llama", 4096)]
+
+
+@cache
+def frontier(task: str) -> dict[str, Series]:
+    """The runs of a task by method, each at its best learning rate."""
+    file = "frontier_smollm2.jsonl" if task == "smollm2" else "frontier_mpnet.jsonl"
+    return {series.method: series for series in load([RESULTS / file], [])[task]}
+
+
+def loss(method: str) -> float:
+    """Mean loss on SmolLM2's answers."""
+    return statistics.fmean(frontier("smollm2")[method].scores)
+
+
+def kept_by_columns() -> list[float]:
+    """The least and the greatest share of what LoRA keeps for the backward pass."""
+    shares = [to_lora("columns", "kept_bytes", *batch) for batch in BATCHES]
+    return [min(shares), max(shares)]
+
+
+def lost_at_a_quarter() -> float:
+    """What a quarter of the values costs in loss, by the seed that both have."""
+    few, many = (frontier("smollm2")[f"SparseGrad {density}"].records[0]["score"] for density in ("0.25%", "1%"))
+    return few - many
+
+
+def warmup(contender: str, name: str) -> list[float]:
+    """The cost of a warm-up at both shapes, with the smaller batch."""
+    rows = {(row["shape"], row["contender"], row["tokens"]): row for row in (RESULT or {})["rows"]}
+    return [rows[shape, contender, 1024][name] for shape in ("bert", "llama")]
+
+
+def step_times() -> list[float]:
+    ratios = of_two_benches("sparsegrad", time_to_lora)
+    return [min(ratios), max(ratios)]
+
+
+def rates(method: str, *tasks: str) -> list[float]:
+    """The best learning rates in the comparison, ascending."""
+    return sorted({best_rate(task, method) for task in tasks})
+
+
+def rate(task: str, method: str) -> float:
+    return frontier(task)[method].lr
+
+
+CLAIMS = [
+    Claim(README, "keeps {:.2f} to {:.2f} of what LoRA", kept_by_columns),
+    Claim(
+        README,
+        "loss of the base {:.3f}, full fine-tuning of the same layers {:.3f}, LoRA r=8 {:.3f} | "
+        "**level** with LoRA: {:.3f}, columns {:.3f}",
+        lambda: map(loss, ("frozen", "full", "LoRA r=8", "SparseGrad 1%", "SparseGrad columns 1%")),
+    ),
+    Claim(
+        README,
+        "{:.1f} by the paper's method, {:.1f} by the default, {:.1f} by LoRA",
+        lambda: [statistics.fmean(scores("frozen", method)[1]) for method in ("paper", "sparsegrad", "lora")],
+    ),
+    Claim(README, "lost {:.3f} of loss on SmolLM2", lambda: [lost_at_a_quarter()]),
+    Claim(README, "time of {:.0f} steps", lambda: warmup("sparsegrad", "warmup_in_steps")[:1]),
+    Claim(README, "and {:.0f} at LLaMA 1B's", lambda: warmup("sparsegrad", "warmup_in_steps")[1:]),
+    Claim(README, "{:.1f} and {:.1f} seconds", lambda: warmup("sparsegrad", "warmup_seconds")),
+    Claim(README, '`basis="columns"` of {:.0f} and {:.0f}.', lambda: warmup("columns", "warmup_in_steps")),
+    Claim(README, "| {:.2f} to {:.2f} times LoRA's on a CPU", step_times),
+    Claim(README, "| {:g} | {:g} |", lambda: [*rates("sparsegrad", STORIES), *rates("lora", STORIES)]),
+    Claim(README, "| {:g} and {:g} | {:g} |", lambda: [*rates("sparsegrad", STSB, COLA), *rates("lora", STSB, COLA)]),
+    Claim(
+        README,
+        "| mpnet, 110M, as a classifier | {:g} and {:g} | {:g} |",
+        lambda: [
+            *sorted(rate(task, "SparseGrad 1%") for task in ("stsb", "cola")),
+            *{rate(task, "LoRA r=8") for task in ("stsb", "cola")},
+        ],
+    ),
+    Claim(
+        README,
+        "| SmolLM2, 135M, chat | {:g} | {:g} |",
+        lambda: [rate("smollm2", method) for method in ("SparseGrad 1%", "LoRA r=8")],
+    ),
+]
+GIVEN = [
+    Given(README, "trains about 1% of each", "setting"),
+    Given(README, "3.10 or later", "pyproject.toml"),
+    Given(README, "with 95% intervals", "setting"),
+    Given(README, "By 95% intervals", "setting"),
+    Given(README, "LLaMA of 0.26M parameters", "setting"),
+]

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from ..common.backward import backward_id
-from ..common.unseen_steps import UnseenSteps
 from ..functional import (
     SCHEDULES,
     GradientMask,
@@ -22,6 +21,7 @@ from ..functional import (
     stream_key,
 )
 from .config import GradDropConfig
+from .outside_changes import OutsideChanges
 from .step_count import StepCount
 
 
@@ -62,7 +62,7 @@ class MaskSampler:
         self.num_epochs: int | None = None
         self._counts_steps, self._backward = True, -1
         self._stepped: set[str] | None = None  # parameters that have had the step of the last pass; None before any
-        self._unseen, self._sees_steps = {}, False
+        self._changes = OutsideChanges(self.config.frozen == "hold")
         self._nothing_trains: dict[tuple[int, int | None], bool] = {}
         self._masks_of_epoch: tuple[int | None, dict[str, GradientMask]] = (None, {})
         self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
@@ -70,7 +70,7 @@ class MaskSampler:
             self.set_num_epochs(self.config.num_epochs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_optimizer": None, "_masks_of_epoch": (None, {}), "_unseen": {}}  # bound to no run
+        return {**vars(self), "_optimizer": None, "_masks_of_epoch": (None, {})}  # bound to no run
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None:
         """Bind the masks to the run of `optimizer`, so that `check_optimizer` rejects any other optimizer."""
@@ -152,38 +152,24 @@ class MaskSampler:
         """
         return self._stepped is not None and name not in self._stepped
 
-    def step_taken(self, name: str) -> None:
+    def step_begins(self, name: str, parameter: torch.Tensor) -> None:
+        """Note that an optimizer is about to move a parameter, and check what its last step has left."""
+        self._changes.step_begins(name, parameter)
+
+    def step_taken(self, name: str, parameter: torch.Tensor) -> None:
         """Note that an optimizer has taken a step with a parameter; the passes that follow belong to another step."""
         if self._stepped is not None:
             self._stepped.add(name)
         self.steps_taken.value = self.step + 1
-        self._sees_steps = True
-        self._unseen.clear()
+        self._changes.step_taken(name, parameter)
 
     def values_replaced(self) -> None:
         """Note that parameters have been loaded, which is no step."""
-        self._unseen.clear()
+        self._changes.forget()
 
     def check_steps_are_seen(self, name: str, parameter: torch.Tensor) -> None:
-        """Check, until the first step is seen, that `parameter` has not changed since the last pass without one.
-
-        Raises:
-            RuntimeError: If it has, and steps are counted or masked entries are held.
-        """
-        if self._sees_steps or not self._unseen.setdefault(name, UnseenSteps()).found(parameter):
-            return
-        if self._counts_steps:
-            raise RuntimeError(
-                f"{name!r} has changed without a step of an optimizer that holds it, so GradDrop cannot count the "
-                "steps: give the optimizer the model's own parameters, give the Trainer a `GradDropCallback`, or call "
-                "`set_step(step)` of a `GradDrop(model)` before each step"
-            )
-        if self.config.frozen == "hold":
-            raise RuntimeError(
-                f"{name!r} has changed without a step of an optimizer that holds it, so GradDrop cannot hold masked "
-                "entries: give the optimizer the model's own parameters, or set frozen='gradient'"
-            )
-        self._sees_steps = True  # announced, and nothing is held
+        """Raise a RuntimeError if `parameter` has changed outside of steps, which are counted or hold entries."""
+        self._changes.check(name, parameter, self._counts_steps)
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Raise a RuntimeError if the masks are bound to another run, which was interrupted and left them behind."""

@@ -50,13 +50,12 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
 
     Raises:
         RuntimeError: If the masks are bound to another run's optimizer, or entries are to be held from an optimizer
-            that moves them outside of its steps.
+            that moves them outside of its steps, or something has moved them since the last step.
     """
-    updated = [
-        masked
-        for masked in parameters
-        if step.updates(masked.parameter) and (step.has_closure or masked.sampler.awaits_step(masked.name))
-    ]
+    moved = [masked for masked in parameters if step.updates(masked.parameter)]
+    for masked in moved:
+        masked.sampler.step_begins(masked.name, masked.parameter)
+    updated = [masked for masked in moved if step.has_closure or masked.sampler.awaits_step(masked.name)]
     if not updated:
         return None
     held = [entries for masked in updated if (entries := _hold(masked, step)) is not None]
@@ -65,7 +64,7 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
         for entries in held:
             entries.restore()
         for masked in updated:
-            masked.sampler.step_taken(masked.name)
+            masked.sampler.step_taken(masked.name, masked.parameter)
 
     return after_step
 

@@ -72,6 +72,7 @@ class ParameterMasks:
         """Put the masks on, and hold entries in every optimizer's steps from now on."""
         for reader in self._readers:
             self._handles.append(reader.register_forward_pre_hook(_BeforeForward(self)))
+            self._handles.append(reader.register_load_state_dict_post_hook(_AfterLoading(self.sampler)))
             self.put_on(reader)
         self._first = dict(self._masked)
         watch(self)
@@ -129,6 +130,20 @@ class _BeforeForward:
     def __call__(self, module: nn.Module, args: Any) -> None:
         if self._masks is not None and not torch.compiler.is_compiling():
             self._masks.put_on(module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
+
+
+class _AfterLoading:
+    """A hook that tells a sampler of loaded parameters, and that does nothing in a copy of the model."""
+
+    def __init__(self, sampler: MaskSampler | None = None) -> None:
+        self._sampler = sampler
+
+    def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
+        if self._sampler is not None:
+            self._sampler.values_replaced()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()

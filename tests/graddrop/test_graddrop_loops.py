@@ -144,6 +144,75 @@ def test_lookahead_holds_what_rests():
             assert torch.equal(delta[rests[name]], before[name][rests[name]])
 
 
+class SlowWeights(torch.optim.Optimizer):
+    """A Lookahead as older libraries have it: without the parts of `Optimizer` that call the hooks around a step."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+        self.slow = [parameter.detach().clone() for parameter in self.parameters]
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+        with torch.no_grad():
+            for slow, parameter in zip(self.slow, self.parameters, strict=True):
+                parameter.copy_(slow.lerp_(parameter, 0.5))
+
+
+def full_or_delta(is_delta: bool, **settings) -> torch.nn.Module:
+    model = dropped(**settings) if is_delta else llama()
+    if not is_delta:
+        GradDrop(model, GradDropConfig(**settings))
+    return model.train()
+
+
+def steps(model, optimizer, number: int) -> None:
+    for each in range(number):
+        backward(model, each)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("is_delta", [True, False])
+@pytest.mark.parametrize("settings", [{"p": 0.5, "frozen": "hold"}, {"granularity": "layer", "p": 0.5}], ids=str)
+def test_slow_weights_of_a_wrapper_without_hooks_are_refused_where_entries_rest(settings, is_delta):
+    model = full_or_delta(is_delta, **settings)
+    optimizer = SlowWeights(torch.optim.SGD(trained(model), lr=0.1))
+    with pytest.raises(RuntimeError, match=r"changed after the step.*slow weights.*frozen='gradient'"):
+        steps(model, optimizer, 3)
+
+
+def test_slow_weights_of_a_wrapper_without_hooks_are_right_where_nothing_is_held():
+    model = dropped(p=0.5).train()
+    steps(model, SlowWeights(torch.optim.SGD(trained(model), lr=0.1)), 4)
+    assert masks_of(model).steps_taken.value == 4
+
+
+@pytest.mark.parametrize("is_delta", [True, False])
+def test_weights_that_are_swapped_or_loaded_between_steps_are_no_slow_weights(is_delta):
+    """An average is put in for an evaluation and taken out again; then the run goes on from earlier weights."""
+    model = full_or_delta(is_delta, p=0.5, frozen="hold")
+    optimizer = torch.optim.SGD(trained(model), lr=0.1)
+    earlier = {name: value.clone() for name, value in model.state_dict().items()}
+    steps(model, optimizer, 2)
+    with torch.no_grad():
+        own = [parameter.clone() for parameter in trained(model)]
+        for parameter in trained(model):
+            parameter.mul_(0.5)
+        model.eval()(**batch(0))
+        for parameter, value in zip(model.train() and trained(model), own, strict=True):
+            parameter.copy_(value)
+    steps(model, optimizer, 1)
+    model.load_state_dict(earlier)
+    steps(model, optimizer, 2)
+
+
 def test_run_resumed_without_the_callback_draws_the_masks_of_the_uninterrupted_one(tmp_path):
     def run(path, resume=None):
         model = dropped(p=0.5)

@@ -19,7 +19,7 @@ from .field_names import check_names
 from .model_card import CardFacts, write_card
 from .setting_types import check_types
 
-FORMAT_VERSION = 1  # of the adapter's files; raised when an older release could not read them
+FORMAT_VERSION = 2  # of the adapter's files; raised when an older release could not read them
 
 Config = TypeVar("Config", bound="TargetedConfig")
 
@@ -77,6 +77,7 @@ class TargetedConfig(PeftConfig):
                 f"the adapter has files of format {self.format_version}, and this version of peft_sparsegrad reads "
                 f"formats up to {FORMAT_VERSION}: upgrade it"
             )
+        self.format_version = FORMAT_VERSION  # of what this release will save, whatever it has read
         self.card_facts: CardFacts | None = None  # not a setting: set while the adapter is being saved
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # pyright: ignore[reportAttributeAccessIssue]

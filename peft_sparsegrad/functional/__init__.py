@@ -17,8 +17,9 @@ from .masks import (
     set_mask,
 )
 from .observed_gradient import LinearGradient, ObservedGradient, StackedGradient
+from .packed_support import is_older_form, pack_support, packed_support_size, unpack_support
 from .schedules import SCHEDULES
-from .sides import Side, is_selection, side_in, side_like, side_matrix, to_core
+from .sides import Side, file_dtype, is_selection, rounded, side_in, side_like, side_matrix, to_core
 from .sparse_by_dense import sparse_by_dense, sparse_by_dense_coo
 from .stacked import observe_weight_gradient, stacked_core_gradient, stacked_delta, stacked_sum
 from .streams import stream_key
@@ -26,13 +27,10 @@ from .support import (
     SUPPORT_SCORES,
     core_gradient,
     keep_largest,
-    pack_support,
-    packed_support_size,
     renew_support,
     select_support,
     select_supports,
     spread_support,
-    unpack_support,
 )
 
 __all__ = [
@@ -60,11 +58,13 @@ __all__ = [
     "delta_linear",
     "delta_product",
     "delta_weight",
+    "file_dtype",
     "gaussian_block_mask",
     "gaussian_mask",
     "gradient_energy",
     "hosvd_accumulator",
     "hosvd_of_weight",
+    "is_older_form",
     "is_selection",
     "keep_largest",
     "masked_layer",
@@ -77,6 +77,7 @@ __all__ = [
     "pack_support",
     "packed_support_size",
     "renew_support",
+    "rounded",
     "select_support",
     "select_supports",
     "set_mask",

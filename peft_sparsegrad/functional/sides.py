@@ -27,6 +27,24 @@ def side_like(side: Side, tensor: torch.Tensor) -> Side:
     return None if side is None else side_in(side.to(tensor.device), tensor.dtype)
 
 
+def rounded(side: Side) -> Side:
+    """Return a side whose entries float16 can hold, in its own dtype.
+
+    Orthonormal columns have no entry above 1, so float16, with three more bits than bfloat16, has no cost in range. A
+    square matrix is returned as it is: it turns the whole weight, and the paper's layer turns it back. So is a side
+    that is no matrix.
+    """
+    if side is None or is_selection(side) or side.shape[0] == side.shape[1]:
+        return side
+    return side.to(torch.float16).to(side.dtype)
+
+
+def file_dtype(side: torch.Tensor) -> torch.dtype:
+    """Return the dtype in which a file holds a side: float16 where that loses nothing, else its own."""
+    is_exact = not is_selection(side) and bool((side.to(torch.float16) == side).all())
+    return torch.float16 if is_exact else side.dtype
+
+
 def to_core(x: torch.Tensor, side: Side) -> torch.Tensor:
     """Return x (..., n) in the basis of the core, (..., r)."""
     if side is None:

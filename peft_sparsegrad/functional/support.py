@@ -1,4 +1,4 @@
-"""The support, which is the set of core entries that train, and its stored form."""
+"""The support, which is the set of core entries that train: how it is chosen and renewed."""
 
 from __future__ import annotations
 
@@ -116,56 +116,3 @@ def keep_largest(gradient: torch.Tensor, k: int) -> torch.Tensor:
         return gradient
     kept = gradient.abs().topk(k, sorted=False).indices
     return torch.zeros_like(gradient).index_copy(0, kept, gradient[kept])
-
-
-def packed_support_size(num_entries: int, k: int) -> tuple[int, torch.dtype]:
-    """Return length and dtype of a packed support: a bit mask (uint8), or int32 indices where those are smaller."""
-    mask_bytes = -(-num_entries // 8)
-    as_mask = mask_bytes <= 4 * k or num_entries > 1 << 31
-    return (mask_bytes, torch.uint8) if as_mask else (k, torch.int32)
-
-
-def pack_support(indices: torch.Tensor, num_entries: int) -> torch.Tensor:
-    """Return sorted flat indices (k,) packed as a bit mask or as int32 indices, whichever is smaller.
-
-    `unpack_support` is the inverse.
-    """
-    size, dtype = packed_support_size(num_entries, indices.numel())
-    if dtype is torch.int32:
-        return indices.to(torch.int32)
-    bits = torch.zeros(size * 8, dtype=torch.uint8, device=indices.device)
-    bits[indices.long()] = 1
-    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=indices.device)
-    return (bits.view(-1, 8) * weights).sum(1, dtype=torch.uint8)
-
-
-def unpack_support(packed: torch.Tensor, num_entries: int, k: int) -> torch.Tensor:
-    """Return the indices that `pack_support` packed, after checking that the packed tensor is not damaged.
-
-    Args:
-        packed: Bit mask (uint8, one bit per entry, lowest bit first) or flat indices (int32).
-        num_entries: Number of entries of the core.
-        k: Number of entries that the support must have.
-
-    Returns:
-        Sorted flat indices, int64, shape (k,), on the device of `packed`.
-
-    Raises:
-        ValueError: If dtype or size are wrong, or entries are missing, duplicated, unsorted or out of range.
-    """
-    size, dtype = packed_support_size(num_entries, k)
-    if packed.dtype != dtype or packed.shape != (size,):
-        raise ValueError(
-            f"a support of {k} of {num_entries} entries is stored as {dtype} of shape ({size},), "
-            f"not as {packed.dtype} of shape {tuple(packed.shape)}"
-        )
-    if dtype is torch.uint8:
-        shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-        indices = ((packed.unsqueeze(1) >> shifts) & 1).flatten().nonzero().flatten()
-    else:
-        indices = packed.long()
-    if indices.numel() != k:
-        raise ValueError(f"the support has {indices.numel()} entries, not {k}")
-    if indices.numel() and (indices[0] < 0 or indices[-1] >= num_entries or (indices.diff() <= 0).any()):
-        raise ValueError(f"the support's indices must be sorted, unique and within [0, {num_entries})")
-    return indices

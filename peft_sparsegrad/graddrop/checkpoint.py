@@ -131,8 +131,8 @@ def _largest(delta: torch.Tensor, density: float) -> torch.Tensor:
 def _cheapest_support(delta: torch.Tensor) -> torch.Tensor | None:
     """Return the positions of the entries that are not zero, or None if the full tensor takes no more bytes."""
     count = int(torch.count_nonzero(delta))
-    size, dtype = packed_support_size(delta.numel(), count)
-    nbytes = count * delta.itemsize + size * dtype.itemsize + delta.ndim * _SHAPE_DTYPE.itemsize
+    support = packed_support_size(delta.numel(), count)
+    nbytes = count * delta.itemsize + support + delta.ndim * _SHAPE_DTYPE.itemsize
     return None if nbytes >= delta.numel() * delta.itemsize else delta.flatten().nonzero().flatten()
 
 

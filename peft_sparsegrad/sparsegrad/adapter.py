@@ -32,6 +32,7 @@ from .basis import Basis
 from .plan import LayerPlan
 from .report import WarmUpReport
 from .small_steps import SmallSteps
+from .stored_layer import present_support
 from .training_state import TrainingState
 
 # Called in the backward pass with the adapter and the gradient of its weight; returns whether it could use it.
@@ -63,8 +64,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
 
     Attributes:
         values: Parameter with the trained entries of the core S, in the order of `indices`.
-        support: Positions of the values as a bit mask or sorted int32 indices, see `pack_support`; None for a dense
-            core.
+        support: Positions of the values, see `pack_support`; None for a dense core.
         slots: Rank of each value's position among the sorted positions, int32 (k,); None for a dense core. The
             adapter's file has the values in the order of their positions, and no slots.
         weight_shape: Shape (out, in) of the weight as int32 (2,), or (experts, out, in) as int32 (3,), which a reader
@@ -233,6 +233,8 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         return taken
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        if repacked := present_support(prefix, self.plan, state_dict):
+            state_dict = {**state_dict, **repacked}
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if f"{prefix}values" in state_dict:
             self.training_state.begin_again()  # it belongs to the earlier values

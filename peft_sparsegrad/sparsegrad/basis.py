@@ -8,15 +8,15 @@ import torch
 
 from ..common.derived import Derived
 from ..common.kept_buffers import KeptBuffers
-from ..functional import Side, side_in
+from ..functional import Side, rounded, side_in
 
 
 class Basis(KeptBuffers):
     """The pair of transition matrices U (in, r_in) and V (out, r_out) that the layers of a group share.
 
     One layer of the group, the owner, registers this module, so the pair is in the state dict once; the others hold a
-    plain reference. The matrices are float32 in a base model of any dtype, because rounding costs orthogonality. Until
-    the warm-up fills them in, the columns are those of the identity.
+    plain reference. The matrices are float32 in a base model of any dtype. But for square ones float16 can hold their
+    entries, and does in the adapter's file. Until the warm-up fills them in, the columns are those of the identity.
 
     Args:
         weight_shape: (out, in) of the group's weights.
@@ -51,6 +51,13 @@ class Basis(KeptBuffers):
         if dtype not in self._sides:
             self._sides[dtype] = Derived(partial(_sides_in, dtype, self.U is not None, self.V is not None))
         return self._sides[dtype].of(*(side for side in (self.U, self.V) if side is not None))
+
+    def choose(self, U: torch.Tensor | None, V: torch.Tensor | None) -> None:
+        """Replace the columns by others that were found, rounded to what a file holds in 16 bits.
+
+        They are rounded before anything is trained in them, so that an adapter is the same after loading.
+        """
+        self.fill(rounded(U), rounded(V))
 
     @torch.no_grad()
     def fill(self, U: torch.Tensor | None, V: torch.Tensor | None) -> None:

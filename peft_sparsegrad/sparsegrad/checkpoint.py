@@ -9,11 +9,14 @@ import torch
 from torch import nn
 
 from ..common.adapter_file import check_tensors
+from ..functional import file_dtype, is_selection
 from .adapter import LayerAdapter
 from .basis import Basis
 from .layer import SparseGradLayer
-from .stored_layer import check_layer, check_side, check_weight_shape
+from .stored_layer import check_layer, check_side, check_weight_shape, present_support
 from .warmup_collector import WarmUpCollector
+
+_IS_SIDE = re.compile(r"\.sparsegrad_basis\.(.+\.)?[UV]$")
 
 
 def warn_if_not_settled(adapters: list[LayerAdapter], adapter_name: str) -> None:
@@ -84,26 +87,37 @@ def check_complete(model: nn.Module, adapter_name: str, tensors: dict[str, torch
         )
 
 
-def in_file_order(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return an adapter's tensors with each layer's values in the order of their positions, and without slots."""
+def in_file_form(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return an adapter's tensors as files hold them.
+
+    Each layer's values are in the order of their positions, and there are no slots. A basis is float16 if that loses
+    nothing, as of every narrow one that a warm-up has found; that of a weighted merge is float32.
+    """
     stored = {name: tensor for name, tensor in tensors.items() if not name.endswith(".slots")}
     for name in tensors.keys() - stored.keys():
         values = f"{name.removesuffix('slots')}values"
         slots = tensors[name].long().to(tensors[values].device)
         stored[values] = torch.empty_like(tensors[values]).index_copy_(0, slots, tensors[values])
-    return stored
+    bases = {name: side for name, side in stored.items() if _IS_SIDE.search(name)}
+    return {**stored, **{name: side.to(file_dtype(side)) for name, side in bases.items()}}
 
 
-def with_slots(
+def in_layer_form(
     model: nn.Module, adapter_name: str, tensors: dict[str, torch.Tensor], prefix: str
 ) -> dict[str, torch.Tensor]:
-    """Return an adapter's tensors with the slots of sorted values, which `in_file_order` has left out."""
-    modules = _own_modules(model, adapter_name, prefix)
-    slots = {start: module.slots for start, module in modules.items() if isinstance(module, LayerAdapter)}
-    sorted_slots = {
-        f"{start}slots": torch.arange(len(each), dtype=each.dtype) for start, each in slots.items() if each is not None
-    }
-    return {**sorted_slots, **tensors}
+    """Return an adapter's tensors as its layers hold them: what `in_file_form` has changed, and older forms.
+
+    Raises:
+        ValueError: If a support in an older form is damaged.
+    """
+    changed: dict[str, torch.Tensor] = {}
+    for start, module in _own_modules(model, adapter_name, prefix).items():
+        if isinstance(module, LayerAdapter):
+            changed |= present_support(start, module.plan, tensors)
+            if module.slots is not None and f"{start}slots" not in tensors:
+                changed[f"{start}slots"] = torch.arange(len(module.slots), dtype=module.slots.dtype)
+    bases = {name: side.float() for name, side in tensors.items() if _IS_SIDE.search(name) and not is_selection(side)}
+    return {**tensors, **bases, **changed}
 
 
 def _own_modules(model: nn.Module, adapter_name: str, prefix: str) -> dict[str, nn.Module]:

@@ -86,7 +86,7 @@ class SparseGradLayer(DeltaLayer):
             with in_one_piece(self.get_base_layer()):
                 weight = self.get_base_weight()
                 found = hosvd_of_weight(weight.T if self.fan_in_fan_out else weight, plan.ranks)
-            basis.fill(found.U, found.V)
+            basis.choose(found.U, found.V)
         self.sparsegrad_adapter[adapter_name] = LayerAdapter(plan, self._initial_values(plan), basis)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)

@@ -21,7 +21,7 @@ from ..common.model_card import collect_facts
 from ..common.placement import check_weights_are_on_all_ranks, whole_shape
 from ..common.weighted_merge import WeightedMerge
 from .basis import Basis
-from .checkpoint import check_adapter_tensors, check_complete, in_file_order, warn_if_not_settled, with_slots
+from .checkpoint import check_adapter_tensors, check_complete, in_file_form, in_layer_form, warn_if_not_settled
 from .config import SparseGradConfig
 from .large_share import warn_of_large_share
 from .layer import SparseGradLayer, SparseGradLinear, layer_adapters
@@ -196,7 +196,7 @@ class SparseGradModel(DeltaTuner):
         warn_if_not_settled(layer_adapters(model, adapter_name), adapter_name)
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         check_complete(model, adapter_name, tensors, cls.prefix)
-        tensors = in_file_order(tensors)
+        tensors = in_file_form(tensors)
         trained = sum(adapter.values.numel() for adapter in layer_adapters(model, adapter_name))
         cast(SparseGradConfig, config).card_facts = collect_facts(
             model, adapter_name, config.task_type, trained, tensors, state_dict
@@ -208,7 +208,7 @@ class SparseGradModel(DeltaTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, torch.Tensor]
     ) -> dict[str, torch.Tensor]:
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        remapped = with_slots(model, adapter_name, remapped, cls.prefix)
+        remapped = in_layer_form(model, adapter_name, remapped, cls.prefix)
         check_adapter_tensors(model, adapter_name, remapped, cls.prefix)
         return remapped
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from ..common.adapter_file import ADVICE, check_finite, check_tensors
-from ..functional import is_selection, packed_support_size, unpack_support
+from ..functional import is_older_form, is_selection, pack_support, packed_support_size, unpack_support
 from .config import SparseGradConfig
 from .plan import LayerPlan, plan_weight
 
@@ -36,6 +36,7 @@ def check_stored(config: SparseGradConfig, tensors: Mapping[str, torch.Tensor]) 
     for module, parts in modules.items():
         start, plan = f"{module}.sparsegrad_", plans[module]
         given = {f"{start}{part}": tensor for part, tensor in parts.items() if not part.startswith("basis.")}
+        given |= present_support(f"{start}adapter.", plan, given)
         check_tensors(_layer_like(f"{start}adapter.", plan), given)
         check_layer(f"{start}adapter.", plan, given)
     for key in dict.fromkeys(plan.group_key for plan in plans.values()):
@@ -64,13 +65,29 @@ def check_layer(start: str, plan: LayerPlan, given: Mapping[str, torch.Tensor]) 
         raise ValueError(f"'{start}steps' must be at least -1, not {int(given[f'{start}steps'])}. {ADVICE}")
     if plan.dynamic:
         return
-    try:
-        positions = unpack_support(given[f"{start}support"], plan.num_entries, plan.k)
-    except ValueError as error:
-        raise ValueError(f"'{start}support': {error}. {ADVICE}") from error
+    positions = _positions(f"{start}support", plan, given[f"{start}support"])
     of_expert = (positions // (plan.num_entries // plan.num_experts)).bincount(minlength=plan.num_experts)
     if bool((of_expert != plan.k_of_expert).any()):
         raise ValueError(f"'{start}support' has another number of entries for one expert than for others. {ADVICE}")
+
+
+def present_support(start: str, plan: LayerPlan, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the support of a layer as it is packed now, by name, if the tensors given have it in an older form.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    name = f"{start}support"
+    if name not in given or not is_older_form(given[name], plan.num_entries, plan.k):
+        return {}
+    return {name: pack_support(_positions(name, plan, given[name]), plan.num_entries)}
+
+
+def _positions(name: str, plan: LayerPlan, packed: torch.Tensor) -> torch.Tensor:
+    try:
+        return unpack_support(packed, plan.num_entries, plan.k)
+    except ValueError as error:
+        raise ValueError(f"{name!r}: {error}. {ADVICE}") from error
 
 
 def check_side(name: str, side: torch.Tensor, weight_shape: tuple[int, int]) -> None:
@@ -115,8 +132,7 @@ def _layer_like(start: str, plan: LayerPlan) -> dict[str, torch.Tensor]:
         "steps": ((1,), torch.int64),
     }
     if not plan.dynamic:
-        size, dtype = packed_support_size(plan.num_entries, plan.k)
-        parts["support"] = ((size,), dtype)
+        parts["support"] = ((packed_support_size(plan.num_entries, plan.k),), torch.uint8)
     return {f"{start}{part}": torch.empty(shape, dtype=dtype, device="meta") for part, (shape, dtype) in parts.items()}
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from ..common.adapter_file import read_tensors
 from ..common.atomic import replacing
 from ..common.checksum import add_checksum
-from ..functional import unpack_support
+from ..functional import file_dtype, unpack_support
 from .adapter import LayerAdapter
 from .basis import Basis
 from .layer import layer_adapters
@@ -22,7 +22,7 @@ from .plan import LayerPlan
 from .settled import check_settled
 from .transition_contents import check_contents, read_contents
 
-FORMAT, VERSION = "peft_sparsegrad.transition_matrices", 1
+FORMAT, VERSION = "peft_sparsegrad.transition_matrices", 2
 
 
 def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], adapter_name: str = "default") -> None:
@@ -48,7 +48,7 @@ def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], ada
     for basis, plan in _first_of_groups(adapters).items():
         group = f"group.{len(groups)}"
         groups[group] = {"role": plan.role, "weight_shape": plan.weight_shape, "ranks": plan.ranks}
-        tensors.update({f"{group}.{name}": buffer for name, buffer in basis.named_buffers()})
+        tensors.update({f"{group}.{name}": side.to(file_dtype(side)) for name, side in basis.named_buffers()})
     for adapter in adapters:
         plan = adapter.plan
         if adapter.support is not None:

@@ -209,7 +209,7 @@ class WarmUpCollector:
         for basis, accumulator in self.hosvd.items():
             if is_main_process():
                 self.found[basis] = accumulator.result()
-                basis.fill(self.found[basis].U, self.found[basis].V)
+                basis.choose(self.found[basis].U, self.found[basis].V)
             _copy_buffers_from_main(basis)
         self.hosvd.clear()
 

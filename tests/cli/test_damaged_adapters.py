@@ -58,10 +58,10 @@ SPARSEGRAD = {
     "steps and a half": Damage("steps", instead(1.5, dtype=torch.float32), f"{STEPS} 1.5 (torch.float32)"),
     "steps below the warm-up": Damage("steps", instead(-2), f"{STEPS} -2"),
     "steps missing": Damage("steps", gone, "'model.layers.0.mlp.down_proj' has the tensors"),
-    "support of another type": Damage("support", as_dtype(torch.int64), "not as torch.int64 of shape (80,)"),
-    "support of truths": Damage("support", as_dtype(torch.bool), "not as torch.bool of shape (80,)"),
-    "support shorter": Damage("support", lambda t: t[:-1], "not as torch.uint8 of shape (79,)"),
-    "support of every entry": Damage("support", lambda t: t | 255, "the support has 640 entries, not 102"),
+    "support of another type": Damage("support", as_dtype(torch.int64), "not as torch.int64 of shape (63,)"),
+    "support of truths": Damage("support", as_dtype(torch.bool), "not as torch.bool of shape (63,)"),
+    "support shorter": Damage("support", lambda t: t[:-1], "not as torch.uint8 of shape (62,)"),
+    "support of every entry": Damage("support", lambda t: t | 255, "entries, not 102"),
     "support missing": Damage("support", gone, "'model.layers.0.mlp.down_proj' has the tensors"),
     "weight shape of experts": Damage("weight_shape", instead(32, 64, 1, dtype=torch.int32), "should have the shape"),
     "weight shape of int64": Damage("weight_shape", as_dtype(torch.int64), "the weight shape of"),
@@ -70,7 +70,7 @@ SPARSEGRAD = {
 
 IDENTITY = {
     "weight shape larger": Damage("weight_shape", lambda t: t * 2, "should have the shape (410,), not (102,)"),
-    "support of another type": Damage("support", as_dtype(torch.int64), "not as torch.int64 of shape (256,)"),
+    "support of another type": Damage("support", as_dtype(torch.int64), "not as torch.int64 of shape (84,)"),
 }
 
 DYNAMIC = {
@@ -95,7 +95,7 @@ GRADDROP = {
     "values in a row": Damage(DELTA, lambda t: t[None], "should be a vector, not of shape (1, 205)"),
     "values in a column": Damage(DELTA, lambda t: t[:, None], "should be a vector, not of shape (205, 1)"),
     "a single value": Damage(DELTA, lambda t: t[0], "should be a vector, not of shape ()"),
-    "values too few": Damage(DELTA, lambda t: t[1:], "the support has 205 entries, not 204"),
+    "values too few": Damage(DELTA, lambda t: t[1:], "a support of 204 of 2048 entries is stored"),
     "values empty": Damage(DELTA, lambda t: t[:0], "a support of 0 of 2048 entries is stored"),
     "support of floats": Damage(f"{DELTA}_support", as_dtype(torch.float32), "not as torch.float32"),
     "support of nothing": Damage(f"{DELTA}_support", lambda t: t * 0, "the support has 0 entries, not 205"),

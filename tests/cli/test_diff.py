@@ -6,6 +6,7 @@ from cli_tools import WEIGHTS, deltas
 from safetensors.torch import load_file, save_file
 
 from peft_sparsegrad.cli.diff import diff_adapters
+from peft_sparsegrad.functional import pack_support
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
 PAIRS = [
@@ -57,9 +58,7 @@ def test_overlap_of_supports_in_one_basis(shelf, copied):
     indices = adapter.indices
     free = next(i for i in range(adapter.plan.num_entries) if i not in indices)
     moved = torch.cat([indices[1:], torch.tensor([free])]).sort().values
-    mask = torch.zeros(len(tensors[key]) * 8, dtype=torch.uint8)
-    mask[moved] = 1
-    tensors[key] = (mask.view(-1, 8) * 2 ** torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    tensors[key] = pack_support(moved, adapter.plan.num_entries)
     save_file(tensors, path / WEIGHTS)
     found = diff_adapters(shelf.adapter("sparsegrad"), path)
     assert found.supports is None

@@ -47,10 +47,10 @@ def test_groups_are_those_of_the_model(shelf, name):
     for facts in found.groups:
         layers = groups[facts.modules, facts.weight_shape, (facts.rank_out, facts.rank_in)]
         assert facts.layers == len(layers)
-        assert 0 < facts.orthonormality_error < 1e-5
+        assert 0 < facts.orthonormality_error < 1e-3  # of columns that are rounded to float16
         deltas = torch.stack([layer.get_delta_weight("default") for layer in layers]).double()
         expected = torch.linalg.svdvals(deltas).mean(0)[: len(facts.singular_values)]
-        assert torch.allclose(torch.tensor(facts.singular_values).double(), expected, atol=1e-5)
+        assert torch.allclose(torch.tensor(facts.singular_values).double(), expected, atol=1e-4)
 
 
 def test_what_carries_the_delta(shelf):
@@ -216,7 +216,7 @@ DAMAGE = {
     "no weight shape": (changed("weight_shape", lambda t: t.zero_()), "the weight shape of"),
     "fewer values": (changed("values", lambda t: t[:-1].contiguous()), "should have the shape (102,), not (101,)"),
     "narrower basis": (changed("U", lambda t: t[:, :-1].contiguous()), "should have the shape (32, 10), not (32, 9)"),
-    "newer format": (in_config("format_version", 2), "has files of format 2, and this version of peft_sparsegrad"),
+    "newer format": (in_config("format_version", 3), "has files of format 3, and this version of peft_sparsegrad"),
 }
 
 

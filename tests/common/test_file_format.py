@@ -20,10 +20,10 @@ def test_newer_adapter_is_refused(tmp_path, name):
     get_peft_model(llama(), CONFIGS[name]).save_pretrained(tmp_path)
     path, base = tmp_path / "adapter_config.json", llama()
     config = json.loads(path.read_text())
-    assert config["format_version"] == 1
-    path.write_text(json.dumps({**config, "format_version": 2, "a_setting_of_tomorrow": 3}))
+    assert config["format_version"] == 2
+    path.write_text(json.dumps({**config, "format_version": 3, "a_setting_of_tomorrow": 3}))
     before = list(base.state_dict())
-    with pytest.raises(ValueError, match=r"files of format 2, and this version of peft_sparsegrad reads .* up to 1"):
+    with pytest.raises(ValueError, match=r"files of format 3, and this version of peft_sparsegrad reads .* up to 2"):
         PeftModel.from_pretrained(base, tmp_path)
     assert list(base.state_dict()) == before
 
@@ -35,6 +35,6 @@ def test_newer_transition_matrices_are_refused(tmp_path):
     with safe_open(tmp_path / "matrices.safetensors", framework="pt") as file:
         metadata = file.metadata()
     newer = str(tmp_path / "newer.safetensors")
-    save_file(load_file(tmp_path / "matrices.safetensors"), newer, metadata={**metadata, "version": "2"})
-    with pytest.raises(ValueError, match=r"newer.safetensors' has format 2, and this version .* up to 1: upgrade it"):
+    save_file(load_file(tmp_path / "matrices.safetensors"), newer, metadata={**metadata, "version": "3"})
+    with pytest.raises(ValueError, match=r"newer.safetensors' has format 3, and this version .* up to 2: upgrade it"):
         get_peft_model(llama(), SparseGradConfig(transition_matrices=newer))

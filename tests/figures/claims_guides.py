@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import log2
 from statistics import fmean
 
 from documents import Claim, Given
@@ -10,6 +11,8 @@ from measured import STORIES, differences, lead
 from transformers import LlamaConfig
 
 from benchmarks.rank_memory import llama_7b
+from peft_sparsegrad import SparseGradConfig
+from peft_sparsegrad.functional import packed_support_size
 from peft_sparsegrad.functional.core_size import core_ranks, num_trained_values
 
 CHAT, GLUE, DENSITY = "examples/llama2_chat/README.md", "examples/glue/README.md", "docs/guides/density-and-rank.md"
@@ -18,6 +21,13 @@ GPUS = "docs/guides/many-gpus.md"
 LLAMA = LlamaConfig()  # 7B
 VALUES = 22 * 100_000  # up and down projections of every third block
 NF4 = (4 + 8 / 64 + 32 / 64 / 256) / 8  # bytes of a weight, with scales of 64 that are quantised themselves
+
+
+def support_bytes() -> tuple[float, float]:
+    """Bytes a value of a support in the default slack, and the least that any exact form can have on average."""
+    slack, k = SparseGradConfig().slack, 100_000
+    entropy = slack * (-log2(1 / slack) / slack - (1 - 1 / slack) * log2(1 - 1 / slack))
+    return packed_support_size(int(slack * k), k) / k, entropy / 8
 
 
 @cache
@@ -63,6 +73,7 @@ def rank_of_bert() -> int:
 
 
 CLAIMS = [
+    Claim(NOTES, "{:.2f} bytes a value, where no exact form can have less than {:.2f} on average", support_bytes),
     Claim(CHAT, "alone, for {:.2f} billion parameters of which {:.2f} are", lambda: map(billions, parameters())),
     Claim(CHAT, "| weights in bf16 | {:.2f}e9 × 2 | {:.1f} |", in_16_bits),
     Claim(CHAT, "head in bf16 | {:.2f}e9 × {:.3f} + {:.2f}e9 × 2 | {:.1f} |", in_4_bits),
@@ -123,6 +134,5 @@ GIVEN = [
     Given(NOTES, "step is seen, 4,096 entries", "setting"),
     Given(NOTES, "1% of a 20 × 2 layer", "setting"),
     Given(NOTES, "a table of 65,536 quantiles", "setting"),
-    Given(NOTES, "1.5 bytes a value in place of 4", "12 bits of the mask for a value, against an int32"),
     Given("docs/quickstart.md", "That is 1% of", "setting"),
 ]

@@ -4,93 +4,14 @@ import torch
 from peft_sparsegrad.functional import (
     core_gradient,
     keep_largest,
-    pack_support,
-    packed_support_size,
     renew_support,
     select_support,
     spread_support,
-    unpack_support,
 )
-
-# (entries, k) on either side of the point where a bit mask becomes smaller than int32 indices
-MASK, INDICES = (100, 7), (1000, 7)
 
 
 def random_support(num_entries: int, k: int) -> torch.Tensor:
     return torch.randperm(num_entries, generator=torch.Generator().manual_seed(0))[:k].sort().values
-
-
-@pytest.mark.parametrize(
-    ("num_entries", "k"), [MASK, INDICES, (8, 8), (1, 1), (13, 13), (10_000, 1), (10_000, 9_999), (257, 64)]
-)
-def test_pack_and_unpack(num_entries, k):
-    indices = random_support(num_entries, k)
-    unpacked = unpack_support(pack_support(indices, num_entries), num_entries, k)
-    assert unpacked.dtype == torch.int64
-    assert torch.equal(unpacked, indices)
-
-
-@pytest.mark.parametrize(("num_entries", "k"), [MASK, INDICES, (320, 10), (321, 10), (10_000, 300), (10_000, 320)])
-def test_the_smaller_format_is_taken(num_entries, k):
-    packed = pack_support(random_support(num_entries, k), num_entries)
-    assert packed.nbytes == min(-(-num_entries // 8), 4 * k)
-    assert (packed.numel(), packed.dtype) == packed_support_size(num_entries, k)
-
-
-def test_layout_of_the_bit_mask():
-    packed = pack_support(torch.tensor([0, 3, 8]), 12)
-    assert packed.tolist() == [0b00001001, 0b00000001]
-
-
-def packed_indices(*indices: int) -> torch.Tensor:
-    return torch.tensor(indices, dtype=torch.int32)
-
-
-GOOD = (1, 5, 20, 300, 400, 998, 999)
-
-
-@pytest.mark.parametrize(
-    ("packed", "message"),
-    [
-        (torch.tensor(GOOD), "stored as torch.int32 of shape"),
-        (torch.tensor(GOOD, dtype=torch.float32), "stored as torch.int32 of shape"),
-        (torch.zeros(125, dtype=torch.uint8), "stored as torch.int32 of shape"),
-        (packed_indices(*GOOD[:-1]), "of 7 of 1000 entries"),
-        (packed_indices(*GOOD).view(1, 7), "shape"),
-        (packed_indices(1, 5, 20, 20, 400, 998, 999), "sorted, unique and within"),
-        (packed_indices(5, 1, 20, 300, 400, 998, 999), "sorted, unique and within"),
-        (packed_indices(-1, 5, 20, 300, 400, 998, 999), "sorted, unique and within"),
-        (packed_indices(1, 5, 20, 300, 400, 998, 1000), "sorted, unique and within"),
-        (packed_indices(1, 5, 20, 2**31 - 1, 400, 998, 999), "sorted, unique and within"),
-    ],
-)
-def test_damaged_indices(packed, message):
-    with pytest.raises(ValueError, match=message):
-        unpack_support(packed, *INDICES)
-
-
-def mask_with_bits(*bits: int) -> torch.Tensor:
-    mask = torch.zeros(13, dtype=torch.uint8)
-    for bit in bits:
-        mask[bit // 8] += 1 << bit % 8
-    return mask
-
-
-@pytest.mark.parametrize(
-    ("packed", "message"),
-    [
-        (mask_with_bits(0, 1, 2, 3, 4, 50), "has 6 entries, not 7"),
-        (mask_with_bits(0, 1, 2, 3, 4, 50, 60, 70), "has 8 entries, not 7"),
-        (mask_with_bits(), "has 0 entries, not 7"),
-        (mask_with_bits(0, 1, 2, 3, 4, 50, 101), "within"),
-        (mask_with_bits(0, 1, 2, 3, 4, 50, 60)[:-1], "stored as torch.uint8 of shape"),
-        (mask_with_bits(0, 1, 2, 3, 4, 50, 60).to(torch.int8), "stored as torch.uint8 of shape"),
-        (mask_with_bits(0, 1, 2, 3, 4, 50, 60).bool(), "stored as torch.uint8 of shape"),
-    ],
-)
-def test_damaged_mask(packed, message):
-    with pytest.raises(ValueError, match=message):
-        unpack_support(packed, *MASK)
 
 
 def test_select_takes_the_highest_scores_in_order_of_position():

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import batch, bert, llama, logits, train
 
 from peft_sparsegrad import GradDrop, GradDropConfig
+from peft_sparsegrad.functional import packed_support_size
 from peft_sparsegrad.graddrop.variants import VARIANTS
 
 TESTS = Path(__file__).parent.parent
@@ -131,15 +132,15 @@ def test_form_that_takes_the_fewest_bytes_is_chosen(model, tmp_path, count):
     tensors = saved(model, tmp_path)
     parts = {key: tensor for key, tensor in tensors.items() if key.startswith(WEIGHT)}
     size = sum(tensor.numel() * tensor.element_size() for tensor in parts.values())
-    dense, mask, indices = 4 * 128, 4 * count + 128 // 8 + 8, 4 * count + 4 * count + 8  # 8 for the shape
-    assert size == min(dense, mask, indices)
+    dense = 4 * 128
+    assert size == min(dense, 4 * count + packed_support_size(128, count) + 8)  # 8 for the shape
     if size == dense:
         assert parts.keys() == {WEIGHT}
         assert parts[WEIGHT].shape == (16, 8)
     else:
         assert parts.keys() == {WEIGHT, f"{WEIGHT}_support", f"{WEIGHT}_shape"}
         assert parts[f"{WEIGHT}_shape"].tolist() == [16, 8]
-        assert parts[f"{WEIGHT}_support"].dtype == (torch.int32 if indices < mask else torch.uint8)
+        assert parts[f"{WEIGHT}_support"].dtype == torch.uint8
         flat = deltas(model)["layers.0.up.weight"].detach().flatten()
         assert torch.equal(parts[WEIGHT], flat[flat != 0])
 
@@ -383,7 +384,7 @@ DAMAGE = {
     ),
     "too few indices": (
         lambda t: t.update({f"{DOWN}_support": torch.tensor([1, 5], dtype=torch.int32)}),
-        r"layers\.0\.down\.graddrop_adapter.*weight_delta.*stored as torch\.int32 of shape \(3,\)",
+        r"layers\.0\.down\.graddrop_adapter.*weight_delta.*stored as torch\.uint8 of shape \(7,\)",
     ),
 }
 # Loading under a new name begins with the file alone, and under the present one with the model.
@@ -394,9 +395,9 @@ def damaged(model, tmp_path):
     for name, count in (("up.weight", 60), ("down.weight", 3), ("up.bias", 16), ("down.bias", 8)):
         fill(deltas(model)[f"layers.0.{name}"], count)
     tensors = saved(model, tmp_path)
-    assert {key: tensor.dtype for key, tensor in tensors.items() if key.endswith("_support")} == {
-        f"{UP}_support": torch.uint8,
-        f"{DOWN}_support": torch.int32,
+    assert {key: len(tensor) for key, tensor in tensors.items() if key.endswith("_support")} == {
+        f"{UP}_support": 128 // 8,
+        f"{DOWN}_support": 7,
     }
 
     def damage(kind):

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tiny import adapted, llama, logits, train
 from transformers import AutoModelForCausalLM
 
+from peft_sparsegrad.functional import packed_support_size, unpack_support
+
 FILE = "adapter_model.safetensors"
 
 
@@ -77,15 +79,16 @@ def test_trained_and_saved_through_transformers_loads_in_peft(tmp_path):
     ("rank", "core_entries", "columns"),
     [("auto", [64 * 10, 10 * 64], 32 * 10 + 32 * 10), ((20, 12), [20 * 12] * 2, (64 + 32) * (20 + 12))],
 )
-def test_bytes_are_values_mask_and_one_set_of_matrices_per_group(tmp_path, rank, core_entries, columns):
-    """4 bytes a value, one bit an entry of the core, 16 bytes of state, 4 bytes an entry of U and V; then a header."""
+def test_bytes_are_values_supports_and_one_set_of_matrices_per_group(tmp_path, rank, core_entries, columns):
+    """4 bytes a value, its packed position, 16 bytes of state, 2 bytes an entry of U and V; then a header."""
     model = adapted(warmup_steps=4, rank=rank, slack=6)
     train(model, steps=5)
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / FILE)
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     k, blocks = 102, 3
-    assert size == sum(blocks * (4 * k + entries // 8 + 16) for entries in core_entries) + 4 * columns
+    layers = sum(4 * k + packed_support_size(entries, k) + 16 for entries in core_entries)
+    assert size == blocks * layers + 2 * columns
     assert sum(key.endswith((".U", ".V")) for key in tensors) == (2 if rank == "auto" else 4)
     assert (tmp_path / FILE).stat().st_size - size < 6000
     assert not [key for key in tensors if "gradient_sum" in key]
@@ -140,12 +143,12 @@ def test_damaged_adapter_is_refused_by_the_name_of_the_tensor(saved, kind):
     assert torch.equal(logits(model), expected)
 
 
-def test_indices_are_checked_where_they_are_not_a_mask(tmp_path):
+def test_indices_of_an_older_file_are_checked(tmp_path):
     model = adapted(num_values=10, rank="full")
     model.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / FILE)
     key = next(key for key in sorted(tensors) if key.endswith(".support"))
-    assert tensors[key].dtype == torch.int32
+    tensors[key] = unpack_support(tensors[key], 64 * 32, 10).int()
     for position, value in ((0, -1), (9, 64 * 32), (1, int(tensors[key][0]))):
         damaged = {**tensors, key: tensors[key].clone()}
         damaged[key][position] = value

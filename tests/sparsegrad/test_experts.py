@@ -102,7 +102,7 @@ def test_warm_up_finds_the_basis_of_all_experts_and_a_support_for_each():
         adapters = [each for each in layer_adapters(model, "default") if each.plan.name in own]
         assert len({each.basis for each in adapters}) == 1
         for mine, wanted in ((adapters[0].basis.V.double(), V), (adapters[0].basis.U.double(), U)):
-            torch.testing.assert_close(mine @ mine.T, wanted @ wanted.T, atol=1e-6, rtol=1e-6)
+            torch.testing.assert_close(mine @ mine.T, wanted @ wanted.T, atol=1e-3, rtol=0)  # rounded to float16
         for adapter in adapters:
             basis, k = adapter.basis, adapter.plan.k_of_expert
             for expert, gradient in enumerate(own[adapter.plan.name]):

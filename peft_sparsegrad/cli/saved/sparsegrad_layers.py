@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from peft import PeftConfig
 
-from ...functional import Core, unpack_support
+from ...functional import Core, is_selection, unpack_support
 from ...sparsegrad import SparseGradConfig
 from ...sparsegrad.plan import LayerPlan, plan_weight
 from ...sparsegrad.stored_layer import basis_like
@@ -50,9 +50,11 @@ class SavedLayer:
         return self.adapter.tensor(self.parts["adapter.values"]).float()
 
     def matrix(self, name: str) -> torch.Tensor | None:
-        """U (in, r_in) or V (out, r_out), or None for the identity; U may be a choice of columns (r_in,)."""
-        tensor = self.basis.get(f"basis.{name}")
-        return None if tensor is None else self.adapter.tensor(tensor)
+        """U (in, r_in) or V (out, r_out), float32, or None for the identity; U may be a choice of columns (r_in,)."""
+        if f"basis.{name}" not in self.basis:
+            return None
+        side = self.adapter.tensor(self.basis[f"basis.{name}"])
+        return side if is_selection(side) else side.float()
 
     def indices(self) -> torch.Tensor | None:
         """Sorted flat positions in the core, int64 (k,), or None where the whole core trains.

@@ -5,6 +5,7 @@ import re
 import claims_ablation
 import claims_cards
 import claims_comparison
+import claims_energy
 import claims_frontier
 import claims_gpu
 import claims_graddrop
@@ -23,6 +24,7 @@ MODULES = (
     claims_cards,
     claims_comparison,
     claims_graddrop,
+    claims_energy,
     claims_frontier,
     claims_gpu,
     claims_guides,

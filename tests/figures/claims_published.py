@@ -10,8 +10,8 @@ from typing import Any
 from claims_cards import SHAPES
 from documents import Claim, Given
 from measured import RESULTS, memory_to_lora, step
-from scipy import stats
 
+from benchmarks.compare.difference import interval
 from peft_sparsegrad import SparseGradConfig
 
 PAGE, VARIANTS, MPNET = "docs/results/sparsegrad.md", "bench_variants", "glue_mpnet.jsonl"
@@ -103,18 +103,17 @@ def row_of_stsb(method: str) -> Claim:
     def values() -> list[float]:
         rate, own = scores("frozen", method)
         differences = [one - other for one, other in zip(own, scores("frozen", "lora")[1], strict=True)]
-        middle, half = interval(differences)
-        difference = [] if method == "lora" else [middle, middle - half, middle + half]
+        difference = [] if method == "lora" else [statistics.mean(differences), *interval(differences)]
         rate_trained, trained = scores("trained", method)
-        return [*interval(own), rate, *difference, *interval(trained), rate_trained, *costs_frozen(method)]
+        return [*with_half(own), rate, *difference, *with_half(trained), rate_trained, *costs_frozen(method)]
 
     return Claim(PAGE, f"| {OF_MPNET[method]} | {cells} |", values)
 
 
-def interval(numbers: list[float]) -> tuple[float, float]:
+def with_half(numbers: list[float]) -> tuple[float, float]:
     """The mean, and half of Student's 95% interval."""
-    half = stats.t.ppf(0.975, len(numbers) - 1) * statistics.stdev(numbers) / len(numbers) ** 0.5
-    return statistics.mean(numbers), float(half)
+    low, high = interval(numbers)
+    return statistics.mean(numbers), (high - low) / 2
 
 
 CLAIMS = [

@@ -50,7 +50,7 @@ def save(method: str, folder: str) -> dict[str, Any]:
     """Train and save half-way; return the end."""
     model, optimizer = prepared(method, warm_up=True)
     steps(model, optimizer, 0, HALF)
-    dcp.save(states(model, optimizer), checkpoint_id=folder, no_dist=not dist.is_initialized())
+    dcp.save(states(model, optimizer), checkpoint_id=folder)
     steps(model, optimizer, HALF, STEPS)
     return results(model)
 
@@ -59,7 +59,7 @@ def resume(method: str, folder: str) -> dict[str, Any]:
     """Go on from half-way; return the end."""
     model, optimizer = prepared(method, warm_up=False)
     state = states(model, optimizer)
-    dcp.load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    dcp.load(state, checkpoint_id=folder)
     set_model_state_dict(model, state["model"], options=StateDictOptions(strict=False))
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
     steps(model, optimizer, HALF, STEPS)

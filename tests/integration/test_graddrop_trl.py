@@ -50,7 +50,7 @@ def deltas(model):
 
 def quantized(path):
     llama(hidden_size=64, intermediate_size=128).save_pretrained(path)
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     return AutoModelForCausalLM.from_pretrained(path, quantization_config=config)
 
 

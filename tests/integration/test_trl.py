@@ -58,7 +58,7 @@ def test_trains_saves_and_reloads(tmp_path, warm_up, gradient_checkpointing):
 def test_quantized_base_keeps_float32_values(tmp_path):
     pytest.importorskip("bitsandbytes")
     llama(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", quantization_config=config)
     trainer = sft(base, tmp_path / "out")
     assert_has_learned(trainer.model)

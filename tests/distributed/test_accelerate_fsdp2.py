@@ -5,6 +5,7 @@ import torch
 from peft import PeftModel
 from ranks import Failure
 from tiny import llama, logits
+from versions import needs_fsdp2_on_a_cpu
 
 SCRIPT = "accelerate_fsdp2"
 METHODS = [pytest.param("LoRA", marks=pytest.mark.slow), "default", "GradDrop held"]
@@ -17,6 +18,7 @@ def base(tmp_path_factory):
     return folder
 
 
+@needs_fsdp2_on_a_cpu
 @pytest.mark.parametrize("efficient", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", METHODS)
 def test_two_ranks_train_and_save_what_one_process_does(ranks, base, tmp_path, method, efficient):

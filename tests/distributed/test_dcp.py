@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from versions import needs_fsdp2_on_a_cpu
 
 SCRIPT = "dcp"
 CASES = [
@@ -24,6 +25,7 @@ CASES = [
 ]
 
 
+@needs_fsdp2_on_a_cpu
 @pytest.mark.parametrize(("method", "saved_on", "resumed_on"), CASES)
 def test_a_resumed_run_is_the_uninterrupted_one(ranks, tmp_path, method, saved_on, resumed_on):
     folder = str(tmp_path / "checkpoint")

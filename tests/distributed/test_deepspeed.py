@@ -7,6 +7,7 @@ from peft import PeftModel
 from ranks import Failure
 from test_engines import assert_close, assert_equal
 from tiny import llama, logits
+from versions import needs_deepspeed_without_a_scheduler
 
 pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
 
@@ -57,6 +58,7 @@ def test_experts_are_refused_under_zero_3_on_every_rank(ranks, method):
         assert "use ZeRO-2 or FSDP2, or leave `target_parameters` out" in error
 
 
+@needs_deepspeed_without_a_scheduler
 @pytest.mark.parametrize(("engine", "method"), [
     ("ZeRO-2", "default, warmed up in training"),
     *(

@@ -4,6 +4,7 @@ import engines
 import pytest
 import torch
 from ranks import Failure
+from versions import needs_fsdp2_on_a_cpu
 
 SCRIPT = "engines"
 IN_EVERY_RUN = {
@@ -24,7 +25,14 @@ IN_EVERY_RUN = {
 }
 ENGINES = [*IN_EVERY_RUN, "FSDP2, offload", "DDP, accumulation", "ZeRO redundancy"]
 CASES = [
-    pytest.param(engine, method, marks=[] if method in IN_EVERY_RUN.get(engine, ()) else pytest.mark.slow)
+    pytest.param(
+        engine,
+        method,
+        marks=[
+            *([needs_fsdp2_on_a_cpu] if engine.startswith("FSDP2") else []),
+            *([] if method in IN_EVERY_RUN.get(engine, ()) else [pytest.mark.slow]),
+        ],
+    )
     for engine in ENGINES
     for method in engines.METHODS
 ]
@@ -68,6 +76,7 @@ def test_two_gpus_train_what_one_process_does(ranks, one_process, engine, method
     assert_close(found, one_process(method, "accumulation" in engine), relative=0.02)
 
 
+@needs_fsdp2_on_a_cpu
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["default", "dynamic", "GradDrop held", "GradDrop on LoRA"])
 @pytest.mark.parametrize("engine", ["FSDP2, bf16", "FSDP2, bf16, accumulation, reduced each time"])
@@ -75,6 +84,7 @@ def test_bf16_comes_close_to_one_process_in_float32(ranks, one_process, engine, 
     assert_close(ranks("train_by_torch", engine=engine, method=method), one_process(method, "accum" in engine), 0.3)
 
 
+@needs_fsdp2_on_a_cpu
 def test_four_ranks_of_which_some_have_no_part_of_a_layer(ranks, one_process):
     """The adapter has fewer values than FSDP2 needs for a piece for each rank."""
     found = ranks("train_by_torch", world=4, engine="FSDP2", method="few values")

@@ -3,6 +3,7 @@
 import importlib.util
 
 import pytest
+from versions import needs_fsdp2_of_two_dtypes, needs_fsdp2_on_a_cpu
 
 from benchmarks.rank_memory import ENGINES
 
@@ -14,6 +15,7 @@ CASES = [
         name,
         marks=[
             *([needs_deepspeed] if name.startswith("ZeRO") else []),
+            *([needs_fsdp2_of_two_dtypes] if name.startswith("FSDP2") else []),
             *([] if name in IN_EVERY_RUN else [pytest.mark.slow]),
         ],
     )
@@ -30,6 +32,7 @@ def test_the_first_rank_holds_what_is_counted_and_others_no_more(ranks, engine):
             assert 0.95 * counted[kind] <= size <= counted[kind], (method, kind)
 
 
+@needs_fsdp2_on_a_cpu
 def test_memory_of_a_step_is_that_of_the_ranks_own_parts(ranks):
     for found in ranks("step_memory"):
         assert found["moments"] <= found["optimizer"] <= found["moments"] + 1000  # and the numbers of steps

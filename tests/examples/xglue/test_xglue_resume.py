@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -99,16 +100,13 @@ def test_a_checkpoint_that_was_cut_short_is_passed_over(tmp_path):
 
 def test_no_checkpoint_is_of_a_finished_epoch_without_scores(options, tmp_path, monkeypatch):
     """With checkpoints every 2 steps and epochs of 4; one of step 4 must have the first epoch's scores."""
-    kept = []
-    monkeypatch.setattr("transformers.trainer.rotate_checkpoints", lambda **kwargs: kept.append(1))
-    monkeypatch.setattr(train.shutil, "rmtree", lambda *args, **kwargs: None)
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)  # keeps every checkpoint
     train.main([*options, "--tasks", "QAM", "--methods", "graddrop", "--save-steps", "2"])
     states = {
         int(path.parent.name.rpartition("-")[2]): json.loads(path.read_text())["log_history"]
         for path in tmp_path.glob("out/checkpoints/*/checkpoint-*/trainer_state.json")
     }
     assert {step: len(history) for step, history in states.items()} == {2: 0, 4: 1, 6: 1}
-    assert len(kept) == 3
 
 
 def test_what_a_kill_left_after_a_result_is_cleaned_up(options, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from experiments.json_files import read_json, write_json
 from experiments.terminal import run_and_exit
 from peft_sparsegrad.cli.errors import InputError
 
-from .measure import measure_contender
+from .process import ContenderFailed, rows_of_process
 from .settings import CONTENDERS, SETTINGS, SMALL_SETTINGS, Setting
 from .suite import run_gpu_tests
 from .table import tables
@@ -91,7 +90,6 @@ def measure_all(options: argparse.Namespace, device: torch.device, result: dict[
                 print(f"{shape}, {name}: left out, it would not end in {options.minutes:g} minutes", flush=True)
                 continue
             measure_one(options, device, result, shape, name)
-            free(device)
             slowest = max(slowest, time.perf_counter() - started)
 
 
@@ -102,12 +100,12 @@ def measure_one(
     setting = (SMALL_SETTINGS if options.small else SETTINGS)[shape]
     result["failed"].pop(f"{shape}, {name}", None)
     try:
-        for row in measure_contender(name, setting, device, options.rounds):
+        for row in rows_of_process(name, setting, device, options.rounds):
             add_row(result, {"shape": shape, "contender": name, "weights": str(setting.weights), **row})
             write_json(options.json, result)
             print(f"{shape}, {name}, {row['tokens']} tokens: {row['median_ms']:.1f} ms", flush=True)
-    except (RuntimeError, ValueError) as error:
-        result["failed"][f"{shape}, {name}"] = f"{type(error).__name__}: {error}"
+    except ContenderFailed as error:
+        result["failed"][f"{shape}, {name}"] = str(error)
         write_json(options.json, result)
         print(f"{shape}, {name}: failed: {error}", flush=True)
 
@@ -122,13 +120,6 @@ def add_row(result: dict[str, Any], row: dict[str, Any]) -> None:
     """Add a row, in place of one of a run that was killed before its contender was complete."""
     keys = ("shape", "contender", "tokens")
     result["rows"] = [old for old in result["rows"] if any(old[key] != row[key] for key in keys)] + [row]
-
-
-def free(device: torch.device) -> None:
-    """Give back what the last model held, so that it is in no peak of the next."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from fresh import fork_server
 
 from benchmarks.gpu import __main__ as program
 from benchmarks.gpu import measure
@@ -18,6 +22,7 @@ MLP = 2 * 2 * 64 * 256
 
 
 def bench(out: Path, *options: str, contenders: list[str] = FEW) -> int:
+    fork_server()  # before the benchmark starts its own: a process has only one, and the tests' lacks the package
     small = ["--device", "cpu", "--small", "--rounds", "2", "--json", str(out)]
     return program.main([*small, "--contenders", *contenders, *options])
 
@@ -68,13 +73,33 @@ def test_a_second_run_measures_only_what_is_missing(measured, tmp_path, capsys):
     assert [row["tokens"] for row in again] == [row["tokens"] for row in rows]
 
 
-def test_a_contender_that_fails_leaves_the_others_their_turn(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(CONTENDERS, "lora r=16", ("lora", {"rank": -1}))
-    assert bench(tmp_path / "gpu.json", "--shapes", "llama", contenders=["lora r=16", "frozen"]) == 1
-    result = json.loads((tmp_path / "gpu.json").read_text())
-    assert {row["contender"] for row in result["rows"]} == {"frozen"}
-    assert list(result["failed"]) == ["llama, lora r=16"]
-    assert "llama, lora r=16: failed" in capsys.readouterr().out
+class Deadly:
+    """What ends the process that a setting with it is sent to."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"tokens": (32, 0)}, "[A-Z][A-Za-z]+Error: .+"),
+        ({"weights": Deadly()}, "its process ended with exit code 3"),
+    ],
+)
+def test_a_contender_that_fails_or_dies_leaves_the_others_their_turn(tmp_path, monkeypatch, capsys, settings, reason):
+    out, llama = tmp_path / "gpu.json", SMALL_SETTINGS["llama"]
+    monkeypatch.setitem(SMALL_SETTINGS, "llama", replace(llama, **settings))
+    assert bench(out, "--shapes", "llama", "bert", contenders=["frozen"]) == 1
+    result = json.loads(out.read_text())
+    before = [("llama", 32)] if "tokens" in settings else []
+    assert [(row["shape"], row["tokens"]) for row in result["rows"]] == [*before, ("bert", 32), ("bert", 64)]
+    assert list(result["failed"]) == ["llama, frozen"]
+    assert re.fullmatch(reason, result["failed"]["llama, frozen"], re.DOTALL)
+    assert f"llama, frozen: failed: {result['failed']['llama, frozen']}" in capsys.readouterr().out
+    monkeypatch.setitem(SMALL_SETTINGS, "llama", llama)
+    assert bench(out, "--shapes", "llama", "bert", contenders=["frozen"]) == 0
+    assert json.loads(out.read_text())["failed"] == {}
 
 
 def test_nothing_begins_that_would_end_too_late(tmp_path, capsys):

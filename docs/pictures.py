@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, Trainer, TrainingArguments
 
 from examples._text import draw_batches, standard_library_code, standard_library_docstrings
@@ -54,16 +54,16 @@ def draw_all(folder: Path) -> None:
 
 
 def sparsegrad_pictures(base: LlamaForCausalLM) -> dict[str, Figure]:
-    """Name to figure, of one layer's gradient and of an adapter with the default settings."""
+    """Name to figure, of an adapter with the default settings, and of one layer's gradient in its basis."""
     code = code_blocks()
-    batches = draw_batches(code[:-BATCH], 32, BATCH, seed=1)
-    report, supports = adapter_of(base, batches)
-    gradient, U, V = gradient_and_basis(base, batches, code[-BATCH:])
+    adapted, report = warmed_up(base, draw_batches(code[:-BATCH], 8, BATCH, seed=1))
+    gradient = gradient_of(base, code[-BATCH:])
+    basis = next(adapter.basis for adapter in layer_adapters(adapted, "default") if adapter.plan.name == LAYER)
     return {
-        "gradient_heat_map": gradient_heat_map(gradient, U, V, LAYER),
-        "sorted_magnitudes": gradient_magnitudes(gradient, U, V, LAYER),
+        "gradient_heat_map": gradient_heat_map(gradient, basis.U, basis.V, LAYER),
+        "sorted_magnitudes": gradient_magnitudes(gradient, basis.U, basis.V, LAYER),
         "spectra": spectra(report),
-        "support_map": support_maps(supports),
+        "support_map": support_maps(supports_of(adapted)),
         "energy_over_training": energy_over_training(train_with_log(base, code)),
     }
 
@@ -164,34 +164,28 @@ def copy_of(base: LlamaForCausalLM) -> LlamaForCausalLM:
     return model
 
 
-def gradient_and_basis(
-    base: LlamaForCausalLM, batches: list[dict[str, torch.Tensor]], held_out: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """∂L/∂W of a batch that the warm-up has not seen, and the paper's two full transition matrices."""
-    adapted = get_peft_model(copy_of(base), SparseGradConfig(rank="full"))
-    warmup(adapted, batches, progress=False)
-    basis = next(each.basis for each in layer_adapters(adapted, "default") if each.plan.name == LAYER)
+def warmed_up(base: LlamaForCausalLM, batches: list[dict[str, torch.Tensor]]) -> tuple[PeftModel, WarmUpReport]:
+    """Return a copy of the model with an adapter of the default settings, and what its warm-up found."""
+    adapted = get_peft_model(copy_of(base), SparseGradConfig())
+    return adapted, warmup(adapted, batches, progress=False)
+
+
+def gradient_of(base: LlamaForCausalLM, held_out: torch.Tensor) -> torch.Tensor:
+    """Return ∂L/∂W of a batch that the warm-up has not seen."""
     model = copy_of(base)
     model(input_ids=held_out, labels=held_out).loss.backward()
     gradient = model.get_submodule(LAYER).weight.grad
     assert isinstance(gradient, torch.Tensor)
-    assert basis.U is not None
-    assert basis.V is not None
-    return gradient, basis.U, basis.V
+    return gradient
 
 
-def adapter_of(
-    base: LlamaForCausalLM, batches: list[dict[str, torch.Tensor]]
-) -> tuple[WarmUpReport, list[LayerSupport]]:
-    """What a warm-up of the default settings finds."""
-    model = get_peft_model(copy_of(base), SparseGradConfig())
-    report = warmup(model, batches, progress=False)
+def supports_of(adapted: PeftModel) -> list[LayerSupport]:
+    """Return the entries that train, layer by layer."""
     supports = []
-    for adapter in layer_adapters(model, "default"):
-        plan = adapter.plan
+    for adapter in layer_adapters(adapted, "default"):
         assert adapter.indices is not None
-        supports.append(LayerSupport(plan.name, plan.role, adapter.indices, plan.core_shape))
-    return report, supports
+        supports.append(LayerSupport(adapter.plan.name, adapter.plan.role, adapter.indices, adapter.plan.core_shape))
+    return supports
 
 
 def train_with_log(base: LlamaForCausalLM, code: torch.Tensor) -> list[dict[str, float]]:

@@ -7,6 +7,8 @@ standard library, adapts it to the standard library's source code, loads the ada
 With a checkpoint and a text of your own:
 
     python -m examples.quickstart --model PATH_OR_ID --data FILE
+
+The small LLaMA, of a few million parameters, takes a learning rate of 4e-2. From a hundred million on begin with 1e-3.
 """
 
 from __future__ import annotations
@@ -234,9 +236,9 @@ def parse_args() -> argparse.Namespace:
     add("--batch-size", type=positive_int, default=8, help="blocks in a batch (%(default)s)")
     add("--block-length", type=positive_int, default=128, help="tokens in a block (%(default)s)")
     add("--density", type=share, default=0.01, help="share of each weight that trains (%(default)s)")
-    add("--lr", type=positive_float, help="SparseGrad's learning rate (0.04; 0.001 with --model)")
-    add("--lora-lr", type=positive_float, help="LoRA's learning rate (0.04; 0.001 with --model)")
-    add("--warmup-batches", type=positive_int, default=16, help="batches for SparseGrad's warm-up (%(default)s)")
+    add("--lr", type=positive_float, help="SparseGrad's learning rate (0.001 with --model; 0.04 for the small LLaMA)")
+    add("--lora-lr", type=positive_float, help="LoRA's learning rate (0.001 with --model; 0.04 for the small LLaMA)")
+    add("--warmup-batches", type=positive_int, default=8, help="batches for SparseGrad's warm-up (%(default)s)")
     add("--target-modules", nargs="+", help="names of the linear layers to adapt (default: the MLP's)")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base model (%(default)s)")
     add("--seed", type=int, default=0, help="(%(default)s)")

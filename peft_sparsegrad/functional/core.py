@@ -44,7 +44,7 @@ class Core(NamedTuple):
         if self.indices is None:
             return self.values.to(dtype).view(self.shape)
         entries = self.values.new_zeros(self.shape[0] * self.shape[1], dtype=dtype)
-        return entries.index_copy(0, self.indices, self.values.to(dtype)).view(self.shape)
+        return entries.index_copy_(0, self.indices, self.values.to(dtype)).view(self.shape)
 
     def scaled(self, factor: float) -> Core:
         """Return the core times a factor, which the gradients of its values and of its leaf have too.

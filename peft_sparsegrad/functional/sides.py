@@ -57,7 +57,7 @@ def from_core(z: torch.Tensor, side: Side, features: int) -> torch.Tensor:
     if side is None:
         return z
     if is_selection(side):
-        return z.new_zeros(*z.shape[:-1], features).index_copy(-1, side, z)
+        return z.new_zeros(*z.shape[:-1], features).index_copy_(-1, side, z)
     return z @ side.T
 
 

@@ -75,11 +75,16 @@ CLAIMS = [
         lambda: [statistics.fmean(scores("frozen", method)[1]) for method in ("paper", "sparsegrad", "lora")],
     ),
     Claim(README, "lost {:.3f} of loss on SmolLM2", lambda: [lost_at_a_quarter()]),
-    Claim(README, "time of {:.0f} steps", lambda: warmup("sparsegrad", "warmup_in_steps")[:1]),
+    Claim(README, "time of {:.0f} steps at BERT", lambda: warmup("sparsegrad", "warmup_in_steps")[:1]),
     Claim(README, "and {:.0f} at LLaMA 1B's", lambda: warmup("sparsegrad", "warmup_in_steps")[1:]),
     Claim(README, "{:.1f} and {:.1f} seconds", lambda: warmup("sparsegrad", "warmup_seconds")),
     Claim(README, '`basis="columns"` of {:.0f} and {:.0f}.', lambda: warmup("columns", "warmup_in_steps")),
     Claim(README, "| {:.2f} to {:.2f} times LoRA's on a CPU", step_times),
+    Claim(
+        README,
+        "{:.2f} and {:.2f} times with 1,024 tokens, {:.2f} and {:.2f} with 4,096",
+        lambda: [to_lora("sparsegrad", "least_ms", *batch) for batch in sorted(BATCHES, key=lambda batch: batch[1])],
+    ),
     Claim(README, "| {:g} | {:g} |", lambda: [*rates("sparsegrad", STORIES), *rates("lora", STORIES)]),
     Claim(README, "| {:g} and {:g} | {:g} |", lambda: [*rates("sparsegrad", STSB, COLA), *rates("lora", STSB, COLA)]),
     Claim(
@@ -101,5 +106,6 @@ GIVEN = [
     Given(README, "3.10 or later", "pyproject.toml"),
     Given(README, "with 95% intervals", "setting"),
     Given(README, "By 95% intervals", "setting"),
+    *(Given(README, words, "setting") for words in ("with 1,024 tokens", "with 4,096")),
     Given(README, "LLaMA of 0.26M parameters", "setting"),
 ]

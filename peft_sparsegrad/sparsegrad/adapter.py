@@ -99,7 +99,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         self.warmup: WarmUp | None = None
         self.report: WarmUpReport | None = None
         self.probe: Observer | None = None
-        self.small_steps: SmallSteps | None = None  # of all layers, on the first one
+        self.small_steps: SmallSteps | None = None  # of all layers, on the last one, so that a copy has them in order
         self.skip_zeros = False
         self._indices = Derived(partial(_indices, num_entries=plan.num_entries, k=plan.k))
         self._num_steps, self._is_settled = Derived(_first), Derived(_is_not_negative)

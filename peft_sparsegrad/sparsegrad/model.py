@@ -67,7 +67,7 @@ class SparseGradModel(DeltaTuner):
             self._transition_file.apply(adapters)
         self._start_like_the_first(model, config, adapter_name)
         if adapters and not config.inference_mode:
-            adapters[0].small_steps = SmallSteps(adapter_name, adapters)
+            adapters[-1].small_steps = SmallSteps(adapter_name, adapters)
         waiting = [adapter for adapter in adapters if not adapter.is_settled]
         if waiting:
             needs_basis = waiting[0].plan.basis_needs_data and self._transition_file is None

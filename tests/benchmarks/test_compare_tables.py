@@ -13,12 +13,13 @@ from benchmarks.compare.__main__ import main
 from benchmarks.compare.difference import interval, verdict
 from benchmarks.compare.runs import Run
 from benchmarks.compare.selection import best_rate, series_of
+from benchmarks.energy import table as table_of_energy
 from benchmarks.frontier.costs import measured_methods
 from benchmarks.frontier.runs import Run as FrontierRun
 from examples.glue.runs import Run as GlueRun
 from examples.glue.table import report
 from examples.xglue.runs import Run as CrosslingualRun
-from experiments.results import append_result, read_results
+from experiments.results import append_result, read_json_lines, read_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -189,6 +190,8 @@ def test_the_results_in_the_repository_can_be_read():
             assert read_results(path, CrosslingualRun)
         elif path.name == "frontier_costs.jsonl":
             assert measured_methods(path)
+        elif path.name == "energy.jsonl":
+            assert table_of_energy(read_json_lines(path))
         elif path.name.startswith("frontier"):
             assert read_results(path, FrontierRun)
         else:

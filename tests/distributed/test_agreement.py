@@ -103,7 +103,9 @@ def test_rank_that_is_killed_ends_the_other(ranks):
 def same(found, expected, atol=1e-5):
     assert found["state"].keys() == expected["state"].keys()
     for name, tensor in found["state"].items():
-        assert torch.allclose(tensor.double(), expected["state"][name].double(), atol=atol), name
+        # A basis is rounded to float16, which may put two numbers on both sides of a border.
+        rtol = 2**-10 if ".sparsegrad_basis." in name else 1e-5
+        assert torch.allclose(tensor.double(), expected["state"][name].double(), rtol, atol), name
     for name, support in found["supports"].items():
         assert torch.equal(support, expected["supports"][name]), name
 

@@ -41,7 +41,8 @@ def in_full_precision(weight: torch.Tensor, x: torch.Tensor) -> bool:
 def dtype_of_product(weight: torch.Tensor) -> torch.dtype:
     """Return the dtype in which a linear layer with this weight computes."""
     device_type = weight.device.type
-    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else weight.dtype
+    autocasts = torch.is_autocast_enabled(device_type) and weight.dtype != torch.float64  # which it leaves alone
+    return torch.get_autocast_dtype(device_type) if autocasts else weight.dtype
 
 
 def _has_global_hooks() -> bool:

@@ -111,6 +111,13 @@ def test_autocast_and_trained_bases_take_the_delta(written_out):
     assert torch.equal(base_layer.bias.grad, torch.full((48,), 200.0))
 
 
+def test_a_float64_layer_keeps_its_precision_under_autocast_which_leaves_it_alone():
+    model = one_layer(nn.Linear(32, 48).double(), basis="svd").double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(MANY.double())
+    torch.testing.assert_close(found, model(MANY.double()), rtol=1e-12, atol=1e-12)
+
+
 def test_global_hooks_see_the_frozen_layer(written_out):
     """Profilers use them."""
     seen = []

@@ -104,7 +104,7 @@ def _attached(name: str, model: nn.Module, density: float, **settings: Any) -> t
 def _keep_delta_on_the_output(model: nn.Module) -> None:
     """Let the layers leave the weight as it is, however many tokens there are."""
     for layer in _layers(model):
-        layer.materialising_pays = _never
+        layer.writing_out_pays = _never
 
 
 def _never(*problem: object) -> bool:

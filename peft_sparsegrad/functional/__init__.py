@@ -4,7 +4,7 @@ from .column_energy import ColumnEnergy
 from .core import Core
 from .core_size import column_ranks, core_ranks, core_shape, num_trained_values
 from .delta import delta_product, delta_weight, observe_gradient
-from .delta_linear import delta_linear, materialising_pays
+from .delta_linear import delta_linear, writing_out_pays
 from .hosvd import ExactHosvd, Hosvd, SketchedHosvd, gradient_energy, hosvd_accumulator, hosvd_of_weight
 from .masked_layer import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .masks import (
@@ -70,7 +70,6 @@ __all__ = [
     "masked_layer",
     "masked_linear",
     "masked_sum",
-    "materialising_pays",
     "num_trained_values",
     "observe_gradient",
     "observe_weight_gradient",
@@ -93,4 +92,5 @@ __all__ = [
     "stream_key",
     "to_core",
     "unpack_support",
+    "writing_out_pays",
 ]

@@ -67,8 +67,9 @@ class Core(NamedTuple):
         """Return `dy V`: output gradients (..., out) in the basis of the core, (..., r_out)."""
         return dy if self.V is None else dy @ self.V
 
-    def add_output(self, y: torch.Tensor, xu: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
+    def add_output(self, y: torch.Tensor, xu: torch.Tensor) -> torch.Tensor:
         """Return `y + xu Sᵀ Vᵀ` in the memory of y (tokens, out), for rotated inputs xu (tokens, r_in)."""
+        S = self.matrix(y.dtype)
         return y.addmm_(xu, S.T) if self.V is None else y.addmm_(xu @ S.T, self.V.T)
 
     def add_input(self, dx: torch.Tensor, dxu: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ def delta_linear(
     return _DeltaLinear.apply(x, weight, bias, writes_out, *core)  # pyright: ignore[reportReturnType]
 
 
-def materialising_pays(
+def writing_out_pays(
     tokens: int, weight_shape: tuple[int, int], ranks: tuple[int | None, int | None], selects: bool = False
 ) -> bool:
     """Return whether writing the weight out clearly takes fewer operations than adding the delta to the output.
@@ -80,26 +80,26 @@ class _DeltaLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, writes_out, *parts):
         given, rows = Core(*parts), x.reshape(-1, x.shape[-1])
+        trains = given.values.requires_grad
         if writes_out:
             core = given.on(weight)
             y = F.linear(rows, _written_out(weight, core), bias)
-            xu = core.rotate_input(rows) if given.values.requires_grad else None
+            xu = core.rotate_input(rows) if trains else None
         else:
             y = F.linear(rows, weight, bias)  # under autocast in its dtype
             core = given.on(y)
-            xu, S = core.rotate_input(rows.to(y.dtype)), core.matrix(y.dtype)
-            y = core.add_output(y, xu, S)
+            xu = core.rotate_input(rows.to(y.dtype))
+            y = core.add_output(y, xu)
         ctx.writes_out, ctx.x_shape = writes_out, x.shape
         ctx.sizes = {"shape": given.shape, "in_features": given.in_features}
-        kept_S = None if writes_out or given.shape[0] > len(rows) else S  # no larger than x U, which is kept
-        ctx.save_for_backward(xu if given.values.requires_grad else None, kept_S, weight, *given[:4])
+        ctx.save_for_backward(xu if trains else None, weight, *given[:4])
         # Detached, because autograd forbids to modify a view that was made in here.
         return y.view(*x.shape[:-1], y.shape[-1]).detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):  # pyright: ignore[reportIncompatibleMethodOverride]
-        xu, S, weight, *tensors = ctx.saved_tensors
+        xu, weight, *tensors = ctx.saved_tensors
         dy = dy.reshape(-1, dy.shape[-1])
         core = Core(*tensors, **ctx.sizes).on(dy)
         dz = core.rotate_output(dy)
@@ -107,8 +107,7 @@ class _DeltaLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0] and ctx.writes_out:
             dx = (dy @ _written_out(weight, core)).view(ctx.x_shape)
         elif ctx.needs_input_grad[0]:
-            S = core.matrix(dy.dtype) if S is None else S
-            dx = core.add_input(dy @ weight.to(dy.dtype), dz @ S).view(ctx.x_shape)
+            dx = core.add_input(dy @ weight.to(dy.dtype), dz @ core.matrix(dy.dtype)).view(ctx.x_shape)
         if ctx.needs_input_grad[4]:
             gradient = dz.T @ xu
             dvalues = core.values_gradient(gradient)

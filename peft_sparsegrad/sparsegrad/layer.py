@@ -14,7 +14,7 @@ from ..common.delta_layer import DeltaLayer, restore_float32
 from ..common.lora_factors import LoraFactors
 from ..common.placement import check_data_parallel, in_one_piece
 from ..common.targeting import in_out_features
-from ..functional import delta_linear, delta_weight, hosvd_of_weight, materialising_pays
+from ..functional import delta_linear, delta_weight, hosvd_of_weight, writing_out_pays
 from .adapter import LayerAdapter
 from .basis import Basis
 from .lora_factors import lora_factors
@@ -144,7 +144,7 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
     """SparseGrad on a `torch.nn.Linear`, a transformers `Conv1D`, or a quantised linear layer.
 
     Attributes:
-        materialising_pays: Called with (tokens, weight shape, ranks, whether columns are chosen); returns whether to
+        writing_out_pays: Called with (tokens, weight shape, ranks, whether columns are chosen); returns whether to
             add the delta to the weight and not to the output, where that is possible. A benchmark replaces it to force
             one of the two.
     """
@@ -160,7 +160,7 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
     ) -> None:
         super().__init__()
         SparseGradLayer.__init__(self, base_layer, **kwargs)
-        self.materialising_pays: Callable[..., bool] = materialising_pays
+        self.writing_out_pays: Callable[..., bool] = writing_out_pays
         self._active_adapter = adapter_name
         self.update_layer(adapter_name, plan, basis, inference_mode)
 
@@ -205,7 +205,7 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         if not in_full_precision(cast(nn.Linear, self.base_layer).weight, x):
             return False
         tokens = x.numel() // self.in_features
-        return self.materialising_pays(tokens, plan.weight_shape, plan.ranks, plan.selects_columns)
+        return self.writing_out_pays(tokens, plan.weight_shape, plan.ranks, plan.selects_columns)
 
     def _replicate_for_data_parallel(self) -> SparseGradLinear:
         check_data_parallel(self.sparsegrad_adapter)

@@ -97,7 +97,7 @@ def test_gradients_are_those_out_of_place(layer, config, settings, number, opera
 def test_with_the_weight_written_out(number):
     models = [adapted("linear", SparseGradConfig, "product") for _ in range(2)]
     for model in models:
-        model.get_base_model().layer.materialising_pays = lambda *problem: True
+        model.get_base_model().layer.writing_out_pays = lambda *problem: True
     shape = LAYERS["linear"][1][number]
     assert_same(*models, shape, "all")
     assert models[0].get_base_model().layer(torch.randn(shape).double()).grad_fn.name() == "_DeltaLinearBackward"

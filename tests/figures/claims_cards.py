@@ -21,7 +21,7 @@ from measured import (
     step,
 )
 
-from peft_sparsegrad.functional.delta_linear import materialising_pays
+from peft_sparsegrad.functional.delta_linear import writing_out_pays
 
 SPARSEGRAD, GRADDROP = (f"peft_sparsegrad/{method}/README.md" for method in ("sparsegrad", "graddrop"))
 SHAPES = ("bert", "llama")
@@ -46,7 +46,7 @@ def paper_to_ours(shape: str) -> float:
 
 def tokens_from_which_the_weight_is_written_out() -> int:
     """Least tokens of a batch, to hundreds, at BERT base's `intermediate.dense` with the rank that it has at 1%."""
-    tokens = next(n for n in itertools.count(1) if materialising_pays(n, (3072, 768), (None, 96)))
+    tokens = next(n for n in itertools.count(1) if writing_out_pays(n, (3072, 768), (None, 96)))
     return round(tokens, -2)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from versions import needs_one_graph
 
 from peft_sparsegrad import SparseGradConfig, SparseGradLinear
-from peft_sparsegrad.functional import materialising_pays
+from peft_sparsegrad.functional import writing_out_pays
 from peft_sparsegrad.sparsegrad import layer as layer_module
 
 MANY = torch.randn(200, 32)
@@ -24,11 +24,11 @@ def written_out(monkeypatch):
         calls, allowed = 0, True
 
     def pays(*problem):
-        decision = Count.allowed and materialising_pays(*problem)
+        decision = Count.allowed and writing_out_pays(*problem)
         Count.calls += decision
         return decision
 
-    monkeypatch.setattr(layer_module, "materialising_pays", pays)
+    monkeypatch.setattr(layer_module, "writing_out_pays", pays)
     return Count
 
 

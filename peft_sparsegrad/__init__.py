@@ -1,5 +1,6 @@
 """SparseGrad and GradDrop as PEFT methods. Importing this package registers them."""
 
+from .common import bitsandbytes_notice  # noqa: F401 - before the first import of peft
 from .common.lora_conversion import LoraConversion, convert_to_lora
 from .common.output_change import OutputChange
 from .common.registration import register

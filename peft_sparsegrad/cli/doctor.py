@@ -27,7 +27,7 @@ from .doctor_runs import (
     run_lora_conversion,
     run_sparsegrad,
 )
-from .doctor_versions import conflicts
+from .doctor_versions import conflicts, lacking
 from .output import errors_only, new_console, print_facts, print_json, print_table
 from .saved.methods import NEED_THE_IMPORT
 
@@ -78,7 +78,7 @@ def doctor_command(
 
     Exit status: 0, or 1 if something failed that the package cannot do without.
     """
-    versions, checks = installed_versions(), [check_versions(), check_registration(), *run_checks()]
+    versions, checks = installed_versions(), [check_versions(), check_newer(), check_registration(), *run_checks()]
     if as_json:
         print_json({"versions": versions, "checks": [asdict(check) for check in checks]})
     else:
@@ -101,6 +101,15 @@ def check_versions() -> Check:
     if found:
         return Check("versions that go together", "fail", True, "; ".join(found), "pip install what is asked for")
     return Check("versions that go together", "pass", True, "all that ask for one another")
+
+
+def check_newer() -> Check:
+    """Check that nothing the package can do needs newer versions than the installed ones."""
+    found = lacking()
+    if found:
+        way_out = "upgrade what stands in brackets, if you want to use it"
+        return Check("parts that need newer versions", "skip", False, "; ".join(found), way_out)
+    return Check("parts that need newer versions", "pass", False, "none")
 
 
 def check_registration() -> Check:

@@ -1,4 +1,4 @@
-"""Which of the installed packages ask for another version of one another."""
+"""Which of the installed packages ask for another version of one another, and what needs a newer one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
+
+# What works with LoRA's and this package's oldest versions only in part: the feature, and the requirement it has.
+_NEWER = {
+    "`torch.compile` of an adapted model in one graph": "torch>=2.7",
+    "FSDP2 on a CPU": "torch>=2.7",
+    "FSDP2 with a base of another dtype than the adapter's": "torch>=2.8",
+    "the experts' `grouped_mm`": "torch>=2.9",
+    "DeepSpeed in the Trainer without a scheduler in its configuration": "transformers>=5.2",
+    "resuming the Trainer on several CPU processes": "transformers>=5.20",
+    "bitsandbytes' optimizers on a CPU": "bitsandbytes>=0.50",
+}
 
 
 def conflicts(names: Iterable[str]) -> list[str]:
@@ -20,6 +31,16 @@ def conflicts(names: Iterable[str]) -> list[str]:
         for name in installed
         for wanted in _requirements(name)
         if wanted.name in installed and not wanted.specifier.contains(installed[wanted.name], prereleases=True)
+    ]
+
+
+def lacking() -> list[str]:
+    """Return what needs newer versions than are installed, `"FSDP2 on a CPU (torch>=2.7)"`."""
+    wanted = {feature: Requirement(line) for feature, line in _NEWER.items()}
+    return [
+        f"{feature} ({requirement})"
+        for feature, requirement in wanted.items()
+        if (found := _version(requirement.name)) is not None and not requirement.specifier.contains(found, True)
     ]
 
 

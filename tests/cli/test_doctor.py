@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
+from packaging.version import Version
 from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
@@ -80,3 +81,17 @@ def test_versions_installed_here_go_together():
     from peft_sparsegrad.cli.doctor_versions import conflicts
 
     assert conflicts(["peft-sparsegrad", "peft", "transformers", "trl", "accelerate", "no-such-package"]) == []
+
+
+def test_what_needs_newer_versions_is_told_and_is_no_fault(command, monkeypatch):
+    from peft_sparsegrad.cli import doctor, doctor_versions
+
+    monkeypatch.setattr(doctor, "_RUNS", ())
+    assert "FSDP2" not in command("doctor").out or Version(version("torch")) < Version("2.8")
+    monkeypatch.setattr(doctor_versions, "_version", {"torch": "2.7.1+cpu", "transformers": "5.2.0"}.get)
+    check = next(check for check in command("doctor", "--json").json["checks"] if "newer" in check["name"])
+    assert (check["status"], check["essential"]) == ("skip", False)
+    assert "FSDP2 with a base of another dtype than the adapter's (torch>=2.8)" in check["detail"]
+    assert "FSDP2 on a CPU" not in check["detail"]
+    assert "DeepSpeed" not in check["detail"]
+    assert "bitsandbytes" not in check["detail"], "what is not installed is no news"

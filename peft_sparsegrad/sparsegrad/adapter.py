@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,39 +16,20 @@ from ..common.pieces import refuse_views
 from ..common.scaling import ScaledPart
 from ..functional import (
     Core,
-    LinearGradient,
-    ObservedGradient,
     Side,
-    StackedGradient,
     delta_product,
-    observe_gradient,
-    observe_weight_gradient,
     pack_support,
     spread_support,
     stacked_sum,
     unpack_support,
 )
 from .basis import Basis
+from .observers import Observer, WarmUp, observe_output, observe_weight
 from .plan import LayerPlan
 from .report import WarmUpReport
 from .small_steps import SmallSteps
 from .stored_layer import present_support
 from .training_state import TrainingState
-
-# Called in the backward pass with the adapter and the gradient of its weight; returns whether it could use it.
-Observer: TypeAlias = "Callable[[LayerAdapter, ObservedGradient], bool]"
-
-
-class WarmUp(Protocol):
-    """An observer of the gradients from which bases and supports are chosen."""
-
-    def __call__(self, adapter: LayerAdapter, gradient: ObservedGradient) -> bool:
-        """Observe the gradient of a weight, and return whether it could be used."""
-        ...
-
-    def enter(self, adapter: LayerAdapter) -> None:
-        """Note that a forward pass comes to a layer, and end what the passes so far have completed."""
-        ...
 
 
 class LayerAdapter(KeptBuffers, ScaledPart):
@@ -162,11 +143,11 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         """Return `result + ((x U) Sᵀ) Vᵀ` for x (..., in) and result (..., out), and let the observer see x and dy."""
         observer = self.observer
         if observer is not None and not self.is_settled:  # the values are and stay zero: no delta to add
-            return _observe(self, result, x, observer, True)  # pyright: ignore[reportCallIssue]
+            return observe_output(self, result, x, observer, True)  # pyright: ignore[reportCallIssue]
         result = delta_product(result, x, self.core_in(result.dtype), self.skip_zeros)
         if observer is None:
             return result
-        return _observe(self, result, x, observer, False)  # pyright: ignore[reportCallIssue]
+        return observe_output(self, result, x, observer, False)  # pyright: ignore[reportCallIssue]
 
     def add_to_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """Return `weight + V S Uᵀ` of every expert, in the weight's own shape, and let the observer see its gradient.
@@ -179,7 +160,7 @@ class LayerAdapter(KeptBuffers, ScaledPart):
             weight = stacked_sum(weight, self.core, self.plan.num_experts)
         if observer is None:
             return weight
-        return _observe_weight(self, weight, observer, not is_settled)  # pyright: ignore[reportCallIssue]
+        return observe_weight(self, weight, observer, not is_settled)  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
     def settle(self, indices: torch.Tensor | None = None) -> None:
@@ -271,18 +252,3 @@ def _first(steps: torch.Tensor) -> int:
 
 def _is_not_negative(steps: torch.Tensor) -> bool:
     return int(steps.item()) >= 0
-
-
-@torch.compiler.disable
-def _observe(
-    adapter: LayerAdapter, result: torch.Tensor, x: torch.Tensor, observer: Observer, blocks: bool
-) -> torch.Tensor:
-    return observe_gradient(result, x, adapter.values, lambda x, dy: observer(adapter, LinearGradient(x, dy)), blocks)
-
-
-@torch.compiler.disable
-def _observe_weight(adapter: LayerAdapter, weight: torch.Tensor, observer: Observer, blocks: bool) -> torch.Tensor:
-    def observe(gradient: torch.Tensor) -> bool:
-        return observer(adapter, StackedGradient(gradient.view(-1, *adapter.plan.weight_shape)))
-
-    return observe_weight_gradient(weight, adapter.values, observe, blocks)

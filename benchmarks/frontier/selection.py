@@ -78,9 +78,10 @@ def _series(results: Results, costs: list[Record]) -> list[Series]:
     if len(settings) > 1:
         raise InputError(f"the results of a task are of several settings, {sorted(settings)}: give them apart")
     order = [*METHODS, *sorted({run.method for run in results}.difference(METHODS))]
-    by_model = {line["method"]: line for line in costs if line["model"] == next(iter(results)).model}
+    one = next(iter(results))
+    of_task = {line["method"]: line for line in costs if (line["model"], line["task"]) == (one.model, one.task)}
     return [
-        _one(method, {run: results[run] for run in results if run.method == method}, by_model.get(method, {}))
+        _one(method, {run: results[run] for run in results if run.method == method}, of_task.get(method, {}))
         for method in order
         if any(run.method == method for run in results)
     ]

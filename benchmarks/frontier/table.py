@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.compare.difference import interval, verdict
+from experiments.json_files import Record
 from experiments.tables import markdown_table
 
 from .selection import Series, best_lora, half_width, load
@@ -54,8 +55,17 @@ def _caption(task: str, series: list[Series], reference: Series | None) -> str:
         f"{task}, {run['model']}: {run['steps']} passes of {run['batch_size']}, {run['precision']}, "
         f"{where['device']}, torch {where['torch']}. Mean and 95% interval of Student's t over the seeds. {compared}"
         "Each method is at the learning rate that did best on the search's rows with the first seed; * marks one at "
-        "the edge of those tried."
+        f"the edge of those tried.{_where_costs_are_from(series, where)}"
     )
+
+
+def _where_costs_are_from(series: list[Series], where: Record) -> str:
+    """Return a sentence on where step time and memory were measured, if not where the runs were."""
+    places = {line["environment"]["device"] for each in series if (line := each.costs)} - {where["device"]}
+    if not places:
+        return ""
+    names = ["a CPU" if place == "cpu" else place for place in sorted(places)]
+    return f" Step time and memory are from another machine, {' and '.join(names)}: only their ratios say something."
 
 
 def _row(series: Series, reference: Series | None, higher: bool) -> list[str]:

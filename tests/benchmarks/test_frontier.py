@@ -131,8 +131,14 @@ def test_an_interrupted_campaign_goes_on_and_is_drawn(folder, tmp_path, capsys):
     assert main(["costs", *common, "--out", str(costs), "--rounds", "1"]) == 0
     capsys.readouterr()
     assert main(["table", str(out), "--costs", str(costs)]) == 0
-    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| LoRA r=2")]
+    table = capsys.readouterr().out
+    (row,) = [line for line in table.splitlines() if line.startswith("| LoRA r=2")]
     assert "±" in row
+    assert "another machine" not in table
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    elsewhere.write_text(costs.read_text().replace('"device": "cpu"', '"device": "a GPU"'))
+    assert main(["table", str(out), "--costs", str(elsewhere)]) == 0
+    assert "are from another machine, a GPU: only their ratios" in capsys.readouterr().out
     assert main(["plot", str(out), "--costs", str(costs), "--out", str(tmp_path)]) == 0
     assert {path.suffix for path in tmp_path.glob("frontier_llama.*")} == {".png", ".svg"}
 

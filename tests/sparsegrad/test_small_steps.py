@@ -50,6 +50,11 @@ def test_a_warm_up_of_the_learning_rate_is_no_reason(warmup_of_the_rate):
     assert not train(model(), 1e-3, lambda step: min(1.0, step / warmup_of_the_rate), steps=66)
 
 
+@pytest.mark.parametrize("steps", [34, 48, 100])
+def test_a_fall_of_the_learning_rate_is_no_reason(steps):
+    assert not train(model(), 1e-3, lambda step: 1 - step / steps, steps=steps)
+
+
 def test_after_a_warm_up_of_a_small_learning_rate_it_is_said():
     assert len(train(model(), 5e-5, lambda step: min(1.0, step / 16), steps=66)) == 1
 

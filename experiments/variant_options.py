@@ -25,7 +25,8 @@ SETTINGS = [
 def add_variant_options(add: Callable[..., Any]) -> None:
     """Add the options to a parser or a group of it, whose `add_argument` this is."""
     add("--rank", type=rank, help="of SparseGrad: columns of V and U: auto, full, a number, OUT,IN (the method's)")
-    add("--basis", choices=["hosvd", "svd", "identity"], help="of SparseGrad: where U and V come from (the method's)")
+    bases = ["hosvd", "columns", "svd", "identity"]
+    add("--basis", choices=bases, help="of SparseGrad: where U and V come from (the method's)")
     add("--support", choices=["static", "dynamic"], help="of SparseGrad: see `SparseGradConfig` (the method's)")
     add("--slack", type=positive_float, help="of SparseGrad: entries of the core per trained value (the method's)")
     add(

@@ -112,6 +112,7 @@ def _show(console: Console, found: Inspection, every: bool) -> None:
         ("task", found.task_type),
         ("targets", targets if isinstance(targets, str) or targets is None else ", ".join(sorted(targets))),
         ("settings", ", ".join(f"{key}={value}" for key, value in sorted(found.settings.items()))),
+        ("trained values", f"{sum(layer.values for layer in found.layers):,}" if found.layers else None),
         ("numbers in the file", f"{found.parameters:,}"),
         ("bytes", f"{found.bytes:,}"),
         ("to load it", "import peft_sparsegrad" if found.method in NEED_THE_IMPORT else None),

@@ -21,8 +21,8 @@ from .mixed_batches import mixed_batch
 from .placement import check_model, check_targets
 from .targeted_config import TargetedConfig
 from .targeted_parameters import TargetedParameter, targeted_parameters
-from .targeting import base_modules, targeted_modules
-from .unmatched_names import similar_names, unmatched, warn_of_unmatched
+from .targeting import targeted_modules
+from .unmatched_names import warn_of_unmatched, why_none_matches
 from .unusual_layers import check_layer
 from .weighted_merge import WeightedMerge, check_adapters, check_new_name, check_no_svd
 
@@ -39,8 +39,7 @@ class DeltaTuner(BaseTuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except NoMatchingPeftModuleError as error:
-            wrong = unmatched(config.target_modules, [name for name, _ in base_modules(model)])
-            raise NoMatchingPeftModuleError(f"{error} {similar_names(model, wrong)}".rstrip()) from None
+            raise NoMatchingPeftModuleError(f"{error} {why_none_matches(model, config)}".rstrip()) from None
         layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, DeltaLayer)}
         adapted = {name: layer for name, layer in layers.items() if layer.has_adapter(adapter_name)}
         if adapted and not config.inference_mode:

@@ -146,13 +146,15 @@ def card_section(config: Any, directory: str | os.PathLike[str], facts: CardFact
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a method that have a value, by name."""
-    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(config.items())}
+    """Return the settings of a method that have a value and an effect, by name."""
+    without = {"density"} if config.get("num_values") is not None else set()
+    shown = sorted((key, value) for key, value in config.items() if key not in without)
+    settings = {key: sorted(value) if isinstance(value, set) else value for key, value in shown}
     return {key: value for key, value in settings.items() if key not in NOT_SETTINGS and value not in (None, {}, [])}
 
 
 def _snippet(config: Any, directory: str | os.PathLike[str], facts: CardFacts) -> str:
-    lines = ["import peft_sparsegrad  # pip install peft-sparsegrad", "from peft import PeftModel"]
+    lines = ["import peft_sparsegrad  # of the package peft-sparsegrad", "from peft import PeftModel"]
     if facts.base_import is None:
         lines += ["", f"base = ...  # the {facts.base_class} that was adapted, with its weights"]
     else:

@@ -37,6 +37,17 @@ def warn_of_unmatched(model: nn.Module, config: Any) -> None:
         _warn("modules_to_save", wrong, "so no such module is trained or saved", model)
 
 
+def why_none_matches(model: nn.Module, config: Any) -> str:
+    """Return a sentence on why no module is a target: its block is left out, or no module has such a name."""
+    wrong = unmatched(config.target_modules, [name for name, _ in base_modules(model)])
+    if wrong or isinstance(config.target_modules, str) or config.layers_to_transform is None:
+        return similar_names(model, wrong)
+    return (
+        f"The names are right, but `layers_to_transform={config.layers_to_transform}` with "
+        f"`layers_pattern={config.layers_pattern}` leaves none of these modules: blocks are counted from 0."
+    )
+
+
 def similar_names(model: nn.Module, names: Iterable[str]) -> str:
     """Return a sentence with names of modules that resemble `names` or, failing that, those of the linear layers."""
     near: dict[str, None] = {}

@@ -133,7 +133,10 @@ class LayerAdapter(KeptBuffers, ScaledPart):
     def begin_pass(self) -> None:
         """Note that a forward pass comes to this layer, so that a warm-up that is complete ends before it."""
         if self.warmup is not None and (torch.is_grad_enabled() or self.training) and not in_backward():
-            self.warmup.enter(self)
+            if self.is_settled:  # loaded since the adapter was added
+                self.warmup = None
+            else:
+                self.warmup.enter(self)
         if self.plan.dynamic and self.observer is None and not torch.compiler.is_compiling():
             if torch.is_grad_enabled():
                 refuse_views(self.values, "choose the entries of a dynamic support", "set support='static'")

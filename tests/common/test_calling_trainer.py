@@ -54,7 +54,7 @@ def test_card_of_the_trainer_keeps_what_an_adapter_needs_to_load(tmp_path, metho
         trainer.create_model_card(model_name="tuned")
         card = card_of(trainer)
         assert "tuned" in card.split("## ")[0], "the Trainer's own card"
-        assert card.count("import peft_sparsegrad  # pip install peft-sparsegrad") == 1
+        assert card.count("import peft_sparsegrad  # of the package peft-sparsegrad") == 1
         assert card.count(f"## {method} adapter") == 1
         assert card.count("## What was left out of this file") == (method == "GradDrop")
         assert card.index("import peft_sparsegrad") < card.index("## Training procedure")

@@ -34,6 +34,13 @@ def test_peft_s_error_has_names_of_the_model(config, names, hint):
     assert list(base.state_dict()) == keys
 
 
+@pytest.mark.parametrize("where", [{"layers_to_transform": [7]}, {"layers_to_transform": 0, "layers_pattern": "h"}])
+def test_names_that_are_right_are_not_blamed_for_blocks_that_are_left_out(where):
+    with pytest.raises(NoMatchingPeftModuleError, match="The names are right, but `layers_to_transform=") as error:
+        get_peft_model(llama(), SparseGradConfig(target_modules=["up_proj"], **where))
+    assert "Similar names" not in str(error.value)
+
+
 @pytest.mark.parametrize("config", BOTH)
 @pytest.mark.parametrize(
     ("settings", "message"),

@@ -167,6 +167,7 @@ def test_values_of_another_type_are_named(settings, message):
 FIELDS = ("rank", "basis", "support", "renewal_steps")
 VARIANTS = {
     "sparsegrad": ("auto", "hosvd", "static", 25),
+    "columns": ("auto", "columns", "static", 25),
     "full-bases": ("full", "hosvd", "static", 25),
     "sparsegrad-dynamic": ("auto", "hosvd", "dynamic", 25),
     "paper": ("full", "hosvd", "dynamic", 25),

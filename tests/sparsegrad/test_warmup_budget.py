@@ -46,6 +46,25 @@ def test_a_trainers_run_trains_after_a_quarter_of_its_passes(tmp_path, caplog, s
     assert f"warm-up is done, the adapter 'default' trains from now on: {passes} backward passes" in caplog.text
 
 
+@pytest.mark.parametrize("callbacks", [[], [SparseGradCallback()]])
+@pytest.mark.parametrize("is_trainable", [True, False])
+def test_an_adapter_that_was_loaded_has_no_warm_up_to_speak_of(tmp_path, caplog, callbacks, is_trainable):
+    """Loaded for inference it is no matter of warm-ups either: torch's own error is all that is said."""
+    trained = adapted(warmup_steps=DEFAULT)
+    train(trained, steps=DEFAULT + 1)
+    trained.save_pretrained(tmp_path / "adapter")
+    caplog.clear()
+    loaded = PeftModel.from_pretrained(llama(), tmp_path / "adapter", is_trainable=is_trainable)
+    run = trainer(loaded, tmp_path, callbacks, max_steps=4)
+    if is_trainable:
+        run.train()
+        assert all(norm > 0 for norm in norms(run))
+    else:
+        with pytest.raises((ValueError, RuntimeError)):
+            run.train()
+    assert "warm-up" not in caplog.text
+
+
 def test_lora_in_such_a_run_trains_from_its_first_step(tmp_path):
     model = get_peft_model(llama(), LoraConfig(target_modules=["up_proj"], task_type="CAUSAL_LM"))
     run = trainer(model, tmp_path, max_steps=3)

@@ -132,7 +132,15 @@ def _singular_values(layer: SavedLayer) -> torch.Tensor | None:
 
 def group_table(groups: list[GroupFacts]) -> Table:
     """Return the groups as a table."""
-    columns = ("modules", "layers", "weight", "rank of V", "rank of U", "off orthonormal", "singular values of ΔW")
+    columns = (
+        "modules",
+        "layers",
+        "weight",
+        "rank of V",
+        "rank of U",
+        "off orthonormal",
+        "singular values of ΔW, mean",
+    )
     rows = [
         (
             *(group.modules, group.layers, shape(group.weight_shape), group.rank_out, group.rank_in),

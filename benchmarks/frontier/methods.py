@@ -22,6 +22,7 @@ SMALL = 5e-5  # middle of the first three rates where the weights themselves tra
 LARGE = 1e-3  # where few values do
 # Ranks of the layers whose output side is narrower, so that the default core is put on their input side.
 INPUT_SIDES = {"down_proj": (None, 184), "output.dense": (None, 368)}
+PUBLISHED = "SparseGrad as published"
 SEED = "seed"  # a setting with this value gets the run's seed
 
 
@@ -148,7 +149,7 @@ METHODS: dict[str, Method] = {
         _columns("0.25%", density=0.0025),
         _columns("5%", density=0.05),
         _columns("1%, slack 1", slack=1.0),
-        _named("SparseGrad", "input sides", SparseGradConfig, rank_pattern=INPUT_SIDES),
+        Method("SparseGrad input sides", "SparseGrad input sides", SparseGradConfig, {"rank_pattern": INPUT_SIDES}),
         _lora(8, "all-linear"),
         _columns("1%", "all-linear"),
         _density(0.01, "all-linear"),
@@ -163,7 +164,7 @@ METHODS: dict[str, Method] = {
         replace(_named("C3A", "block 64", C3AConfig, block_size=64), middle=6.3e-3),
         _named("SparseGrad", "slack 4", SparseGradConfig, slack=4.0),
         Method("SparseGrad, nothing called", "SparseGrad", SparseGradConfig, warmup=False),
-        Method("SparseGrad as published", "paper", SparseGradConfig, SparseGradConfig.variants["paper"]),
+        Method(PUBLISHED, PUBLISHED, SparseGradConfig, SparseGradConfig.variants["paper"]),
         Method("MeProp", "MeProp", SparseGradConfig, SparseGradConfig.variants["meprop"]),
         Method("GradDrop", "GradDrop", GradDropConfig, {"seed": SEED}, middle=SMALL),
         _lora(4, "all-linear"),

@@ -94,7 +94,10 @@ def _draw(tasks: dict[str, list[Series]], stem: Path) -> list[Path]:
 
 
 def _draw_family(axis: Any, series: list[Series], panel: Panel, look: dict[str, Any], label: str) -> None:
-    """Draw the methods of a family with 95% intervals, joined by a line in the order of their trained values."""
+    """Draw the methods of a family with 95% intervals, joined by a line in the order of their trained values.
+
+    Those with a single seed have no interval, and are hollow.
+    """
     known = [(each, value) for each in series if (value := panel.value(each)) is not None]
     known.sort(key=lambda pair: next(iter(pair[0].records.values()))["trained_parameters"])
     if not known:
@@ -103,6 +106,11 @@ def _draw_family(axis: Any, series: list[Series], panel: Panel, look: dict[str, 
     means = [statistics.fmean(each.scores) for each, _ in known]
     errors = [half_width(each.scores) or 0.0 for each, _ in known]
     axis.errorbar(places, means, errors, label=label, capsize=2, markersize=5, linewidth=1, **look)
+    one_seed = [
+        (place, mean) for place, mean, (each, _) in zip(places, means, known, strict=True) if len(each.scores) < 2
+    ]
+    hollow = {**look, "linestyle": "", "markerfacecolor": "white"}
+    axis.plot(*zip(*one_seed, strict=True), markersize=5, zorder=3, **hollow)
 
 
 def _look(number: int) -> dict[str, Any]:

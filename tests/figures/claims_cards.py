@@ -10,7 +10,6 @@ from measured import (
     COLA,
     STORIES,
     STSB,
-    all_series,
     differences,
     graddrop,
     lead,
@@ -61,11 +60,6 @@ def file_to_default(label: str, file: str) -> float:
     return recorded(STORIES, label, "adapter_bytes", file) / recorded(STORIES, "sparsegrad", "adapter_bytes")
 
 
-def runs_of_the_paper() -> list[str]:
-    """The labels of the runs with two full bases and a dynamic support."""
-    return [label for file in ("comparison", "ablation") for _, label in all_series(file) if label.startswith("paper")]
-
-
 def correlation(label: str) -> float:
     """Mean correlation on STS-B, of GradDrop's runs."""
     return mean(STSB, label, "metric", "graddrop")
@@ -110,7 +104,6 @@ CLAIMS = [
         ],
     ),
     Claim(SPARSEGRAD, "takes {:.1f} and {:.1f} times the default's step", lambda: map(paper_to_ours, SHAPES)),
-    Claim(SPARSEGRAD, "itself has {} run in these results", lambda: ["no" if not runs_of_the_paper() else "a"]),
     Claim(
         GRADDROP,
         "takes as long as plain fine-tuning's, {:.2f} and {:.2f} times",

@@ -4,21 +4,25 @@
 
 Options that are not listed here go to PEFT's program. It needs a GPU and access to meta-llama/Llama-3.2-3B, and writes
 its result below `method_comparison/MetaMathQA` in the checkout, as for PEFT's own methods. No learning rate in
-`training_params.json` is tuned for this task.
+`training_params.json` is tuned for this task. An experiment with a `masks.json`, settings of `GradDropConfig`, trains
+its adapter of another method with GradDrop's masks on it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import peft
 import torch
 
-from peft_sparsegrad import SparseGradAdam
+from peft_sparsegrad import GradDrop, GradDropConfig, SparseGradAdam
 
 HERE = Path(__file__).resolve().parent
 EXPERIMENTS = sorted(
@@ -40,10 +44,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"--peft-source: there is no {script}; clone https://github.com/huggingface/peft")
     # The program takes the optimizer that `training_params.json` names from this module.
     torch.optim.SparseGradAdam = SparseGradAdam  # pyright: ignore[reportAttributeAccessIssue]
+    masks = HERE / "experiments" / options.experiment / "masks.json"
+    if masks.exists():  # and adapts the model with this function
+        settings = json.loads(masks.read_text("utf-8"))
+        peft.get_peft_model = masked(peft.get_peft_model, settings)  # pyright: ignore[reportAttributeAccessIssue]
     os.chdir(HERE)  # it takes paths of the form experiments/METHOD/NAME
     sys.path.insert(0, str(script.parent))
     sys.argv = [str(script), f"experiments/{options.experiment}", *passed_on]
     runpy.run_path(str(script), run_name="__main__")
+
+
+def masked(get_peft_model: Callable[..., Any], settings: dict[str, Any]) -> Callable[..., Any]:
+    """Return `get_peft_model` that also puts GradDrop's masks on what trains."""
+
+    def adapt(*args: Any, **kwargs: Any) -> Any:
+        model = get_peft_model(*args, **kwargs)
+        model.graddrop = GradDrop(model, GradDropConfig(**settings))  # as long as the model lives
+        return model
+
+    return adapt
 
 
 if __name__ == "__main__":

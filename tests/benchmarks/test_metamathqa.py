@@ -4,9 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from tiny import batch, llama, logits
 
 from benchmarks.metamathqa.__main__ import EXPERIMENTS, HERE, main
@@ -16,6 +17,7 @@ EXPECTED = {
     "sparsegrad/llama-3.2-3B-default": SparseGradConfig(task_type="CAUSAL_LM"),
     "sparsegrad/llama-3.2-3B-paper": SparseGradConfig.from_variant("paper", task_type="CAUSAL_LM"),
     "graddrop/llama-3.2-3B-target-q-v": GradDropConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"]),
+    "graddrop/llama-3.2-3B-on-lora-rank32": LoraConfig(task_type="CAUSAL_LM", r=32, lora_alpha=64),
 }
 # Stands in for PEFT's program, which needs a GPU: it takes the same arguments and the same three parts of the path.
 PROGRAM = """
@@ -47,6 +49,7 @@ def checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(torch.optim, "SparseGradAdam", None, raising=False)
+    monkeypatch.setattr(peft, "get_peft_model", peft.get_peft_model)
     yield tmp_path
     sys.modules.pop("utils", None)
 
@@ -85,11 +88,20 @@ def test_experiment_trains_in_a_loop_like_that_of_peft(name):
         ("sparsegrad/llama-3.2-3B-default", "AdamW SparseGradConfig"),
         ("sparsegrad/llama-3.2-3B-paper", "SparseGradAdam SparseGradConfig"),
         ("graddrop/llama-3.2-3B-target-q-v", "AdamW GradDropConfig"),
+        ("graddrop/llama-3.2-3B-on-lora-rank32", "AdamW LoraConfig"),
     ],
 )
 def test_runner_hands_over_the_experiment_and_further_options(checkout, capsys, name, said):
     main(["--peft-source", ".", name, "-v"])
     assert capsys.readouterr().out == f"3 experiments True {said}\n"
+
+
+def test_masks_are_put_on_the_adapter_that_the_program_makes(checkout, capsys):
+    main(["--peft-source", ".", "graddrop/llama-3.2-3B-on-lora-rank32"])
+    model = peft.get_peft_model(llama(), LoraConfig(r=8, target_modules=["up_proj"], init_lora_weights=False))
+    model(**batch()).loss.backward()
+    gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    assert 0.1 < (gradients == 0).float().mean() < 0.3, "p=0.2 of masks.json"
 
 
 def test_folder_that_is_no_checkout_is_refused(tmp_path, capsys):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
-from architecture_checks import check, output
+from architecture_checks import check, number_with_default_targets, output
 from architectures import model_types, tiny_model
 from not_built import NOT_BUILT
 from peft import LoraConfig, get_peft_model
@@ -14,6 +15,7 @@ from peft import LoraConfig, get_peft_model
 from peft_sparsegrad import GradDropConfig, SparseGradConfig
 
 USUAL = ["bert", "deepseek_v3", "falcon_h1", "llama", "llava", "mixtral", "siglip", "t5", "wav2vec2"]
+ROOT = Path(__file__).parents[2]
 TYPES = [pytest.param(each, marks=() if each in USUAL else pytest.mark.slow) for each in model_types()]
 
 
@@ -62,3 +64,12 @@ def test_what_is_said_to_be_no_tiny_model_is_none(model_type):
         pytest.skip("building it takes too long to be tried")
     with pytest.raises(Exception):  # noqa: B017, PT011  each fails in a way of its own
         output(tiny_model(model_type))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_guide_counts_the_types_that_need_no_targets():
+    guide = " ".join((ROOT / "docs" / "guides" / "from-lora.md").read_text("utf-8").split())
+    lora, sparse, dropped = map(number_with_default_targets, (LoraConfig, SparseGradConfig, GradDropConfig))
+    assert f"of {len(model_types())} model types" in guide
+    assert f"`LoraConfig` takes {lora}, `SparseGradConfig` {sparse} and `GradDropConfig` {dropped};" in guide

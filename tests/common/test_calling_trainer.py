@@ -7,6 +7,7 @@ import pytest
 import transformers.trainer
 from huggingface_hub import HfApi
 from peft import LoraConfig, PeftModel, get_peft_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import llama, logits, rows, tokenizer
 from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
@@ -111,11 +112,10 @@ def test_figures_of_both_methods_reach_trackers(tmp_path):
 
 @pytest.mark.parametrize("method", ["SparseGrad", "GradDrop"])
 def test_figures_are_in_the_event_files_of_tensorboard(tmp_path, method):
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     settings = {"logging_steps": 2, "save_strategy": "no", "report_to": ["tensorboard"]}
     trained(method, tmp_path, callbacks=[ours(method)], **settings)
     (file,) = tmp_path.rglob("events.out.tfevents.*")
-    found = events.EventAccumulator(str(file.parent)).Reload()
+    found = EventAccumulator(str(file.parent)).Reload()
     assert {f"train/{name}" for name in FIGURES[method]} <= set(found.Tags()["scalars"])
 
 

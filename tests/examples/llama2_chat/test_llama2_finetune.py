@@ -159,6 +159,5 @@ def test_log_reaches_the_screen(base, data, tmp_path, capsys):
 
 
 def test_log_reaches_a_tracker(base, data, tmp_path):
-    pytest.importorskip("tensorboard")
     main(options(base, data, tmp_path / "out", method="lora", steps=1, report_to="tensorboard"))
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))

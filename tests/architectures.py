@@ -96,6 +96,12 @@ _HYBRID = {"num_hidden_layers": 4}
 _SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 _STAGES = {"depths": [2, 2], "num_heads": [2, 4], "embed_dim": 16, "window_size": 2, "image_size": 32, "patch_size": 4}
 _EXTRA: dict[str, dict[str, Any]] = {
+    "llama4": {
+        "vision_config": {
+            "intermediate_size": 128, "vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32,
+        },
+    },
+    "siglip2": {"vision_config": {"num_patches": 16}},
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "granitemoehybrid": {**_MAMBA, "layer_types": ["mamba", "attention"]},
     "bailing_hybrid": _HYBRID,
@@ -168,7 +174,10 @@ def model_types() -> list[str]:
 
 def small_config(model_type: str) -> Any:
     """Return a configuration of the model type with small sizes."""
-    return CONFIG_MAPPING[model_type](**_small(CONFIG_MAPPING[model_type], _EXTRA.get(model_type, {})))
+    config = CONFIG_MAPPING[model_type](**_small(CONFIG_MAPPING[model_type], _EXTRA.get(model_type, {})))
+    if model_type == "llama4":
+        config.pad_token_id = 0  # which its model reads, and its configuration lacks
+    return config
 
 
 def _small(config_class: Any, extra: dict[str, Any]) -> dict[str, Any]:
@@ -196,6 +205,8 @@ def _fields(config_class: Any) -> set[str]:
 
 def model_class(model_type: str) -> type:
     """Return the class that computes logits for the model type, or its base model."""
+    if model_type == "llama4":  # listed with the class of its text model, which takes another configuration
+        return transformers.Llama4ForConditionalGeneration
     for task in _TASKS:
         names = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES")
         if model_type in names:
@@ -233,6 +244,10 @@ def tiny_inputs(model: Any) -> dict[str, torch.Tensor]:
         inputs[kind] = torch.randn(shape, generator=generator)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in parameters:
         inputs["decoder_input_ids"] = ids
+    if model.config.model_type == "siglip2":  # images in patches, of which a row of the grid may be padding
+        inputs["pixel_values"] = torch.randn(2, 16, 3 * 4 * 4, generator=generator)
+        inputs["pixel_attention_mask"] = torch.ones(2, 16, dtype=torch.long)
+        inputs["spatial_shapes"] = torch.tensor([[4, 4], [4, 4]])
     if model.config.model_type in ("bros", "lilt"):
         inputs["bbox"] = torch.zeros(2, LENGTH, 8 if model.config.model_type == "bros" else 4, dtype=torch.long)
     return inputs

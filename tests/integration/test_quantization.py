@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from peft import PeftModel, prepare_model_for_kbit_training
+from mixtures import EXPERTS, mixtral
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from tiny import adapted, batch, llama, logits, train
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from peft_sparsegrad import SparseGradLinear, warmup
+from peft_sparsegrad import GradDropConfig, SparseGradConfig, SparseGradLinear, warmup
 
 pytest.importorskip("bitsandbytes")
 BATCHES = [batch(seed) for seed in range(4)]
@@ -117,3 +118,23 @@ def test_values_cast_to_bf16_are_float32_again_when_training_begins(base_path, b
     assert all(parameter.dtype == torch.float32 for parameter in values)
     train(model, steps=2, optimizer=optimizer)
     assert all(parameter.dtype == torch.float32 and parameter.any() for parameter in values)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(r=2, target_modules=["q_proj"], target_parameters=EXPERTS),
+        SparseGradConfig(density=0.05, warmup_steps=2, target_modules=["q_proj"], target_parameters=EXPERTS),
+        GradDropConfig(target_modules=["q_proj"], target_parameters=EXPERTS),
+    ],
+    ids=lambda config: config.peft_type.value,
+)
+def test_experts_beside_4_bit_layers_train_and_are_loaded(tmp_path, config):
+    """bitsandbytes leaves fused experts as they are, and has the linear layers in 4 bits."""
+    mixtral(hidden_size=64, num_attention_heads=4, head_dim=16).save_pretrained(tmp_path / "base")
+    model = get_peft_model(quantized(tmp_path / "base", "4bit"), config)
+    losses = train(model, steps=12)
+    assert losses[-1] < losses[2]
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(quantized(tmp_path / "base", "4bit"), tmp_path / "adapter")
+    assert torch.allclose(logits(loaded), logits(model), atol=1e-5)

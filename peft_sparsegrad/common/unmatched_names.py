@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .linear_layers import linear_roles
+from .linear_layers import linear_roles, shortest_endings
 from .targeting import base_modules
 
 _OF_PEFT = {"classifier", "score", "qa_outputs"}  # added to `modules_to_save` by the task type, whether there or not
@@ -57,7 +57,7 @@ def similar_names(model: nn.Module, names: Iterable[str]) -> str:
         near.update(dict.fromkeys(difflib.get_close_matches(name, endings, n=3, cutoff=0.6)))
     if near:
         return f"Similar names in the model are {', '.join(map(repr, near))}."
-    layers = sorted({role.name.rpartition(".")[2] for role in linear_roles(model)})
+    layers = shortest_endings(model, linear_roles(model))
     return f"The names of its linear layers end in {', '.join(map(repr, layers))}." if layers else ""
 
 

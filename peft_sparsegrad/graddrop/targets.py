@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..common.experts_left_out import expert_parameters, warn_of_experts_left_out
+from ..common.linear_layers import no_default
 from ..common.targeting import base_modules, is_linear
 from ..common.unusual_layers import problem_of
 from .blocks import block_of
@@ -53,10 +54,8 @@ def default_targets(model: nn.Module, blocks: list[str], parameters: Iterable[st
         and problem_of(name, module, model) is None
     }
     if not names:
-        raise ValueError(
-            "Please specify `target_modules` in `peft_config`: GradDrop found no transformer blocks in this model "
-            "whose layers it could train by default"
-        )
+        reason = "GradDrop found no transformer blocks in this model whose layers it could train by default"
+        raise no_default(reason, model)
     trained = names | set(parameters)
     warn_of_experts_left_out(model, trained, "GradDrop")
     _warn_of_what_is_left_out(model, blocks, trained)

@@ -115,7 +115,7 @@ def set_default_targets(config: Any, model: nn.Module, model_type: str | None) -
     if text_type not in TARGET_MODULES:
         config.target_parameters = config.target_parameters or expert_names(model)
         if not config.target_parameters:
-            raise no_default("SparseGrad", model, model_type)
+            raise no_default(f"SparseGrad has no default for the model type {model_type!r}", model)
     names = TARGET_MODULES.get(text_type, [])
     missing = unmatched(names, [name for name, _ in base_modules(model)])  # variants of a type have one of some names
     config.target_modules = set(names) - set(missing) or set(names)

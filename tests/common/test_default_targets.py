@@ -28,13 +28,64 @@ class Unknown(nn.Module):
         self.a = nn.Embedding(4, 8)
 
 
-def test_error_for_an_unknown_model_lists_its_layers_by_role_and_its_proposal_works():
+class Numbered(nn.Module):
+    """Two blocks whose MLP is a sequence, so that its layers have numbers for names."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.ModuleDict({"norm": nn.LayerNorm(8), "ffn": mlp()}) for _ in range(2))
+
+
+class Nested(nn.Module):
+    """A layer whose whole name ends that of a module that is not linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc, self.head = nn.Linear(8, 16), nn.ModuleDict({"fc": nn.ReLU()})
+
+
+def mlp() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+
+def proposal_of(base: nn.Module, config: type) -> tuple[str, str | list[str]]:
+    """Return the error for a model without default targets, and the targets that it proposes."""
     with pytest.raises(ValueError, match="Please specify `target_modules`") as error:
-        get_peft_model(Unknown(), SparseGradConfig(warmup_steps=0))
-    assert "blocks.*.mlp.a (2 of 8 to 24), blocks.*.mlp.b (2 of 24 to 8)" in str(error.value)
-    proposal = re.search(r"target_modules=(\[.*\])", str(error.value))
-    model = get_peft_model(Unknown(), SparseGradConfig(warmup_steps=0, target_modules=ast.literal_eval(proposal[1])))
-    assert set(model.targeted_module_names) == {f"blocks.{i}.mlp.{name}" for i in (0, 1) for name in "ab"}
+        get_peft_model(base, config())
+    return str(error.value), ast.literal_eval(re.search(r"target_modules=(.*)\.$", str(error.value))[1])
+
+
+UNKNOWN = [
+    (
+        Unknown,
+        "blocks.*.mlp.a (2 of 8 to 24), blocks.*.mlp.b (2 of 24 to 8)",
+        {f"blocks.{i}.mlp.{name}" for i in (0, 1) for name in "ab"},
+    ),
+    (
+        Numbered,
+        "blocks.*.ffn.* (2 of 8 to 32), blocks.*.ffn.* (2 of 32 to 8)",
+        {f"blocks.{i}.ffn.{j}" for i in (0, 1) for j in (0, 2)},
+    ),
+    (mlp, "* (1 of 8 to 32), * (1 of 32 to 8)", {"0", "2"}),
+    (lambda: nn.Sequential(mlp(), mlp()), "*.* (2 of 8 to 32)", {"0.0", "0.2", "1.0", "1.2"}),
+    (Nested, "fc (1 of 8 to 16)", {"fc"}),
+]
+
+
+@pytest.mark.parametrize(("make", "roles", "layers"), UNKNOWN)
+def test_error_for_an_unknown_model_lists_its_layers_by_role_and_its_proposal_works(make, roles, layers):
+    message, proposal = proposal_of(make(), SparseGradConfig)
+    assert roles in message
+    model = get_peft_model(make(), SparseGradConfig(warmup_steps=0, target_modules=proposal))
+    assert set(model.targeted_module_names) == layers
+
+
+@pytest.mark.parametrize(("make", "roles", "layers"), UNKNOWN[2:])
+def test_graddrop_s_error_for_a_model_without_blocks_proposes_targets_that_work(make, roles, layers):
+    message, proposal = proposal_of(make(), GradDropConfig)
+    assert roles in message
+    model = get_peft_model(make(), GradDropConfig(target_modules=proposal))
+    assert set(model.targeted_module_names) == layers
 
 
 def test_default_of_a_mixture_without_other_mlp_layers_is_its_experts():

@@ -6,6 +6,7 @@ import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import NoMatchingPeftModuleError
 from tiny import bert, llama
+from torch import nn
 
 from peft_sparsegrad import GradDropConfig, SparseGradConfig
 
@@ -32,6 +33,12 @@ def test_peft_s_error_has_names_of_the_model(config, names, hint):
     assert str(ours.value).startswith(str(lora.value))
     assert hint in str(ours.value)
     assert list(base.state_dict()) == keys
+
+
+def test_layers_whose_names_are_numbers_have_names_that_match():
+    base = nn.ModuleDict({"ffn": nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)), "0": nn.ReLU()})
+    with pytest.raises(NoMatchingPeftModuleError, match=r"linear layers end in '2', 'ffn\.0'\.$"):
+        get_peft_model(base, SparseGradConfig(target_modules=["zzz"]))
 
 
 @pytest.mark.parametrize("where", [{"layers_to_transform": [7]}, {"layers_to_transform": 0, "layers_pattern": "h"}])

@@ -22,7 +22,37 @@ def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def expert_names(model: nn.Module) -> list[str]:
     """Return the shortest names for `target_parameters` that mean all fused experts, such as `experts.down_proj`."""
-    return sorted({".".join(name.split(".")[-2:]) for name in expert_parameters(model)})
+    return sorted({_short(name) for name in expert_parameters(model)})
+
+
+def experts_meant(model: nn.Module, targets: Iterable[str] | str) -> dict[str, list[str]]:
+    """Return the fused experts that names of modules seem to mean, as names for `target_parameters`.
+
+    Args:
+        model: The base model.
+        targets: Names that no module has, of which `up_proj` means `gate_up_proj` too, and one inside `experts` that
+            resembles none of the weights means all of them; or a regular expression that no module's name matches.
+
+    Returns:
+        The experts by name or expression, without those that mean none.
+    """
+    if isinstance(targets, str):
+        found = {targets: sorted({_short(each) for each in expert_parameters(model) if re.fullmatch(targets, each)})}
+    else:
+        names = expert_names(model)
+        found = {target: _resembling(target, names) for target in targets}
+    return {target: experts for target, experts in found.items() if experts}
+
+
+def _short(name: str) -> str:
+    """Return the end of a parameter's name that has the module's own name."""
+    return ".".join(name.split(".")[-2:])
+
+
+def _resembling(target: str, names: list[str]) -> list[str]:
+    words = set(target.rpartition(".")[2].split("_"))
+    alike = [name for name in names if words <= set(name.rpartition(".")[2].split("_"))]
+    return alike or (names if "experts" in target.split(".") else [])
 
 
 def named_like_experts(model: nn.Module, adapted: Iterable[str]) -> bool:

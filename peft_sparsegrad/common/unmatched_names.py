@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .experts_left_out import experts_meant
 from .linear_layers import linear_roles, shortest_endings
 from .targeting import base_modules
 
@@ -31,21 +32,37 @@ def warn_of_unmatched(model: nn.Module, config: Any) -> None:
     modules = [name for name, _ in base_modules(model)]
     wrong = unmatched(config.target_modules, modules)
     if wrong and len(wrong) < len(config.target_modules):  # else PEFT refuses it
-        _warn("target_modules", wrong, "so no such module is adapted", model)
+        _warn("target_modules", wrong, "so no such module is adapted", _hint(model, config, wrong))
     wrong = [name for name in unmatched(config.modules_to_save, modules) if name not in _OF_PEFT]
     if wrong:
-        _warn("modules_to_save", wrong, "so no such module is trained or saved", model)
+        _warn("modules_to_save", wrong, "so no such module is trained or saved", similar_names(model, wrong))
 
 
 def why_none_matches(model: nn.Module, config: Any) -> str:
-    """Return a sentence on why no module is a target: its block is left out, or no module has such a name."""
+    """Return sentences on why no module is a target: its block is left out, or no module has such a name."""
     wrong = unmatched(config.target_modules, [name for name, _ in base_modules(model)])
     if wrong or isinstance(config.target_modules, str) or config.layers_to_transform is None:
-        return similar_names(model, wrong)
+        return _hint(model, config, wrong)
     return (
         f"The names are right, but `layers_to_transform={config.layers_to_transform}` with "
         f"`layers_pattern={config.layers_pattern}` leaves none of these modules: blocks are counted from 0."
     )
+
+
+def _hint(model: nn.Module, config: Any, wrong: list[str]) -> str:
+    """Return sentences on what to set in place of wrong names in `target_modules`, which may mean fused experts."""
+    targets = config.target_modules
+    experts = experts_meant(model, targets if isinstance(targets, str) else wrong)
+    others = [name for name in wrong if name not in experts]
+    if not experts:
+        return similar_names(model, wrong)
+    modules = [] if isinstance(targets, str) else sorted(name for name in targets if name not in experts)
+    parameters = sorted({*(config.target_parameters or ()), *(each for names in experts.values() for each in names)})
+    sentence = (
+        "The weights of the model's experts are parameters and no modules: to train them, set "
+        f"target_modules={modules} and target_parameters={parameters}."
+    )
+    return f"{sentence} {similar_names(model, others)}" if others else sentence
 
 
 def similar_names(model: nn.Module, names: Iterable[str]) -> str:
@@ -61,9 +78,9 @@ def similar_names(model: nn.Module, names: Iterable[str]) -> str:
     return f"The names of its linear layers end in {', '.join(map(repr, layers))}." if layers else ""
 
 
-def _warn(field: str, wrong: list[str], consequence: str, model: nn.Module) -> None:
+def _warn(field: str, wrong: list[str], consequence: str, hint: str) -> None:
     warnings.warn(
         f"`{field}` names {', '.join(map(repr, wrong))}, which the model does not have, {consequence}: change the "
-        f"name or leave it out. {similar_names(model, wrong)}".rstrip(),
+        f"name or leave it out. {hint}".rstrip(),
         stacklevel=2,
     )

@@ -1,8 +1,10 @@
 """Names of modules that the model does not have; LoRA says nothing where another name matches."""
 
+import re
 import warnings
 
 import pytest
+from mixtures import gpt_oss, mixtral, qwen3_moe
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import NoMatchingPeftModuleError
 from tiny import bert, llama
@@ -39,6 +41,42 @@ def test_layers_whose_names_are_numbers_have_names_that_match():
     base = nn.ModuleDict({"ffn": nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8)), "0": nn.ReLU()})
     with pytest.raises(NoMatchingPeftModuleError, match=r"linear layers end in '2', 'ffn\.0'\.$"):
         get_peft_model(base, SparseGradConfig(target_modules=["zzz"]))
+
+
+@pytest.mark.parametrize("config", BOTH)
+@pytest.mark.parametrize("make", [mixtral, qwen3_moe, gpt_oss])
+@pytest.mark.parametrize(
+    ("names", "modules", "parameters"),
+    [
+        (["up_proj", "down_proj"], [], ["experts.down_proj", "experts.gate_up_proj"]),
+        (["mlp.gate_proj"], [], ["experts.gate_up_proj"]),
+        (["experts.0.w1"], [], ["experts.down_proj", "experts.gate_up_proj"]),
+        (r".*\.experts\.\w+_proj", [], ["experts.down_proj", "experts.gate_up_proj"]),
+        (["q_proj", "down_proj"], ["q_proj"], ["experts.down_proj"]),
+    ],
+)
+def test_names_of_fused_experts_are_said_to_be_parameters_and_the_setting_works(
+    config, make, names, modules, parameters
+):
+    setting = re.escape(f"target_modules={modules} and target_parameters={parameters}.")
+    message = f"experts are parameters and no modules: to train them, set {setting}$"
+    expected = pytest.warns(UserWarning, match=message) if modules else pytest.raises(ValueError, match=message)
+    with expected:
+        get_peft_model(make(), config(target_modules=names))
+    model = get_peft_model(make(), config(target_modules=modules, target_parameters=parameters))
+    adapted = {
+        ".".join(name.split(".")[-2:]) for name in (*model.targeted_module_names, *model.targeted_parameter_names)
+    }
+    assert adapted == {*parameters, *(f"self_attn.{name}" for name in modules)}
+
+
+def test_experts_are_added_to_those_that_are_named_and_other_wrong_names_get_similar_ones():
+    config = SparseGradConfig(
+        target_modules=["q_proj", "down_proj", "v_prj"], target_parameters=["experts.gate_up_proj"]
+    )
+    message = r"target_parameters=\['experts.down_proj', 'experts.gate_up_proj'\]. Similar names .* 'v_proj'"
+    with pytest.warns(UserWarning, match=message):
+        get_peft_model(mixtral(), config)
 
 
 @pytest.mark.parametrize("where", [{"layers_to_transform": [7]}, {"layers_to_transform": 0, "layers_pattern": "h"}])

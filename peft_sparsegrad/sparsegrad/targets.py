@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..common.experts_left_out import expert_names
+from ..common.experts_left_out import expert_names, warn_of_dense_layers_left_out
 from ..common.language_tower import language_tower, warn_of_other_towers
 from ..common.linear_layers import no_default
 from ..common.targeting import base_modules
@@ -100,7 +100,8 @@ EXCLUDED_MODULES: dict[str, list[str]] = {
 def set_default_targets(config: Any, model: nn.Module, model_type: str | None) -> None:
     """Fill in `target_modules`, and exclude other modules of the same names, for a known model type.
 
-    Where the MLP layers of a model are fused experts alone, these are the default, as `target_parameters`.
+    Of a type that is not known, the fused experts are the default, as `target_parameters`; MLP layers beside them are
+    named in a warning.
 
     Args:
         config: A configuration of SparseGrad without `target_modules`.
@@ -108,7 +109,7 @@ def set_default_targets(config: Any, model: nn.Module, model_type: str | None) -
         model_type: The model type of its configuration.
 
     Raises:
-        ValueError: If the type is not known. The message lists the model's linear layers.
+        ValueError: If the type is not known and has no experts. The message lists the model's linear layers.
     """
     tower = language_tower(model)
     text_type = tower[1] if tower else str(model_type)
@@ -116,6 +117,7 @@ def set_default_targets(config: Any, model: nn.Module, model_type: str | None) -
         config.target_parameters = config.target_parameters or expert_names(model)
         if not config.target_parameters:
             raise no_default(f"SparseGrad has no default for the model type {model_type!r}", model)
+        warn_of_dense_layers_left_out(model, config.target_parameters, tower[0] if tower else None)
     names = TARGET_MODULES.get(text_type, [])
     missing = unmatched(names, [name for name, _ in base_modules(model)])  # variants of a type have one of some names
     config.target_modules = set(names) - set(missing) or set(names)

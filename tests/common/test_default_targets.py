@@ -7,7 +7,8 @@ import re
 import warnings
 
 import pytest
-from architectures import small_config, tiny_model
+from architectures import model_class, small_config, tiny_model
+from mixtures import mixtral, qwen3_moe
 from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import CLIPModel
@@ -97,6 +98,61 @@ def test_default_of_a_mixture_without_other_mlp_layers_is_its_experts():
         name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "sparsegrad_adapter")
     }
     assert names == {"down_proj", "gate_up_proj"}
+
+
+def with_linear(model: nn.Module, parent: str, name: str) -> nn.Module:
+    """A model with one more layer inside each of these modules."""
+    for layer in model.model.layers:
+        layer.get_submodule(parent).add_module(name, nn.Linear(16, 8))
+    return model
+
+
+def mixture_with_a_dense_layer(tower: bool) -> nn.Module:
+    """A mixture of a type without MLP modules among its default targets, whose first block has no experts."""
+    if not tower:
+        return qwen3_moe(mlp_only_layers=[0])
+    config = small_config("qwen3_vl_moe")
+    config.text_config.mlp_only_layers = [0]
+    return model_class("qwen3_vl_moe")(config)
+
+
+@pytest.mark.parametrize(("tower", "start"), [(False, "model.layers."), (True, "model.language_model.layers.")])
+def test_dense_layers_beside_experts_are_named_and_the_setting_for_both_works(tower, start):
+    base = mixture_with_a_dense_layer(tower)
+    inside = {name: p.numel() for name, p in base.named_parameters() if name.startswith(start)}
+    share = sum(size for name, size in inside.items() if re.search(r"0\.mlp\.\w+_proj", name)) / sum(inside.values())
+    message = (
+        rf"{re.escape(start)}\*.mlp.up_proj \(1 of \d+ to \d+\).* hold {share:.1%} of the parameters of the blocks "
+        r"and stay frozen. To train both, set target_modules=(.*) and target_parameters=(\[.*\]); target_modules=\[\]"
+    )
+    with pytest.warns(UserWarning, match=message) as said:
+        model = get_peft_model(base, SparseGradConfig())
+    experts = {f"{start}1.mlp.experts.{name}" for name in ("gate_up_proj", "down_proj")}
+    assert {*model.targeted_module_names, *model.targeted_parameter_names} == experts
+    both = next(found for each in said if (found := re.search(message, str(each.message))))
+    modules, parameters = map(ast.literal_eval, both.groups())
+    model = get_peft_model(
+        mixture_with_a_dense_layer(tower), SparseGradConfig(target_modules=modules, target_parameters=parameters)
+    )
+    assert set(model.targeted_parameter_names) == experts
+    dense = {f"{start}0.mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")}
+    assert set(model.targeted_module_names) == dense
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (mixtral, {}),
+        (qwen3_moe, {}),
+        (lambda: with_linear(qwen3_moe(), "self_attn", "gate_proj"), {}),
+        (lambda: with_linear(qwen3_moe(), "mlp.gate", "down_proj"), {}),
+        (lambda: qwen3_moe(mlp_only_layers=[0]), {"target_modules": []}),
+    ],
+)
+def test_experts_without_dense_layers_or_named_alone_are_no_reason_to_warn(make, settings):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*the fused experts alone")
+        get_peft_model(make(), SparseGradConfig(**settings, target_parameters=["experts.down_proj"]))
 
 
 @pytest.mark.parametrize("config", CONFIGS)

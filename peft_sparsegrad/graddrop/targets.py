@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -33,7 +33,9 @@ def layer_class(name: str, module: nn.Module, **backend_kwargs: Any) -> type[Gra
     return kind
 
 
-def default_targets(model: nn.Module, blocks: list[str], parameters: Iterable[str], **backend_kwargs: Any) -> set[str]:
+def default_targets(
+    model: nn.Module, blocks: list[str], parameters: Collection[str], **backend_kwargs: Any
+) -> set[str]:
     """Return the names of all modules inside the blocks that GradDrop can train, except embeddings.
 
     Args:
@@ -57,7 +59,8 @@ def default_targets(model: nn.Module, blocks: list[str], parameters: Iterable[st
         reason = "GradDrop found no transformer blocks in this model whose layers it could train by default"
         raise no_default(reason, model)
     trained = names | set(parameters)
-    warn_of_experts_left_out(model, trained, "GradDrop")
+    if not parameters:
+        warn_of_experts_left_out(model, trained, "GradDrop")
     _warn_of_what_is_left_out(model, blocks, trained)
     return names
 

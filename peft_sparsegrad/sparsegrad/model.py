@@ -133,7 +133,9 @@ class SparseGradModel(DeltaTuner):
         if not peft_config.inference_mode:
             warn_of_large_share(model, plans)
         names = [*(name for name, _ in targets), *(target.name for target in parameters)]
-        if self._has_default_targets or named_like_experts(model, names):
+        if not (peft_config.inference_mode or peft_config.target_parameters) and (
+            self._has_default_targets or named_like_experts(model, names)
+        ):
             warn_of_experts_left_out(model, names, "SparseGrad")
         self._has_default_targets = False
         if peft_config.transition_matrices is not None and not peft_config.inference_mode:

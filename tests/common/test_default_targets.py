@@ -170,6 +170,16 @@ def test_names_that_experts_have_too_are_said_to_mean_only_the_modules():
         get_peft_model(tiny_model("deepseek_v3"), SparseGradConfig(target_modules=["up_proj", "down_proj"]))
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+def test_experts_left_out_are_not_said_of_a_loaded_adapter_or_to_those_who_name_parameters(config, tmp_path):
+    get_peft_model(tiny_model("deepseek_v3"), config()).save_pretrained(tmp_path)
+    settings = config(target_parameters=["experts.down_proj"])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*fused experts")
+        PeftModel.from_pretrained(tiny_model("deepseek_v3"), tmp_path)
+        get_peft_model(tiny_model("deepseek_v3"), settings)
+
+
 def test_targets_that_no_expert_is_named_like_are_the_users_own_choice():
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*fused experts")

@@ -17,6 +17,7 @@ from torch import nn
 from .delta_layer import DeltaLayer
 from .lora_factors import LoraFactors
 from .output_change import OutputChange, measure_output_change
+from .parameter_layer import ParameterLayer
 from .targeting import exact_targets
 
 
@@ -75,16 +76,16 @@ def convert_to_lora(
         rank: Rank of every module, by truncated SVD; None for an exact conversion.
         adapter_name: Name of the adapter.
         batch: Keyword arguments of a forward pass of the model, on its device, to measure the change of its output.
-        linear_only: Leave out what a LoRA adapter cannot hold: trained biases, normalisation layers, convolutions and
-            embeddings of GradDrop. Each has an error of 1.
+        linear_only: Leave out what a LoRA adapter cannot hold: experts (`target_parameters`), and trained biases,
+            normalisation layers, convolutions and embeddings of GradDrop. Each has an error of 1.
 
     Returns:
         The LoRA adapter, for each module the relative error of its ΔW and, with a `batch`, what that does to the
         output.
 
     Raises:
-        ValueError: If there is no such adapter, it is still in its warm-up, it trains what LoRA does not have, the
-            rank is below 1 or missing, or an adapter is merged while a batch is given.
+        ValueError: If there is no such adapter, it is still in its warm-up, it trains what LoRA does not have, or no
+            linear layer at all, the rank is below 1 or missing, or an adapter is merged while a batch is given.
     """
     layers = _layers(model, adapter_name)
     if rank is not None and (not isinstance(rank, int) or rank < 1):
@@ -95,18 +96,8 @@ def convert_to_lora(
             "`model.merge_and_unload()` for a model with everything in it"
         )
     left_out = _without_a_place_in_lora(layers, adapter_name)
-    if left_out and not linear_only:
-        raise ValueError(
-            f"a LoRA adapter cannot hold the changes of {len(left_out)} biases and modules that are not linear, the "
-            f"first is {left_out[0]!r}: merge the adapter, or leave them out with `linear_only=True` "
-            "(`--linear-only`)"
-        )
+    _check_places(layers, adapter_name, {} if linear_only else left_out)
     factors = {name: each.lora_factors(adapter_name, rank) for name, each in layers.items() if each.is_linear}
-    if not factors:
-        raise ValueError(
-            f"the adapter {adapter_name!r} is on no linear layer, and a LoRA adapter cannot hold changes of "
-            "`target_parameters` or other modules: merge the adapter"
-        )
     errors = {name: each.error for name, each in factors.items()} | dict.fromkeys(left_out, 1.0)
     change = None if batch is None else measure_output_change(model, layers, factors, adapter_name, batch)
     r = max(each.a.shape[0] for each in factors.values())
@@ -133,15 +124,34 @@ def _base(model: nn.Module) -> nn.Module:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _without_a_place_in_lora(layers: dict[str, DeltaLayer], adapter_name: str) -> list[str]:
-    """Return the names of the biases, and of the modules that are not linear, that the adapter changes."""
-    names = []
+def _without_a_place_in_lora(layers: dict[str, DeltaLayer], adapter_name: str) -> dict[str, DeltaLayer]:
+    """Return the biases, and the modules and parameters that are not linear, that the adapter changes, by name."""
+    changed = {}
     for name, layer in layers.items():
         bias = layer.get_delta_bias(adapter_name)
-        changed_otherwise = not layer.is_linear and bool(layer.get_delta_weight(adapter_name).any())
-        names += [name] if changed_otherwise else []
-        names += [f"{name}.bias"] if bias is not None and bool(bias.any()) else []
-    return names
+        if not layer.is_linear and bool(layer.get_delta_weight(adapter_name).any()):
+            changed[name] = layer
+        if bias is not None and bool(bias.any()):
+            changed[f"{name}.bias"] = layer
+    return changed
+
+
+def _check_places(layers: dict[str, DeltaLayer], adapter_name: str, left_out: dict[str, DeltaLayer]) -> None:
+    """Raise a ValueError if a LoRA adapter could hold nothing of the adapter, or if anything is left out."""
+    if not any(layer.is_linear for layer in layers.values()):
+        raise ValueError(
+            f"the adapter {adapter_name!r} is on no linear layer, and a LoRA adapter cannot hold changes of experts "
+            "(`target_parameters`) or of other modules: merge the adapter with `model.merge_and_unload()`"
+        )
+    experts = sum(isinstance(layer, ParameterLayer) for layer in left_out.values())
+    others = len(left_out) - experts
+    kinds = [f"{experts} weights of experts (`target_parameters`)"] if experts else []
+    kinds += [f"{others} biases and modules that are not linear"] if others else []
+    if kinds:
+        raise ValueError(
+            f"a LoRA adapter cannot hold the changes of {' and '.join(kinds)}, the first is {next(iter(left_out))!r}: "
+            "merge the adapter, or leave them out with `linear_only=True` (`--linear-only`)"
+        )
 
 
 def _lora_config(

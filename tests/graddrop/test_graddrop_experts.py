@@ -134,5 +134,5 @@ def test_bad_names_and_mixed_batches_are_refused():
     with pytest.raises(ValueError, match="`adapter_names` cannot be used with an adapter on"):
         model(input_ids=ids(), adapter_names=["default"] * 4)
     train(model.train(), steps=1)
-    with pytest.raises(ValueError, match=r"cannot hold the changes of 4 .*merge the adapter"):
+    with pytest.raises(ValueError, match=r"on no linear layer.*merge the adapter"):
         convert_to_lora(model, rank=2)

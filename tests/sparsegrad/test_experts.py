@@ -319,11 +319,21 @@ def test_layers_to_transform_holds_for_parameters():
 
 
 def test_conversion_to_lora_is_refused():
-    with pytest.raises(ValueError, match=r"on no linear layer.*`target_parameters`.*merge the adapter"):
-        convert_to_lora(adapted(mixtral()))
+    message = r"cannot hold the changes of 4 weights of experts .*, the first is .*experts.gate_up_proj.*`linear_only="
     trained = adapted(mixtral(), target_modules=["q_proj"], init_weights=False)
-    with pytest.raises(ValueError, match=r"cannot hold the changes of 4 .*experts.gate_up_proj.*merge the adapter"):
+    with pytest.raises(ValueError, match=message):
         convert_to_lora(trained)
+    lost = {name for name, error in convert_to_lora(trained, linear_only=True).errors.items() if error == 1}
+    assert lost == {f"model.layers.{block}.{name}" for block in (0, 1) for name in EXPERTS}
+
+
+@pytest.mark.parametrize("init_weights", [True, False])
+@pytest.mark.parametrize("linear_only", [True, False])
+def test_conversion_of_experts_alone_is_refused_with_a_way_out_that_works(linear_only, init_weights):
+    model = adapted(mixtral(), init_weights=init_weights)
+    message = "on no linear layer, .* experts .*: merge the adapter with `model.merge_and_unload\\(\\)`$"
+    with pytest.raises(ValueError, match=message):
+        convert_to_lora(model, linear_only=linear_only)
 
 
 @pytest.mark.parametrize("method", ["ours", "lora"])

@@ -56,8 +56,9 @@ class MixedBatchLayer(BaseTunerLayer):
         """Return the output for x (batch, ...), each row with the adapter that is named for it."""
         if len(x) != len(adapter_names):
             raise ValueError(
-                f"`adapter_names` has {len(adapter_names)} names for {len(x)} rows: give one name for each row, and "
-                "the number of beams to `generate` as `num_beams`"
+                f"`adapter_names` has {len(adapter_names)} names for {len(x)} rows: give one name for each row, the "
+                "number of beams to `generate` as `num_beams`, and in place of `num_return_sequences` each row with "
+                "its name as often"
             )
         result = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:

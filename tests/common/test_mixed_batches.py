@@ -182,6 +182,17 @@ OURS = ["sparsegrad", "graddrop"]
 
 
 @pytest.mark.parametrize("method", OURS)
+def test_several_sequences_for_a_row_are_refused_with_a_way_out_that_works(method):
+    model, ids = two_adapters(method, llama(), MLP["llama"]), tokens()["input_ids"][:2]
+    search = {"max_new_tokens": 3, "do_sample": True}
+    message = r"2 names for 4 rows: .*in place of `num_return_sequences` each row with its name as often"
+    with pytest.raises(ValueError, match=message):
+        model.generate(input_ids=ids, adapter_names=ROWS[:2], num_return_sequences=2, **search)
+    names = [name for name in ROWS[:2] for _ in range(2)]
+    assert len(model.generate(input_ids=ids.repeat_interleave(2, 0), adapter_names=names, **search)) == 4
+
+
+@pytest.mark.parametrize("method", OURS)
 @pytest.mark.parametrize(
     ("names", "message"),
     [

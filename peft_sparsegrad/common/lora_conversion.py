@@ -86,10 +86,10 @@ def convert_to_lora(
     Raises:
         ValueError: If there is no such adapter, it is still in its warm-up, it trains what LoRA does not have, or no
             linear layer at all, the rank is below 1 or missing, or an adapter is merged while a batch is given.
+        TypeError: If the batch is no dictionary.
     """
     layers = _layers(model, adapter_name)
-    if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise ValueError(f"`rank` must be a whole number of at least 1, not {rank}")
+    _check_arguments(rank, batch)
     if any(isinstance(module, AuxiliaryTrainingWrapper) for module in model.modules()):
         raise ValueError(
             "the adapter also trains `modules_to_save` or tokens, which the LoRA adapter would not have: use "
@@ -107,6 +107,15 @@ def convert_to_lora(
         for letter, tensor in zip("AB", each.padded(r), strict=True)
     }
     return LoraConversion(_lora_config(model, adapter_name, layers, factors, r), tensors, errors, change)
+
+
+def _check_arguments(rank: Any, batch: Any) -> None:
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"`rank` must be a whole number of at least 1, not {rank!r}")
+    if batch is not None and not isinstance(batch, Mapping):
+        raise TypeError(
+            f"`batch` must be one batch for `model(**batch)`, a dictionary of tensors, not a {type(batch).__name__}"
+        )
 
 
 def _layers(model: nn.Module, adapter_name: str) -> dict[str, DeltaLayer]:

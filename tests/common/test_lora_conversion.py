@@ -248,10 +248,17 @@ def test_modules_to_save_are_refused():
         convert_to_lora(model)
 
 
-@pytest.mark.parametrize("rank", [0, -1, 0.9])
+@pytest.mark.parametrize("rank", [0, -1, 0.9, "16"])
 def test_rank_below_one(rank):
-    with pytest.raises(ValueError, match=f"`rank` must be a whole number of at least 1, not {rank}"):
+    with pytest.raises(ValueError, match=f"`rank` must be a whole number of at least 1, not {rank!r}$"):
         convert_to_lora(trained(), rank=rank)
+
+
+@pytest.mark.parametrize("batch", [[{"input_ids": IDS}], IDS])
+def test_what_is_no_batch_is_refused(batch):
+    message = r"^`batch` must be one batch for `model\(\*\*batch\)`, a dictionary of tensors, not a (list|Tensor)$"
+    with pytest.raises(TypeError, match=message):
+        convert_to_lora(trained(), batch=batch)
 
 
 def test_unknown_adapter_and_other_methods():

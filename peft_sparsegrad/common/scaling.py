@@ -6,8 +6,9 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from numbers import Real
-from typing import cast
+from typing import Any, cast
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -45,17 +46,18 @@ class ScaledLayer(BaseTunerLayer):
 
     def scale_layer(self, scale: float) -> None:
         """Multiply the factor of every active adapter."""
-        check_factor("scale", scale)
-        self._update({name: self.scaling[name] * scale for name in self._active_here})
+        factor = check_factor("scale", scale)
+        self._update({name: self.scaling[name] * factor for name in self._active_here})
 
     def unscale_layer(self, scale: float | None = None) -> None:
         """Divide the factor of every active adapter, or set it back to 1 if no `scale` is given."""
         if scale is None:
             self._update(dict.fromkeys(self._active_here, 1.0))
-        elif check_factor("scale", scale) == 0:
+            return
+        factor = check_factor("scale", scale)
+        if factor == 0:
             raise ValueError("`scale` must not be 0 in `unscale_layer`, which divides by it: leave it out to reset")
-        else:
-            self._update({name: self.scaling[name] / scale for name in self._active_here})
+        self._update({name: self.scaling[name] / factor for name in self._active_here})
 
     @property
     def _active_here(self) -> list[str]:
@@ -88,7 +90,7 @@ class Scaling(Mapping[str, float]):
 
     def __setitem__(self, adapter_name: str, scale: float) -> None:
         self.check(adapter_name, scale)
-        self.parts[adapter_name].scale = float(scale)
+        self.parts[adapter_name].scale = check_factor("scale", scale)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.parts)
@@ -101,16 +103,21 @@ class Scaling(Mapping[str, float]):
 
     def check(self, adapter_name: str, scale: float) -> None:
         """Raise a ValueError if an adapter cannot have this factor, or a KeyError if there is no such adapter."""
-        check_factor("scale", scale)
-        if scale != self[adapter_name] and adapter_name in self._layer.merged_adapters:
+        factor = check_factor("scale", scale)
+        if factor != self[adapter_name] and adapter_name in self._layer.merged_adapters:
             raise ValueError(
-                f"`scale` of {adapter_name!r} cannot become {scale!r} while the adapter is merged: call "
+                f"`scale` of {adapter_name!r} cannot become {factor!r} while the adapter is merged: call "
                 "`model.unmerge_adapter()` first"
             )
 
 
-def check_factor(name: str, factor: float) -> float:
-    """Return a factor, or raise a ValueError that calls it by `name` if it is no finite number."""
+def check_factor(name: str, factor: Any) -> float:
+    """Return a factor, or raise a ValueError that calls it by `name` if it is no finite number.
+
+    A tensor without dimensions is the number that it holds.
+    """
+    if isinstance(factor, torch.Tensor) and factor.ndim == 0 and not factor.is_meta:
+        factor = factor.item()
     if not isinstance(factor, Real) or isinstance(factor, bool) or not math.isfinite(factor):
         raise ValueError(f"`{name}` must be a finite number, not {factor!r}")
     return float(factor)

@@ -68,6 +68,7 @@ CALLS = {
     "reset": ([("scale_layer", 0.25), ("unscale_layer",)], 1.0),
     "zero": ([("scale_layer", 0.0)], 0.0),
     "numpy": ([("set_scale", "default", np.float32(0.5))], 0.5),
+    "tensor": ([("scale_layer", torch.tensor(0.5)), ("unscale_layer", torch.tensor(2)), ("scale_layer", 2)], 0.5),
 }
 
 
@@ -81,7 +82,7 @@ def test_the_delta_has_the_factor_wherever_it_is_added(method, calls):
     twin = times_by_hand(model, factor)
     expected = outputs(twin)
     torch.testing.assert_close(outputs(model), expected)
-    assert {layer.scaling["default"] for layer in layers(model)} == {factor}
+    assert {float(layer.scaling["default"]) for layer in layers(model)} == {factor}  # LoRA keeps a tensor
     assert {layer.scaling["other"] for layer in layers(model)} == {1.0}
     for ours, by_hand in zip(deltas(model), deltas(twin), strict=True):
         torch.testing.assert_close(ours, by_hand)
@@ -238,6 +239,9 @@ def test_the_factor_of_a_merged_adapter_is_refused(method):
         (("set_scale", "nowhere", float("inf")), "`scale` must be a finite number, not inf"),
         (("scale_layer", float("-inf")), "`scale` must be a finite number, not -inf"),
         (("scale_layer", "2"), "`scale` must be a finite number, not '2'"),
+        (("scale_layer", torch.ones(1)), r"`scale` must be a finite number, not tensor\(\[1"),
+        (("scale_layer", torch.tensor(True)), "`scale` must be a finite number, not True"),
+        (("scale_layer", torch.tensor(float("nan"))), "`scale` must be a finite number, not nan"),
         (("unscale_layer", float("nan")), "`scale` must be a finite number, not nan"),
         (("unscale_layer", 0), "`scale` must not be 0 in `unscale_layer`.* leave it out"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -13,7 +14,14 @@ from peft.helpers import rescale_adapter_scale as rescale_lora_scale
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.hotswap import hotswap_adapter
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    SiglipConfig,
+    SiglipForImageClassification,
+)
 
 from peft_sparsegrad import GradDropConfig, SparseGradConfig, convert_to_lora, rescale_adapter_scale
 
@@ -208,6 +216,42 @@ def compiled(make_config: MakeConfig) -> None:
         raise WrongError(f"{graphs} graphs, {breaks} breaks")
 
 
+def siglip_classification(make_config: MakeConfig) -> None:
+    """Default targets train and merge, though the pooling head of the vision tower is no part of the loss."""
+    torch.manual_seed(0)
+    tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = SiglipConfig(vision_config={**tower, "image_size": 16, "patch_size": 4}, text_config=tower)
+    base = SiglipForImageClassification(config).eval()
+    images = {"pixel_values": torch.randn(2, 3, 16, 16)}
+    model = get_peft_model(base, make_config(target_modules=None, task_type=None))
+    model(**images).logits.sin().mean().backward()
+    with torch.no_grad():
+        expected = model(**images).logits
+        expect_equal(model.merge_and_unload()(**images).logits, expected)
+
+
+class ReadsAWeight(torch.nn.Module):
+    """Two linear layers, one of which is never called: its weight is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called, self.read = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(self.called(x), self.read.weight)
+
+
+def layer_that_is_not_called(make_config: MakeConfig) -> None:
+    """A layer that would be idle is named in a warning by the first step."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = get_peft_model(ReadsAWeight(), make_config(target_modules=["called", "read"], task_type=None))
+        model(torch.randn(4, 8)).sin().mean().backward()
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1).step()
+    if not any("'read'" in str(warning.message) for warning in said):
+        raise WrongError("idle, no word")
+
+
 FEATURES: dict[str, Callable[[MakeConfig], None]] = {
     "train, merge, save, load": train_merge_save_load,
     "fused experts, `target_parameters`": experts,
@@ -223,4 +267,6 @@ FEATURES: dict[str, Callable[[MakeConfig], None]] = {
     "`hotswap_adapter`": hot_swap,
     "LoRA export by llama.cpp's rule": export_to_lora,
     "`torch.compile`: one graph for all steps": compiled,
+    "SigLIP classification, default targets": siglip_classification,
+    "a layer whose weight is read without a call is named": layer_that_is_not_called,
 }

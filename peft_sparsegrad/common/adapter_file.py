@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,22 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, torch.Tensor],
         raise ValueError(f"{str(path)!r} is damaged or no safetensors file: {error}") from error
     check_checksum(path)
     return tensors, metadata
+
+
+def check_method(names: Iterable[str], prefix: str, title: str) -> None:
+    """Raise a ValueError if tensors are those of another method's adapter.
+
+    Args:
+        names: Names of the tensors of the file.
+        prefix: Mark of the names of the method that they are for.
+        title: Name of that method.
+    """
+    marked = [name for name in names if re.search(r"\.(sparsegrad|graddrop|lora)_", name)]
+    if marked and not any(f".{prefix}" in name for name in marked):
+        raise ValueError(
+            f"the file is no {title} adapter but one of another method, its first tensor is {marked[0]!r}: load it "
+            "into the base model with `PeftModel.from_pretrained`"
+        )
 
 
 def check_tensors(expected: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]) -> None:

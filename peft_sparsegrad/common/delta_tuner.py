@@ -15,6 +15,7 @@ from peft.utils import NoMatchingPeftModuleError, _get_submodules
 from torch import nn
 
 from .adapted_parameters import AdaptedParameters
+from .adapter_file import check_method
 from .delta_layer import DeltaLayer
 from .first_gradients import FirstGradients
 from .mixed_batches import mixed_batch
@@ -185,8 +186,10 @@ class DeltaTuner(BaseTuner):
         """Return the tensors of a file under the names of the model's own.
 
         Raises:
-            ValueError: If the adapter is merged, so that unmerging it would subtract what was not added.
+            ValueError: If the adapter is merged, so that unmerging it would subtract what was not added, or the file
+                is one of another method.
         """
+        check_method(state_dict, cls.prefix, cast(TargetedConfig, config).title)
         if any(adapter_name in layer.merged_adapters for layer in _delta_layers(model)):
             raise ValueError(
                 f"the adapter {adapter_name!r} is merged, and no other can be loaded in its place: call "

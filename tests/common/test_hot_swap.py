@@ -44,6 +44,15 @@ def loaded(saved, method, seed=1):
     return PeftModel.from_pretrained(llama(), saved[0] / method / str(seed))
 
 
+@pytest.mark.parametrize(("method", "other"), [(one, other) for one in OURS for other in METHODS if other != one])
+def test_an_adapter_of_another_method_is_said_to_be_one(saved, method, other):
+    folder, outputs = saved
+    model = loaded(saved, method)
+    with pytest.raises(ValueError, match=r"is no \w+ adapter but one of another method.*`PeftModel.from_pretrained`"):
+        swap(model, folder / other / "1")
+    assert torch.equal(logits(model), outputs[method, 1])
+
+
 def swap(model, path):
     if model.peft_type == "LORA":
         hotswap_adapter(model, str(path), "default")

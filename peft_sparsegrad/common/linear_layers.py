@@ -80,9 +80,9 @@ def shortest_endings(model: nn.Module, roles: Iterable[Role]) -> list[str] | Non
 
 
 def _endings(name: str) -> list[str]:
-    """Return the ends of a module's name, the shortest first and the whole name last."""
+    """Return the ends of a module's name, the shortest first, and those that begin with a number after the others."""
     parts = name.split(".")
-    return [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+    return sorted((".".join(parts[start:]) for start in reversed(range(len(parts)))), key=lambda end: end[0].isdigit())
 
 
 def _proposal(model: nn.Module, roles: list[Role]) -> list[str] | str:

@@ -81,6 +81,11 @@ def test_error_for_an_unknown_model_lists_its_layers_by_role_and_its_proposal_wo
     assert set(model.targeted_module_names) == layers
 
 
+def test_proposal_has_names_before_numbers_where_there_are_any():
+    assert proposal_of(Numbered(), SparseGradConfig)[1] == ["ffn.0", "ffn.2"]
+    assert proposal_of(mlp(), SparseGradConfig)[1] == ["0", "2"]
+
+
 @pytest.mark.parametrize(("make", "roles", "layers"), UNKNOWN[2:])
 def test_graddrop_s_error_for_a_model_without_blocks_proposes_targets_that_work(make, roles, layers):
     message, proposal = proposal_of(make(), GradDropConfig)

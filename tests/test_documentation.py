@@ -98,7 +98,8 @@ MESSAGES = [
 ]
 NOT_OURS = ("KeyError", "Error while deserializing header", "Target modules", "not found in the base model.",
             "unexpected keyword argument", "The version of PEFT", "Muon only", "optimizer got an empty",
-            "does not require grad", "'Stream' object", "FSDP expects uniform", "'NoneType' object")  # fmt: skip
+            "does not require grad", "'Stream' object", "FSDP expects uniform", "'NoneType' object",
+            "LOAD REPORT", "slots | MISSING")  # fmt: skip
 
 
 @pytest.mark.parametrize("message", [m for m in MESSAGES if not m.startswith(NOT_OURS)])

@@ -200,7 +200,7 @@ def test_a_failed_training_does_not_stop_the_others(where, tmp_path, capsys):
         (["--num-values", "9999"], "--num-values 9,999 is more than the 2,048 of a target layer"),
         (["--train-rows", "41"], "--train-rows asks for 41 rows, and there are 40"),
         (["--dev-rows", "25"], "--dev-rows asks for 25 rows, and there are 24"),
-        (["--rank", "8"], "`rank` is a setting of sparsegrad, full-bases, "),
+        (["--rank", "8"], "`rank` is a setting of sparsegrad, columns, full-bases, "),
         (["--report-to", "nothing"], "--report-to nothing is not installed here"),
         (["--hyperparameters", "{tmp}/nowhere"], "cannot read {tmp}/nowhere: No such file"),
     ],

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
-# What works with LoRA's and this package's oldest versions only in part: the feature, and the requirement it has.
+# What the oldest versions that the package works with lack, for LoRA too: the feature, and its requirement.
 _NEWER = {
     "`torch.compile` of an adapted model in one graph": "torch>=2.7",
     "FSDP2 on a CPU": "torch>=2.7",

@@ -217,7 +217,7 @@ def compiled(make_config: MakeConfig) -> None:
 
 
 def siglip_classification(make_config: MakeConfig) -> None:
-    """Default targets train and merge, though the pooling head of the vision tower is no part of the loss."""
+    """Default targets pass gradients and merge, though the vision tower's pooling head is no part of the loss."""
     torch.manual_seed(0)
     tower = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = SiglipConfig(vision_config={**tower, "image_size": 16, "patch_size": 4}, text_config=tower)

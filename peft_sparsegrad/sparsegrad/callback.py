@@ -40,7 +40,7 @@ class SparseGradCallback(TrainerCallback):
             Trainer's learning rate), because a new task head's first gradients say little about the task.
         log_energy: True to add `sparsegrad_energy_in_core` and `sparsegrad_energy_in_support` to the log at every
             logging step, for trackers such as TensorBoard too: the shares of the gradient's energy that the core can
-            express and that the support holds.
+            express and that the support holds, each the median over the layers.
 
     Attributes:
         report: The [`WarmUpReport`] after the warm-up, else None.

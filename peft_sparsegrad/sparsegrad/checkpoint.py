@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 
 import torch
 from torch import nn
@@ -14,26 +13,8 @@ from .adapter import LayerAdapter
 from .basis import Basis
 from .layer import SparseGradLayer
 from .stored_layer import check_layer, check_side, check_weight_shape, present_support
-from .warmup_collector import WarmUpCollector
 
 _IS_SIDE = re.compile(r"\.sparsegrad_basis\.(.+\.)?[UV]$")
-
-
-def warn_if_not_settled(adapters: list[LayerAdapter], adapter_name: str) -> None:
-    """Warn that an adapter is saved before the end of its warm-up, as no file holds what that has collected so far."""
-    waiting = [adapter for adapter in adapters if not adapter.is_settled]
-    if not waiting:
-        return
-    warmup = waiting[0].warmup
-    watched, budget = 0, waiting[0].plan.warmup_steps
-    if isinstance(warmup, WarmUpCollector):
-        watched, budget = warmup.passes_watched, warmup.budget
-    warnings.warn(
-        f"The adapter {adapter_name!r} is saved after {watched} of the {budget} passes of its warm-up, before any "
-        "value of it has been trained, and begins the warm-up again when it is loaded to train: for a run this short, "
-        "set `warmup_steps=2`, or run `peft_sparsegrad.warmup` or `SparseGradCallback` first.",
-        stacklevel=2,
-    )
 
 
 def check_adapter_tensors(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import torch
 
 from ..common.distributed import sum_over_ranks
@@ -17,8 +19,9 @@ class EnergyProbe:
     """
 
     def __init__(self, adapters: list[LayerAdapter]) -> None:
-        self.adapters = adapters
-        self.energies = torch.zeros(3, dtype=torch.float64)  # of the full gradient, in the core, on the support
+        self.rows = {adapter: row for row, adapter in enumerate(adapters)}
+        # of each layer: of the full gradient, in the core, on the support
+        self.energies = torch.zeros(len(adapters), 3, dtype=torch.float64)
         for adapter in adapters:
             adapter.probe = self
 
@@ -26,15 +29,21 @@ class EnergyProbe:
         """Add one backward pass of one layer; return True, as any gradient is usable."""
         core = gradient.in_core(adapter.basis.U, adapter.basis.V).flatten().square()
         held = core.topk(adapter.plan.k).values if adapter.plan.dynamic else core[adapter.indices]
-        self.energies += torch.stack([gradient.energy(), core.sum(), held.sum()]).double().cpu()
+        self.energies[self.rows[adapter]] += torch.stack([gradient.energy(), core.sum(), held.sum()]).double().cpu()
         return True
 
     def finish(self) -> dict[str, float]:
-        """Stop measuring, and return the shares `energy_in_core` and `energy_in_support`; {} if nothing was seen."""
-        for adapter in self.adapters:
+        """Stop measuring, and return the medians over the layers of `energy_in_core` and `energy_in_support`.
+
+        One layer may have more energy than all others together, so that a sum over them would tell of it alone. The
+        result is {} if no gradient was seen.
+        """
+        for adapter in self.rows:
             adapter.probe = None
-        device = self.adapters[0].values.device
-        everywhere, core, support = sum_over_ranks(self.energies.to(device)).tolist()
-        if not everywhere:
+        device = next(iter(self.rows)).values.device
+        of_layers = sum_over_ranks(self.energies.to(device)).tolist()
+        shares = [(core / total, support / total) for total, core, support in of_layers if total]
+        if not shares:
             return {}
-        return {"energy_in_core": core / everywhere, "energy_in_support": support / everywhere}
+        in_core, in_support = map(median, zip(*shares, strict=True))
+        return {"energy_in_core": in_core, "energy_in_support": in_support}

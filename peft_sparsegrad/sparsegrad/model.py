@@ -21,12 +21,13 @@ from ..common.model_card import collect_facts
 from ..common.placement import check_weights_are_on_all_ranks, whole_shape
 from ..common.weighted_merge import WeightedMerge
 from .basis import Basis
-from .checkpoint import check_adapter_tensors, check_complete, in_file_form, in_layer_form, warn_if_not_settled
+from .checkpoint import check_adapter_tensors, check_complete, in_file_form, in_layer_form
 from .config import SparseGradConfig
 from .large_share import warn_of_large_share
 from .layer import SparseGradLayer, SparseGradLinear, layer_adapters
 from .parameter_layer import SparseGradParameter
 from .plan import LayerPlan, plan_layer, plan_weight
+from .settled import warn_if_merged_unsettled, warn_if_saved_unsettled
 from .small_steps import SmallSteps
 from .stored_layer import check_stored
 from .targets import TARGET_MODULES, set_default_targets
@@ -181,6 +182,26 @@ class SparseGradModel(DeltaTuner):
             self._replace_module(parent, target_name, layer, target)
         self._bases[plan.group_key] = layer.adapter(adapter_name).basis
 
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Add adapters to the base weights, as in LoRA; None is for the active ones."""
+        self._warn_of_unsettled(adapter_names)
+        super().merge_adapter(adapter_names, safe_merge)
+
+    def _unload_and_optionally_merge(
+        self,
+        merge: bool = True,
+        progressbar: bool = False,
+        safe_merge: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> Any:
+        if merge:
+            self._warn_of_unsettled(adapter_names)
+        return super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
+
+    def _warn_of_unsettled(self, adapter_names: list[str] | None) -> None:
+        for name in self.active_adapters if adapter_names is None else adapter_names:
+            warn_if_merged_unsettled(layer_adapters(self.model, name), name)
+
     def _weighted_merge(self, merge: WeightedMerge) -> tuple[PeftConfig, Callable[[str], None]]:
         config, layers = merge_adapters(self.model, self.peft_config, merge)
         return config, partial(fill_adapter, self.model, layers)
@@ -195,7 +216,7 @@ class SparseGradModel(DeltaTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, torch.Tensor]:
         restore_scales(model)  # PEFT has just called `state_dict`, which disorders them
-        warn_if_not_settled(layer_adapters(model, adapter_name), adapter_name)
+        warn_if_saved_unsettled(layer_adapters(model, adapter_name), adapter_name)
         tensors = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
         check_complete(model, adapter_name, tensors, cls.prefix)
         tensors = in_file_form(tensors)

@@ -23,7 +23,7 @@ class GroupReport:
         energy_in_core: Share of the warm-up gradients' energy Σ‖G‖² that the core can express, the median over the
             layers; None if not measured.
         energy_in_support: Share of the same energy on the chosen entries, the median over the layers; None if not
-            measured.
+            measured. It is of the batches that chose them: other batches have less.
         chance_in_core: Entries of the core / entries of the weight: the share in a basis that knows nothing of the
             gradient.
         chance_in_support: Trained values / entries of the weight: the share on entries chosen at random in it.

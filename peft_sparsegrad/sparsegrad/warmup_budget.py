@@ -33,6 +33,21 @@ def budget_in_run(budget: int) -> int:
     return shortened
 
 
+def announce_in_loop(budget: int) -> None:
+    """Log at the first pass of a warm-up in a loop without a Trainer that `budget` passes train nothing."""
+    if _passes_left() is None:
+        logger.warning(
+            "SparseGrad's warm-up takes the first %d backward passes, and the adapter trains after them: for a "
+            "shorter loop %srun `peft_sparsegrad.warmup` before it.",
+            *(budget, fewer_passes(budget)),
+        )
+
+
+def fewer_passes(budget: int) -> str:
+    """Return the advice to ask for as few passes as there can be, for a sentence; nothing if `budget` is as few."""
+    return f"set `warmup_steps={LEAST_PASSES}`, or " if budget > LEAST_PASSES else ""
+
+
 def _passes_left() -> int | None:
     """Return the number of backward passes left in the run of the innermost Trainer that trains; None without one."""
     for trainer in calling_trainers():

@@ -34,7 +34,7 @@ from .adapter import LayerAdapter
 from .basis import Basis
 from .report import WarmUpReport
 from .support_sums import SupportSums, group_report
-from .warmup_budget import budget_in_run
+from .warmup_budget import announce_in_loop, budget_in_run
 from .warmup_checks import check_any_gradient, is_no_overflow, warn_of_missing_bases, warn_of_missing_supports
 from .warmup_clock import WarmUpClock
 from .warmup_ranks import WarmUpRanks
@@ -104,6 +104,7 @@ class WarmUpCollector:
         self._ranks.device = of_loss.device
         if not self._observed:
             self._ranks.begin_backward()
+            self._announce()
         self._observed = True
         peaks = torch.stack([_peak(tensor) for tensor in gradient.tensors]).tolist()
         if not self._ranks.come_to(f"the gradient of {adapter.plan.name!r}", ok=all(map(math.isfinite, peaks))):
@@ -114,6 +115,10 @@ class WarmUpCollector:
         with self.clock.observing(of_loss.device):
             self._add(adapter, gradient)
         return True
+
+    def _announce(self) -> None:
+        if self.in_training and not self.passes_watched + self.passed_over and is_main_process():
+            announce_in_loop(self.budget)
 
     def _add(self, adapter: LayerAdapter, gradient: ObservedGradient) -> None:
         if self.stage == "basis":

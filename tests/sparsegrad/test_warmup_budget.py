@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny import adapted, batch, llama, logits, rows, train
 from transformers import Trainer, TrainingArguments
 
-from peft_sparsegrad import SparseGradCallback, SparseGradConfig, warmup_report
+from peft_sparsegrad import SparseGradCallback, SparseGradConfig, warmup, warmup_report
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
 
 DEFAULT = SparseGradConfig().warmup_steps
@@ -113,7 +113,7 @@ def test_the_best_model_may_be_one_of_the_warm_up(tmp_path):
         model, tmp_path, eval_dataset=rows(8, seed=1), max_steps=8, learning_rate=1e3, load_best_model_at_end=True,
         **settings,
     )  # fmt: skip
-    with pytest.warns(UserWarning, match="saved after 1 of the 2 passes"):
+    with pytest.warns(UserWarning, match="saved after 1 of the 2 passes.*for a run this short, run `peft"):
         run.train()
     assert run.state.best_model_checkpoint.endswith("checkpoint-1")
     assert torch.equal(logits(run.model), logits(llama()))
@@ -130,6 +130,48 @@ def test_a_plain_loop_that_ends_in_its_warm_up_says_so_when_it_is_saved(tmp_path
     assert torch.equal(logits(loaded), before)
     train(loaded, steps=DEFAULT + 1)
     assert not torch.equal(logits(loaded), before)
+
+
+@pytest.mark.parametrize("merge", [lambda model: model.merge_and_unload(), lambda model: model.merge_adapter()])
+def test_a_plain_loop_that_ends_in_its_warm_up_says_so_when_it_is_merged(merge):
+    model = adapted(warmup_steps=DEFAULT)
+    train(model, steps=3)
+    with pytest.warns(UserWarning, match=rf"merged after 3 of the {DEFAULT} passes.*stay as they are.*set `warmup_s"):
+        merge(model)
+    assert torch.equal(logits(model), logits(llama()))
+
+
+@pytest.mark.parametrize("do", [lambda model: model.unload(), lambda model: model.merge_adapter(["trained"])])
+def test_unloading_it_or_merging_another_adapter_says_nothing(do, recwarn):
+    model = adapted(warmup_steps=DEFAULT)
+    model.add_adapter("trained", SparseGradConfig(warmup_steps=0))
+    train(model, steps=3)
+    recwarn.clear()
+    do(model)
+    assert not [each for each in recwarn if "warm-up" in str(each.message)]
+
+
+def test_a_plain_loop_is_told_at_its_first_pass_what_the_warm_up_takes(caplog):
+    model = adapted(warmup_steps=DEFAULT)
+    model(**batch())  # no pass of a training
+    assert not caplog.text
+    train(model, steps=3)
+    told = f"takes the first {DEFAULT} backward passes, and the adapter trains after them: for a shorter loop set"
+    assert caplog.text.count(told) == 1
+    caplog.clear()
+    train(adapted(warmup_steps=2), steps=1)
+    assert "takes the first 2 backward passes" in caplog.text
+    assert "for a shorter loop run `peft_sparsegrad.warmup`" in caplog.text
+
+
+@pytest.mark.parametrize("way", ["warmup", "Trainer"])
+def test_nothing_is_said_at_the_first_pass_where_the_length_is_known(tmp_path, caplog, way):
+    model = adapted(warmup_steps=2)
+    if way == "warmup":
+        warmup(model, [batch(), batch()], progress=False)
+    else:
+        trainer(model, tmp_path, max_steps=8).train()
+    assert "takes the first" not in caplog.text
 
 
 def test_the_way_out_of_a_short_plain_loop():

@@ -18,11 +18,11 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
 
 # Models and data are made or shipped locally, so nothing is fetched from the hub.
-demo test bench docs: export HF_HUB_OFFLINE := 1
+demo test bench docs results: export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: demo test quality style docs bench clean help
+.PHONY: demo test quality style docs bench results clean help
 # Two extras are not installed into one environment at the same time.
 ifeq ($(EXTRA),)
 .NOTPARALLEL:
@@ -48,6 +48,22 @@ docs: $(VENV)/.installed-$(or $(EXTRA),docs) ## Build the documentation, with it
 
 bench: $(VENV)/.installed-$(or $(EXTRA),examples) ## Run the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Nothing is measured again: tables go to outputs/results, pictures to docs/results/figures.
+results: $(VENV)/.installed-$(or $(EXTRA),examples) ## Make the tables and pictures of docs/results from what is committed
+	@mkdir -p outputs/results
+	for model in smollm2 mpnet; do \
+	  costs=docs/results/frontier_costs$$(test $$model = mpnet && echo _mpnet).jsonl; \
+	  $(BIN)/python -m benchmarks.frontier table docs/results/frontier_$$model.jsonl --costs $$costs \
+	    > outputs/results/frontier_$$model.md || exit 1; \
+	  $(BIN)/python -m benchmarks.frontier plot docs/results/frontier_$$model.jsonl --costs $$costs \
+	    --out docs/results/figures || exit 1; \
+	done
+	$(BIN)/python -m benchmarks.crosslingual table docs/results/crosslingual.jsonl > outputs/results/crosslingual.md
+	$(BIN)/python -m benchmarks.gpu --table docs/results/gpu.json > outputs/results/gpu.md
+	$(BIN)/python -m benchmarks.compare report docs/results/comparison.jsonl --against lora --out outputs/results/comparison
+	$(BIN)/python -m benchmarks.compare report docs/results/ablation.jsonl --against lora --out outputs/results/ablation
+	$(BIN)/python -m benchmarks.rank_memory > outputs/results/rank_memory.md
 
 clean: ## Remove .venv, caches and build output
 	rm -rf .venv .venv-* build dist site docs/pictures *.egg-info .pytest_cache .ruff_cache

@@ -13,7 +13,7 @@ import torch
 from experiments.environment import describe_environment
 from experiments.memory import keep_freed_memory
 
-from .contenders import CONTENDERS, NAMED, SWEEP, TO_COMPILE, TWO_WAYS
+from .contenders import CONTENDERS, NAMED, SWEEP, TO_CHECKPOINT, TO_COMPILE, TWO_WAYS
 from .graddrop import adapter_bytes, benchmark_graddrop
 from .models import SHAPES, dtype_on
 from .step import benchmark_step
@@ -26,6 +26,7 @@ CONTENDERS_OF = {
     "two-ways": TWO_WAYS,
     "widths": SWEEP,
     "compiled": TO_COMPILE,
+    "checkpointed": TO_CHECKPOINT,
 }
 
 
@@ -43,7 +44,8 @@ def parse_arguments() -> argparse.Namespace:
         choices=CONTENDERS_OF,
         default="all",
         help="variants: all names of SparseGrad, two-ways: with the delta on the weight and on the output, widths: "
-        "SparseGrad with several core sizes, compiled: with torch.compile; these time the step alone",
+        "SparseGrad with several core sizes, compiled: with torch.compile, checkpointed: with gradient checkpointing; "
+        "these time the step alone",
     )
     parser.add_argument("--json", type=Path, default=Path("outputs/bench.json"), help="default: outputs/bench.json")
     return parser.parse_args()

@@ -17,6 +17,7 @@ from .models import Shape, build_model
 from .paper_layer import attach_paper_layers
 
 FROZEN, LORA, STATIC, MEPROP, PAPER, FULL = "frozen", "lora", "sparsegrad", "meprop", "paper layer", "full"
+COLUMNS = "columns"
 DYNAMIC, DYNAMIC_SD = "sparsegrad-dynamic", "sparsegrad-dynamic, sparse-by-dense"
 ON_OUTPUT = ", delta on the output"  # never written out
 CONTENDERS = (FROZEN, LORA, STATIC, MEPROP, DYNAMIC, DYNAMIC_SD, PAPER, FULL)
@@ -26,6 +27,8 @@ SLACKS = (3.0, 6.0, 12.0, 24.0)
 SWEEP = (LORA, *(f"slack {slack:g}" for slack in SLACKS))
 COMPILED = ", compiled"
 TO_COMPILE = (LORA, STATIC, LORA + COMPILED, STATIC + COMPILED)
+CHECKPOINTED = ", gradient checkpointing"
+TO_CHECKPOINT = (*(LEAN := (LORA, STATIC, COLUMNS)), *(name + CHECKPOINTED for name in LEAN))
 
 LEARNING_RATE = 1e-4
 
@@ -70,6 +73,10 @@ def build_contender(name: str, shape: Shape, device: torch.device, density: floa
     if name.endswith(COMPILED):
         contender = build_contender(name.removesuffix(COMPILED), shape, device, density)
         return replace(contender, name=name, model=torch.compile(contender.model))  # pyright: ignore[reportArgumentType]
+    if name.endswith(CHECKPOINTED):
+        contender = build_contender(name.removesuffix(CHECKPOINTED), shape, device, density)
+        contender.model.gradient_checkpointing_enable({"use_reentrant": False})
+        return replace(contender, name=name)
     model = build_model(shape, device)
     if name == FROZEN:
         return Contender(name, model.requires_grad_(False), None)

@@ -28,6 +28,7 @@ Tensors: TypeAlias = "list[torch.Tensor]"
 METHODS: dict[str, Callable[[], PeftConfig]] = {
     "LoRA": lambda: LoraConfig(r=16, target_modules=["up_proj", "down_proj"], task_type="CAUSAL_LM"),
     "SparseGrad": lambda: SparseGradConfig(task_type="CAUSAL_LM"),
+    "SparseGrad, columns": lambda: SparseGradConfig.from_variant("columns", task_type="CAUSAL_LM"),
     "SparseGrad, dynamic": lambda: SparseGradConfig(support="dynamic", task_type="CAUSAL_LM"),
     "GradDrop": lambda: GradDropConfig(task_type="CAUSAL_LM"),
     "GradDrop-Epoch": lambda: GradDropConfig.from_variant("GradDrop-Epoch", task_type="CAUSAL_LM"),

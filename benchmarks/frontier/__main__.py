@@ -113,10 +113,10 @@ def check_folders(arguments: argparse.Namespace) -> None:
 
 
 def measure_costs(arguments: argparse.Namespace) -> int:
-    """Measure each method on the first task."""
+    """Measure each method on each task."""
     started, plan = time.monotonic(), plan_of(arguments, (0,))
     place = Workplace(arguments.model, arguments.data, torch.device(arguments.device), plan.precision)
-    runs: list[Run] = [plan.run(plan.tasks[0], method, 0, 0.0) for method in plan.methods]
+    runs: list[Run] = [plan.run(task, method, 0, 0.0) for task in plan.tasks for method in plan.methods]
     deadline = None if arguments.minutes is None else started + 60 * arguments.minutes
     measure_missing(place, runs, arguments.out, arguments.rounds, deadline)
     return 0

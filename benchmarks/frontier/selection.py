@@ -51,6 +51,11 @@ class Series:
         """Return whether the best rate is the least or the greatest that was tried."""
         return len(self.searched) > 1 and self.lr in (min(self.searched), max(self.searched))
 
+    @property
+    def not_searched(self) -> bool:
+        """Return whether the method trains, at the one rate that was tried."""
+        return len(self.searched) == 1 and self.lr > 0
+
     def mean(self, value: Callable[[Record], float]) -> float:
         """Return the mean over the seeds."""
         return statistics.fmean(value(record) for record in self.records.values())

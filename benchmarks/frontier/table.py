@@ -10,6 +10,7 @@ from benchmarks.compare.difference import interval, verdict
 from experiments.json_files import Record
 from experiments.tables import markdown_table
 
+from .methods import METHODS
 from .selection import Series, best_lora, half_width, load
 from .tasks import METRICS
 
@@ -55,8 +56,14 @@ def _caption(task: str, series: list[Series], reference: Series | None) -> str:
         f"{task}, {run['model']}: {run['steps']} passes of {run['batch_size']}, {run['precision']}, "
         f"{where['device']}, torch {where['torch']}. Mean and 95% interval of Student's t over the seeds. {compared}"
         "Each method is at the learning rate that did best on the search's rows with the first seed; * marks one at "
-        f"the edge of those tried.{_where_costs_are_from(series, where)}"
+        f"the edge of those tried, † the only one tried.{_where_costs_are_from(series, where)}{_not_run(series)}"
     )
+
+
+def _not_run(series: list[Series]) -> str:
+    """Return a sentence with the methods of the benchmark that have no result yet, if there are any."""
+    missing = [method for method in METHODS if all(each.method != method for each in series)]
+    return f" Not run: {'; '.join(missing)}." if missing else ""
 
 
 def _where_costs_are_from(series: list[Series], where: Record) -> str:
@@ -73,7 +80,7 @@ def _row(series: Series, reference: Series | None, higher: bool) -> list[str]:
     trained = record["trained_parameters"]
     return [
         series.method,
-        f"{series.lr:g}{'*' if series.at_edge else ''}",
+        f"{series.lr:g}{'*' if series.at_edge else '†' if series.not_searched else ''}",
         str(len(series.records)),
         _with_interval(series.scores),
         *_difference(series, reference, higher),

@@ -25,8 +25,9 @@ class SparseGradConfig(TargetedConfig):
 
     `from_variant` returns settings by name: `"paper"` is the method as published, and the default is `"sparsegrad"`.
 
-    Learning rate of the values, with AdamW: 1e-3 was best for a language model of 135M parameters, and 1e-3 to 2.5e-3
-    for an encoder of 110M (docs/results/frontier.md). A small model takes more. Search around it, as for LoRA.
+    Learning rate of the values, with AdamW: 1e-3 was best for a language model of 135M parameters, and 4e-4 to 2.5e-3
+    for an encoder of 110M, where 2.5e-3 ruined some runs (README.md, "Settings"). A small model takes more. Search
+    around it, as for LoRA.
 
     Args:
         target_modules: Names or a regular expression of the linear layers to adapt, `"all-linear"`, or None for the

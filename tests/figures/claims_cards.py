@@ -117,6 +117,7 @@ CLAIMS = [
 ]
 TABLE_X = "table X of the GradDrop paper"
 GIVEN = [
+    Given(SPARSEGRAD, "2.6 GiB for a 7B model", "tests/figures/test_printed_tables.py"),
     Given(SPARSEGRAD, "Trains about 1% of each", "setting"),
     Given(SPARSEGRAD, "the smallest 30% of the values", "setting"),
     Given(SPARSEGRAD, "| 0.01 | the paper's; at 0.8%,", "tables 11 and 12 of the SparseGrad paper"),

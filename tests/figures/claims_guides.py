@@ -7,7 +7,7 @@ from math import log2
 from statistics import fmean
 
 from documents import Claim, Given
-from measured import STORIES, differences, lead
+from measured import STORIES, differences
 from transformers import LlamaConfig
 
 from benchmarks.rank_memory import llama_7b
@@ -66,6 +66,12 @@ def loss_of_slack(slack: int) -> float:
     return fmean(differences(STORIES, f"sparsegrad, slack {slack}", "sparsegrad", file="ablation").values())
 
 
+def lead_of_default() -> float:
+    """The loss that the default has less than LoRA, the mean over seeds 0 to 2, as the table beside it."""
+    behind = differences(STORIES, "sparsegrad", "lora")
+    return -fmean(behind[seed] for seed in range(3))
+
+
 def rank_of_bert() -> int:
     """Columns of the transition matrix of an MLP layer of BERT base, with the default settings."""
     (rank,) = [r for r in core_ranks(3072, 768, num_trained_values(3072, 768, 0.01), "auto", 12.0) if r is not None]
@@ -86,7 +92,7 @@ CLAIMS = [
         "24 entries a value −{:.3f}, 6 +{:.3f}, 3 +{:.3f}",
         lambda: [-loss_of_slack(24), loss_of_slack(6), loss_of_slack(3)],
     ),
-    Claim(DENSITY, "LoRA is {:.3f} behind the default there", lambda: [lead(STORIES, "sparsegrad", "lora")[0]]),
+    Claim(DENSITY, "LoRA is {:.3f} behind the default there", lambda: [lead_of_default()]),
     Claim("docs/guides/serving.md", "{} for BERT base at 1%", lambda: [rank_of_bert()]),
 ]
 TABLE_6 = "tests/examples/llama2_chat/test_llama2_table6.py"

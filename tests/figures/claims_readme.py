@@ -5,9 +5,10 @@ from __future__ import annotations
 import statistics
 from functools import cache
 
-from claims_cards import of_two_benches
+from claims_cards import SHAPES, of_two_benches
 from claims_gpu import RESULT, to_lora
 from claims_published import ruined_by_rate, scores
+from claims_speed import LEAN, on_mpnet
 from documents import Claim, Given
 from measured import COLA, RESULTS, STORIES, STSB, best_rate, time_to_lora
 
@@ -21,7 +22,7 @@ BATCHES = [("bert", 1024), ("bert", 4096), ("llama", 1024), ("llama", 4096)]
 def frontier(task: str) -> dict[str, Series]:
     """The runs of a task by method, each at its best learning rate."""
     file = "frontier_smollm2.jsonl" if task == "smollm2" else "frontier_mpnet.jsonl"
-    return {series.method: series for series in load([RESULTS / file], [])[task]}
+    return {series.method: series for series in load([RESULTS / file], [RESULTS / "frontier_costs.jsonl"])[task]}
 
 
 def loss(method: str) -> float:
@@ -33,6 +34,12 @@ def of_columns(kind: str) -> list[float]:
     """The least and the greatest share of LoRA's bytes."""
     shares = [to_lora("columns", kind, *batch) for batch in BATCHES]
     return [min(shares), max(shares)]
+
+
+def kept_on_smollm2() -> float:
+    """What columns with a third of the default's core keep as a share of what LoRA of rank 16 does."""
+    columns, lora = (frontier("smollm2")[name].costs for name in ("SparseGrad columns 1%, slack 4", "LoRA r=16"))
+    return columns["kept_memory"] / lora["kept_memory"]
 
 
 def lost_at_a_quarter() -> float:
@@ -62,8 +69,17 @@ def rate(task: str, method: str) -> float:
 
 
 CLAIMS = [
-    Claim(README, "keeps {:.2f} to {:.2f} of what LoRA", lambda: of_columns("kept_bytes")),
-    Claim(README, "and {:.2f} to {:.2f} of its peak", lambda: of_columns("peak_bytes")),
+    Claim(
+        README,
+        "keeps {:.2f} of what LoRA keeps for the backward pass on mpnet and {:.2f} on [SmolLM2]",
+        lambda: [on_mpnet("kept_memory"), kept_on_smollm2()],
+    ),
+    *(
+        Claim(README, words, lambda: [time_to_lora(shape, "columns", LEAN) for shape in SHAPES])
+        for words in ("in a step of [{:.2f} and {:.2f} of LoRA's]", "on a CPU, columns {:.2f} and {:.2f} |")
+    ),
+    Claim(README, "columns: {:.2f} to {:.2f} of what LoRA", lambda: of_columns("kept_bytes")),
+    Claim(README, "pass, {:.2f} to {:.2f} of its peak", lambda: of_columns("peak_bytes")),
     Claim(README, "The base model is at {:.3f}", lambda: [loss("frozen")]),
     Claim(
         README,

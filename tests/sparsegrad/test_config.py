@@ -164,15 +164,15 @@ def test_values_of_another_type_are_named(settings, message):
         SparseGradConfig(**settings)
 
 
-FIELDS = ("rank", "basis", "support", "renewal_steps")
+FIELDS = ("rank", "basis", "support", "renewal_steps", "slack")
 VARIANTS = {
-    "sparsegrad": ("auto", "hosvd", "static", 25),
-    "columns": ("auto", "columns", "static", 25),
-    "full-bases": ("full", "hosvd", "static", 25),
-    "sparsegrad-dynamic": ("auto", "hosvd", "dynamic", 25),
-    "paper": ("full", "hosvd", "dynamic", 25),
-    "meprop": ("auto", "identity", "static", 0),
-    "meprop-paper": ("auto", "identity", "dynamic", 25),
+    "sparsegrad": ("auto", "hosvd", "static", 25, 12.0),
+    "columns": ("auto", "columns", "static", 25, 4.0),
+    "full-bases": ("full", "hosvd", "static", 25, 12.0),
+    "sparsegrad-dynamic": ("auto", "hosvd", "dynamic", 25, 12.0),
+    "paper": ("full", "hosvd", "dynamic", 25, 12.0),
+    "meprop": ("auto", "identity", "static", 0, 12.0),
+    "meprop-paper": ("auto", "identity", "dynamic", 25, 12.0),
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from math import log2
 from statistics import fmean
+from typing import Any
 
 from documents import Claim, Given
-from measured import STORIES, differences
+from measured import RESULTS, STORIES, differences
 from transformers import LlamaConfig
 
 from benchmarks.rank_memory import llama_7b
@@ -72,6 +74,24 @@ def lead_of_default() -> float:
     return -fmean(behind[seed] for seed in range(3))
 
 
+def row_of_table_6(label: str, method: str) -> Claim:
+    """A row of table 6 on SmolLM2: trained parameters, their share, validation loss, and bytes."""
+
+    def values() -> list[float]:
+        run = runs_of_table_6()[method]
+        trained, sizes = run["trainable_parameters"], [run[name] / 1e6 for name in ("peak_step_bytes", "saved_bytes")]
+        return [trained, trained / run["model_parameters"], run["validation_loss_after"], *sizes]
+
+    return Claim(CHAT, f"| {label} | {{:,}} | {{:.2%}} | {{:.3f}} | {{:,.0f}} | {{:,.1f}} |", values)
+
+
+@cache
+def runs_of_table_6() -> dict[str, dict[str, Any]]:
+    """What `compare` has written of SmolLM2, by method."""
+    runs = map(json.loads, (RESULTS / "table6_smollm2.jsonl").read_text("utf-8").splitlines())
+    return {run["settings"]["method"]: run for run in runs}
+
+
 def rank_of_bert() -> int:
     """Columns of the transition matrix of an MLP layer of BERT base, with the default settings."""
     (rank,) = [r for r in core_ranks(3072, 768, num_trained_values(3072, 768, 0.01), "auto", 12.0) if r is not None]
@@ -79,6 +99,14 @@ def rank_of_bert() -> int:
 
 
 CLAIMS = [
+    row_of_table_6("regular fine-tuning", "full"),
+    row_of_table_6("LoRA, rank 32", "lora"),
+    *(row_of_table_6(f"`{name}`", name) for name in ("paper", "meprop-paper", "sparsegrad")),
+    Claim(
+        CHAT,
+        "validation loss, before {:.3f}",
+        lambda: {run["validation_loss_before"] for run in runs_of_table_6().values()},
+    ),
     Claim(NOTES, "{:.2f} bytes a value, where no exact form can have less than {:.2f} on average", support_bytes),
     Claim(CHAT, "alone, for {:.2f} billion parameters of which {:.2f} are", lambda: map(billions, parameters())),
     Claim(CHAT, "| weights in bf16 | {:.2f}e9 × 2 | {:.1f} |", in_16_bits),
@@ -101,7 +129,11 @@ PAPER_5 = "section 5 of the SparseGrad paper"
 ENGINES = "tests/distributed/test_engines.py"
 PICTURE = "setting of docs/pictures.py"
 GIVEN = [
-    Given(CHAT, "One 24 GB GPU", "setting"),
+    *(
+        Given(CHAT, words, "setting")
+        for words in ("One 24 GB GPU", "80 of 100 message trees", "in 20 steps and the other 20")
+    ),
+    Given(CHAT, "paper's rate of 9e-4", PAPER_5),
     Given(CHAT, "should fit in 24 GB", "setting"),
     Given(CHAT, "100,000 values in each, learning rate 9e-4 and one epoch", PAPER_5),
     Given(CHAT, "100,000 in each layer", PAPER_5),

@@ -62,9 +62,8 @@ class StepObserver(Protocol):
 
 # Dictionaries keep their order, and every rank must take part in the same collective operation at the same time.
 _OBSERVERS: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
-_RUNNING: weakref.WeakKeyDictionary[Optimizer, tuple[OptimizerStep, list[Callable[[], None]]]] = (
-    weakref.WeakKeyDictionary()
-)
+# On the optimizer itself, so that a step that raises an error leaves nothing behind that outlives the optimizer.
+_RUNNING = "_peft_sparsegrad_step"
 # Code of the function that torch wraps around the step of every optimizer class.
 _WRAPPER = Optimizer.profile_hook_step(lambda self: None).__code__
 
@@ -98,17 +97,22 @@ def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, 
     if optimizer in stepping[1:]:  # a part of its own step, as in a class with `super().step()`
         return
     closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)  # args begin with the optimizer
-    outer = [_RUNNING[each][0] for each in stepping[1:] if each in _RUNNING]
+    outer = [vars(each)[_RUNNING][0] for each in stepping[1:] if _RUNNING in vars(each)]
     step = OptimizerStep(optimizer, closure is not None, outer)
     calls = [observer.before_step(step) for observer in observers()]
-    _RUNNING[optimizer] = step, [call for call in calls if call is not None]
+    vars(optimizer)[_RUNNING] = step, [call for call in calls if call is not None]
 
 
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if optimizer in _RUNNING and optimizer not in _stepping()[1:]:
-        for call in _RUNNING.pop(optimizer)[1]:
+    if _RUNNING in vars(optimizer) and optimizer not in _stepping()[1:]:
+        for call in vars(optimizer).pop(_RUNNING)[1]:
             call()
+
+
+def innermost(optimizer: Any) -> Any:
+    """Return the optimizer inside wrappers such as accelerate's or a Lookahead; `optimizer` if it is not wrapped."""
+    return innermost(optimizer.optimizer) if hasattr(optimizer, "optimizer") else optimizer
 
 
 def _stepping() -> list[Optimizer]:

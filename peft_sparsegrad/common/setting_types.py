@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
+
+import torch
 
 
 def _is_text(value: Any) -> bool:
@@ -60,6 +62,24 @@ _TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: value is None or _are_tokens(value),
     ),
 }
+
+
+def plain(value: Any) -> Any:
+    """Return a setting in Python's own types, which JSON can hold: those of NumPy, ranges and paths are converted."""
+    if value is None or isinstance(value, (bool, str, bytes)):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(each) for key, each in value.items()}
+    if isinstance(value, Collection) and not isinstance(value, torch.Tensor):
+        kind = tuple if isinstance(value, tuple) else set if isinstance(value, (set, frozenset)) else list
+        return kind(map(plain, value))
+    return value
 
 
 def check_types(config: Any) -> None:

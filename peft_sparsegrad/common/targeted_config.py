@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, TypeVar, cast
 
 from peft.config import PeftConfig
@@ -17,7 +17,7 @@ from .calling_trainer import calling_trainers, keep_card
 from .checksum import add_checksum
 from .field_names import check_names
 from .model_card import CardFacts, write_card
-from .setting_types import check_types
+from .setting_types import check_types, plain
 
 FORMAT_VERSION = 2  # of the adapter's files; raised when an older release could not read them
 
@@ -71,6 +71,8 @@ class TargetedConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for each in fields(self):
+            setattr(self, each.name, plain(getattr(self, each.name)))
         check_types(self)
         if self.format_version > FORMAT_VERSION:
             raise ValueError(

@@ -19,7 +19,7 @@ from .masks import (
 from .observed_gradient import LinearGradient, ObservedGradient, StackedGradient
 from .packed_support import is_older_form, pack_support, packed_support_size, unpack_support
 from .schedules import SCHEDULES
-from .sides import Side, file_dtype, is_selection, rounded, side_in, side_like, side_matrix, to_core
+from .sides import Side, file_dtype, from_core, is_selection, rounded, side_in, side_like, side_matrix, to_core
 from .sparse_by_dense import sparse_by_dense, sparse_by_dense_coo
 from .stacked import observe_weight_gradient, stacked_core_gradient, stacked_delta, stacked_sum
 from .streams import stream_key
@@ -59,6 +59,7 @@ __all__ = [
     "delta_product",
     "delta_weight",
     "file_dtype",
+    "from_core",
     "gaussian_block_mask",
     "gaussian_mask",
     "gradient_energy",

@@ -42,7 +42,7 @@ class GradDropCallback(TrainerCallback):
         self._figures.put_first(trainer_of(self))
         if self.graddrop is not None:  # left behind by a run that was interrupted
             self.graddrop.remove()
-        self.graddrop = GradDrop(kwargs["model"], self.config, optimizer=_innermost(kwargs.get("optimizer")))
+        self.graddrop = GradDrop(kwargs["model"], self.config, optimizer=kwargs.get("optimizer"))
         self._announce_length(args, state)
         self._announce(args, state)  # another callback's warm-up may come before the first step
 
@@ -90,8 +90,3 @@ class GradDropCallback(TrainerCallback):
         if self.graddrop is not None:
             self.graddrop.remove()
             self.graddrop = None
-
-
-def _innermost(optimizer: Any) -> Any:
-    """Return the torch optimizer inside accelerate's wrappers, or `optimizer` itself if it is not wrapped."""
-    return _innermost(optimizer.optimizer) if hasattr(optimizer, "optimizer") else optimizer

@@ -122,7 +122,6 @@ class GradDropConfig(TargetedConfig):
         self.peft_type = add_peft_type("GRADDROP")
         self.saved_energy: float | None = None  # not a setting: learned when entries are left out of a file
         self._check_types()
-        self.seed = int(self.seed)  # it may be a NumPy integer, which JSON cannot hold
         self._check_ranges()
         self.check_choices(
             {

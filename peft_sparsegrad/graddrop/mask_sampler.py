@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..common.backward import backward_id
+from ..common.optimizer_watcher import innermost
 from ..functional import (
     SCHEDULES,
     GradientMask,
@@ -74,11 +75,11 @@ class MaskSampler:
 
     def bind(self, optimizer: torch.optim.Optimizer) -> None:
         """Bind the masks to the run of `optimizer`, so that `check_optimizer` rejects any other optimizer."""
-        self._optimizer = weakref.ref(optimizer)
+        self._optimizer = weakref.ref(innermost(optimizer))
 
     def is_bound_to(self, optimizer: torch.optim.Optimizer | None) -> bool:
         """Return whether the masks are bound to the run of `optimizer`."""
-        return self._optimizer is not None and self._optimizer() is optimizer
+        return self._optimizer is not None and self._optimizer() is innermost(optimizer)
 
     def set_num_epochs(self, num_epochs: int) -> None:
         """Announce the number of epochs of the run.

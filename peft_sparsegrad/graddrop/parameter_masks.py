@@ -118,7 +118,7 @@ class ParameterMasks:
             handle.remove()
         forget(self)
         self.sampler.reset()
-        self._handles, self.places, self._readers, self._masked = [], [], {}, {}
+        self._handles, self.places, self._readers, self._masked, self._first = [], [], {}, {}, {}
 
 
 class _BeforeForward:

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..common.calling_trainer import LoggedFigures, trainer_of
 from ..common.distributed import is_main_process
@@ -18,6 +18,7 @@ from .report import WarmUpReport
 from .task_head import settle_head
 from .trainer_batches import TrainerBatches, draws_from_dataset
 from .warmup import warmup
+from .warmup_batches import check_steps
 from .warmup_budget import budget_in_run
 from .warmup_collector import WarmUpCollector
 
@@ -49,6 +50,7 @@ class SparseGradCallback(TrainerCallback):
     def __init__(self, steps: int | None = None, head_steps: int = 0, log_energy: bool = True) -> None:
         if head_steps < 0:
             raise ValueError(f"`head_steps` must not be negative, it is {head_steps}")
+        check_steps(steps)
         self.steps, self.head_steps, self.log_energy = steps, head_steps, log_energy
         self.report: WarmUpReport | None = None
         self._probe: EnergyProbe | None = None
@@ -78,7 +80,7 @@ class SparseGradCallback(TrainerCallback):
             self._observe_training(adapters, "their batches cannot be drawn before it")
 
     def _steps(self, adapters: list[LayerAdapter]) -> int:
-        return self.steps or adapters[0].plan.warmup_steps
+        return adapters[0].plan.warmup_steps if self.steps is None else self.steps
 
     def _observe_training(self, adapters: list[LayerAdapter], reason: str) -> None:
         if self.head_steps:
@@ -101,7 +103,8 @@ class SparseGradCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self.log_energy and state.logging_steps and (state.global_step + 1) % state.logging_steps == 0:
+        logs = args.logging_strategy == IntervalStrategy.STEPS and state.logging_steps
+        if self.log_energy and logs and (state.global_step + 1) % state.logging_steps == 0:
             self._probe = EnergyProbe(_trained_adapter(kwargs["model"])[1])
 
     def on_step_end(
@@ -109,8 +112,24 @@ class SparseGradCallback(TrainerCallback):
     ) -> None:
         if self._collector is not None and self._collector.done:
             self.report, self._collector = self._collector.report, None
-        if control.should_save:
-            for adapter in _trained_adapter(kwargs["model"])[1]:
+        self._prepare_to_save(control, kwargs["model"])
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._prepare_to_save(control, kwargs["model"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._probe is not None:
+            self._probe.stop()
+            self._probe = None
+
+    def _prepare_to_save(self, control: TrainerControl, model: nn.Module) -> None:
+        """Let the first rank have what a checkpoint is to hold; an evaluation may be followed by one of the best."""
+        if control.should_save or control.should_evaluate:
+            for adapter in _trained_adapter(model)[1]:
                 adapter.training_state.gather()
 
     def _measure(self) -> dict[str, float]:

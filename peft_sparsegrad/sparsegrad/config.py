@@ -139,7 +139,6 @@ class SparseGradConfig(TargetedConfig):
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool):
                 raise ValueError(f"`{name}` must be a whole number, not {value!r}")
-            setattr(self, name, int(value))  # of NumPy, for instance: a configuration is saved as JSON
         for name, value in [("density", self.density), *_entries("density_pattern", self.density_pattern)]:
             if not isinstance(value, Real) or isinstance(value, bool):
                 raise ValueError(f"`{name}` must be a number in (0, 1], not {value!r}: 0.01 trains 1%")

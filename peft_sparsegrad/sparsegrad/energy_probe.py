@@ -32,14 +32,18 @@ class EnergyProbe:
         self.energies[self.rows[adapter]] += torch.stack([gradient.energy(), core.sum(), held.sum()]).double().cpu()
         return True
 
+    def stop(self) -> None:
+        """Stop measuring."""
+        for adapter in self.rows:
+            adapter.probe = None
+
     def finish(self) -> dict[str, float]:
         """Stop measuring, and return the medians over the layers of `energy_in_core` and `energy_in_support`.
 
         One layer may have more energy than all others together, so that a sum over them would tell of it alone. The
         result is {} if no gradient was seen.
         """
-        for adapter in self.rows:
-            adapter.probe = None
+        self.stop()
         device = next(iter(self.rows)).values.device
         of_layers = sum_over_ranks(self.energies.to(device)).tolist()
         shares = [(core / total, support / total) for total, core, support in of_layers if total]

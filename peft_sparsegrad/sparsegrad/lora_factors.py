@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch.nn import functional
 
 from ..common.lora_factors import LoraFactors, relative_error
-from ..functional import side_matrix
+from ..functional import from_core, side_like
 from .adapter import LayerAdapter
 
 
@@ -26,14 +27,18 @@ def _exact_factors(adapter: LayerAdapter) -> tuple[torch.Tensor, torch.Tensor]:
     """Return A (r, in) and B (out, r) with B A = V S Uᵀ; r is the smaller number of rows or columns of S in use."""
     core = adapter.core.matrix(torch.float64).detach()
     out_features, in_features = adapter.plan.weight_shape
-    U = side_matrix(adapter.basis.U, in_features).to(core)
-    V = side_matrix(adapter.basis.V, out_features).to(core)
+    U, V = (side_like(side, core) for side in (adapter.basis.U, adapter.basis.V))
     rows, columns = (core != 0).any(1), (core != 0).any(0)
     if not core.any():
         rows[0] = columns[0] = True  # LoRA has no rank 0
     if rows.sum() <= columns.sum():
-        return core[rows] @ U.T, V[:, rows]
-    return U[:, columns].T, V @ core[:, columns]
+        return from_core(core[rows], U, in_features), from_core(_unit_rows(rows, core), V, out_features).T
+    return from_core(_unit_rows(columns, core), U, in_features), from_core(core[:, columns].T, V, out_features).T
+
+
+def _unit_rows(chosen: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return the chosen rows of an identity matrix, which as a whole would be as wide as the weight."""
+    return functional.one_hot(chosen.nonzero().flatten(), len(chosen)).to(like)
 
 
 def _truncate(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -75,6 +75,7 @@ class SparseGradModel(DeltaTuner):
             warmup = WarmUpCollector(adapter_name, waiting, needs_basis, config.warmup_steps, in_training=True)
             for adapter in waiting:
                 adapter.warmup = warmup
+        self._bases, self._transition_file = {}, None  # the file may be as large as the model
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the base model returns; in a warm-up without a compiled graph, which would be in pieces."""

@@ -74,4 +74,5 @@ def _add_carried(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         positions = {id(held): position for position, held in enumerate(group["params"])}
         for (held, name), holder in _CARRIED[optimizer].items():
             if held in positions:
-                saved.setdefault(KEY, {})[f"{positions[held]} {name}"] = holder.state_dict()
+                # A new dictionary: torch's saved group shares those of the optimizer's own.
+                saved[KEY] = {**saved.get(KEY, {}), f"{positions[held]} {name}": holder.state_dict()}

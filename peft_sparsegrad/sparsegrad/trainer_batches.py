@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
+from accelerate.data_loader import IterableDatasetShard
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
-from transformers import Trainer
-from transformers.trainer_pt_utils import IterableDatasetShard
+from transformers import Trainer, set_seed
 
 from ..common.distributed import agree, world_size
 from .warmup_passes import finite_loss, has_labels
@@ -89,23 +91,33 @@ class TrainerBatches:
     def as_in_training(self) -> Iterator[None]:
         """Compute passes as in the Trainer's steps, and undo inside the Trainer whatever they have changed.
 
-        The model is in training mode, with dropout, and the random state is one of the warm-up's own.
+        The model is in training mode, with dropout, and the random states of Python, NumPy and torch are the warm-up's
+        own.
         """
         counters = {name: value for name, value in vars(self.trainer).items() if _is_counter(name, value)}
         before = copy.deepcopy(counters)
+        of_python, of_numpy = random.getstate(), np.random.get_state()
         devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
         self.model.train()
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.trainer.args.seed)
+            set_seed(self.trainer.args.seed)
             try:
                 yield
             finally:
                 vars(self.trainer).update(before)
+                random.setstate(of_python)
+                np.random.set_state(of_numpy)
 
 
 def _is_counter(name: str, value: Any) -> bool:
     """Return whether an attribute of a Trainer may be a metric or a count that computing a loss adds to."""
-    return name.startswith("_") and isinstance(value, int | float | dict | list)
+    return name.startswith("_") and _is_of_numbers(value)
+
+
+def _is_of_numbers(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return all(map(_is_of_numbers, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int | float)
 
 
 def _loader(dataloader: DataLoader, seed: int) -> DataLoader:

@@ -222,7 +222,7 @@ class WarmUpCollector:
         for adapter in self.adapters:
             if adapter in self.sums:
                 self.sums[adapter].reduce()
-                adapter.settle(self.sums[adapter].support())
+                adapter.settle(self.sums[adapter].support() if self.sums[adapter].squared.any() else None)
             else:
                 adapter.settle()
             _copy_buffers_from_main(adapter)

@@ -71,3 +71,24 @@ def test_a_text_that_is_no_regular_expression_is_refused_by_name(config, setting
 def test_a_pattern_of_sparsegrad_that_is_no_regular_expression_is_refused(name):
     with pytest.raises(ValueError, match=f"`{name}` must be a regular expression, and 'up\\[' is none"):
         SparseGradConfig(**{name: {"up[": 0.5 if name == "density_pattern" else 4}})
+
+
+NUMPY = {
+    SparseGradConfig: {
+        "density": np.float32(0.05),
+        "slack": np.float32(6),
+        "density_pattern": {"up": np.float64(0.1)},
+    },
+    GradDropConfig: {"p": np.float32(0.25), "seed": np.int64(3), "save_density": np.float64(0.5)},
+}
+
+
+@pytest.mark.parametrize("layers", [range(2), np.arange(2), [np.int64(0), np.int64(1)], (0, 1)], ids=repr)
+@pytest.mark.parametrize("config", NUMPY)
+def test_settings_of_numpy_are_saved_and_read(config, layers, tmp_path):
+    given = config(target_modules=frozenset(["up"]), layers_to_transform=layers, **NUMPY[config])
+    given.save_pretrained(tmp_path)
+    read = config.from_pretrained(tmp_path)
+    assert list(read.layers_to_transform) == [0, 1]
+    assert set(read.target_modules) == {"up"}
+    assert all(getattr(read, name) == value for name, value in NUMPY[config].items())

@@ -16,6 +16,7 @@ from peft_sparsegrad import SparseGradConfig
 
 PAGE, VARIANTS, MPNET = "docs/results/sparsegrad.md", "bench_variants", "glue_mpnet.jsonl"
 STSB, COLA = "glue_mpnet_stsb.jsonl", "glue_mpnet_cola.jsonl"
+FIRST_SEED_ONLY = ("meprop-paper", "paper")  # on CoLA with the rest trained
 OF_MPNET = {
     "full": "regular fine-tuning",
     "lora": "LoRA, rank 7",
@@ -44,10 +45,20 @@ def row_of_bench(name: str) -> Claim:
 
 
 @cache
+def records_of(file: str) -> list[dict[str, Any]]:
+    """The runs of a file."""
+    return [json.loads(line) for line in (RESULTS / file).read_text("utf-8").splitlines()]
+
+
+def of(record: dict[str, Any]) -> tuple[str, str]:
+    """What is done with the rest of the model in a run, and the method."""
+    return record["run"]["rest"], record["run"]["method"]
+
+
+@cache
 def of_mpnet() -> dict[str, dict[str, Any]]:
     """The records of the runs on all-mpnet-base-v2, by the method."""
-    lines = (RESULTS / MPNET).read_text("utf-8").splitlines()
-    return {record["run"]["method"]: record for record in map(json.loads, lines)}
+    return {record["run"]["method"]: record for record in records_of(MPNET)}
 
 
 def megabytes(method: str, *names: str) -> list[float]:
@@ -76,11 +87,10 @@ def peaks_to(other: str) -> list[float]:
 @cache
 def scores(rest: str, method: str, file: str = STSB) -> tuple[float, list[float]]:
     """The learning rate at which a method was run with all three seeds, and its scores in percent by seed."""
-    lines = (RESULTS / file).read_text("utf-8").splitlines()
     found: dict[float, dict[int, float]] = {}
-    for record in map(json.loads, lines):
+    for record in records_of(file):
         run = record["run"]
-        if (run["rest"], run["method"]) == (rest, method):
+        if of(record) == (rest, method):
             found.setdefault(run["lr"], {})[run["seed"]] = 100 * record["score"]
     ((rate, by_seed),) = ((rate, by_seed) for rate, by_seed in found.items() if len(by_seed) == 3)
     return rate, [by_seed[seed] for seed in range(3)]
@@ -88,30 +98,26 @@ def scores(rest: str, method: str, file: str = STSB) -> tuple[float, list[float]
 
 def fewer_in_a_step() -> float:
     """By how many percent a step of the published method moves fewer values of a layer than LoRA has."""
-    records = map(json.loads, (RESULTS / STSB).read_text("utf-8").splitlines())
-    moved = {each["run"]["method"]: each["trainable"]["layer_in_step"] for each in records}
+    moved = {each["run"]["method"]: each["trainable"]["layer_in_step"] for each in records_of(STSB)}
     return 100 * (1 - moved["paper"] / moved["lora"])
 
 
 def ruined_by_rate(rest: str, method: str) -> list[float]:
     """The learning rates at which nothing was learned, a correlation below a tenth."""
-    records = map(json.loads, (RESULTS / STSB).read_text("utf-8").splitlines())
-    own = (each for each in records if (each["run"]["rest"], each["run"]["method"]) == (rest, method))
+    own = (each for each in records_of(STSB) if of(each) == (rest, method))
     return sorted(each["run"]["lr"] for each in own if each["score"] < 0.1)
 
 
 def edge(rest: str, method: str, file: str = STSB) -> str:
     """A star if the method's rate is the least or the greatest of those tried."""
-    lines = map(json.loads, (RESULTS / file).read_text("utf-8").splitlines())
-    tried = {each["run"]["lr"] for each in lines if (each["run"]["rest"], each["run"]["method"]) == (rest, method)}
+    tried = {each["run"]["lr"] for each in records_of(file) if of(each) == (rest, method)}
     return "*" if scores(rest, method, file)[0] in (min(tried), max(tried)) else ""
 
 
 @cache
 def costs_frozen(method: str) -> list[float]:
     """Peak memory, optimizer state and file with the rest frozen, in MB."""
-    records = map(json.loads, (RESULTS / STSB).read_text("utf-8").splitlines())
-    record = next(each for each in records if (each["run"]["rest"], each["run"]["method"]) == ("frozen", method))
+    record = next(each for each in records_of(STSB) if of(each) == ("frozen", method))
     return [record["costs"][name] / 1e6 for name in ("peak_memory", "optimizer_bytes", "saved_bytes")]
 
 
@@ -132,23 +138,28 @@ def row_of_stsb(method: str) -> Claim:
 
 
 def row_of_cola(method: str) -> Claim:
-    """A method's row on CoLA: score, rate and difference to LoRA, with the rest frozen."""
-    score, less_lora = "{:.1f} ± {:.1f} | {:g}" + edge("frozen", method, COLA), "{:+.1f} ({:+.1f} to {:+.1f})"
+    """A method's row on CoLA: score, rate and difference to LoRA, then score and rate with the rest trained."""
+    less_lora = "–" if method == "lora" else "{:+.1f} ({:+.1f} to {:+.1f})"
+    trained = "{:.1f}, one seed | {:g}" if method in FIRST_SEED_ONLY else "{:.1f} ± {:.1f} | {:g}"
+    edges = [edge("frozen", method, COLA), "" if method in FIRST_SEED_ONLY else edge("trained", method, COLA)]
+    cells = f"{{:.1f}} ± {{:.1f}} | {{:g}}{edges[0]} | {less_lora} | {trained}{edges[1]}"
 
     def values() -> list[float]:
         (rate, own), (_, lora) = scores("frozen", method, COLA), scores("frozen", "lora", COLA)
         differences = [one - other for one, other in zip(own, lora, strict=True)]
         difference = [] if method == "lora" else [statistics.mean(differences), *interval(differences)]
-        return [*with_half(own), rate, *difference]
+        return [*with_half(own), rate, *difference, *with_the_rest_trained(method)]
 
-    return Claim(PAGE, f"| {OF_MPNET[method]} | {score} | {'–' if method == 'lora' else less_lora} |", values)
+    return Claim(PAGE, f"| {OF_MPNET[method]} | {cells} |", values)
 
 
-def first_seeds_of_the_paper() -> list[float]:
-    """Scores in percent and learning rates on CoLA, the best first."""
-    records = map(json.loads, (RESULTS / COLA).read_text("utf-8").splitlines())
-    found = [(100 * each["score"], each["run"]["lr"]) for each in records if each["run"]["method"] == "paper"]
-    return [number for pair in sorted(found, reverse=True) for number in pair]
+def with_the_rest_trained(method: str) -> list[float]:
+    """Mean, half of its interval where there is one, and rate on CoLA with the rest of the model trained."""
+    if method not in FIRST_SEED_ONLY:
+        rate, own = scores("trained", method, COLA)
+        return [*with_half(own), rate]
+    (record,) = (each for each in records_of(COLA) if of(each) == ("trained", method))
+    return [100 * record["score"], record["run"]["lr"]]
 
 
 def with_half(numbers: list[float]) -> tuple[float, float]:
@@ -159,8 +170,7 @@ def with_half(numbers: list[float]) -> tuple[float, float]:
 
 CLAIMS = [
     *map(row_of_stsb, OF_MPNET),
-    *map(row_of_cola, ("full", "lora", "sparsegrad")),
-    Claim(PAGE, "first seed of the published method has {:.1f} at {:g} and {:.1f} at {:g}", first_seeds_of_the_paper),
+    *map(row_of_cola, OF_MPNET),
     *(row_of_bench(name) for name in SparseGradConfig.variants if name != "columns"),
     *map(row_of_mpnet, OF_MPNET),
     Claim(PAGE, "published method moves {:.0f}% fewer values than LoRA of rank 7 has", lambda: [fewer_in_a_step()]),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 GPU_TESTS = (
     "tests/gpu",
     "tests/functional/test_streams.py",
-    "tests/functional/test_masks.py",
+    "tests/functional/test_masks_apply.py",
     "tests/benchmarks/test_gpu_bench.py",
 )
 

@@ -7,6 +7,7 @@ import copy
 
 import pytest
 import torch
+from block_models import t5
 from graddrop_tools import adamw, deltas, dropped, graddrop_layers, loss_of, masks_of, sgd, step, tower
 from torch import nn
 
@@ -236,8 +237,6 @@ def test_more_epochs_than_blocks_to_add_train_all_blocks():
 
 
 def test_ordered_unfreezing_goes_from_the_encoders_input_to_the_decoders_output():
-    from test_blocks import t5
-
     model = dropped(t5(), "GradFreeze-BottomUp", num_epochs=4)
     graddrop, masks = GradDrop(model), masks_of(model)
     seen = []

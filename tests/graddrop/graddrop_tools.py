@@ -10,6 +10,8 @@ from torch import nn
 from peft_sparsegrad import GradDropConfig
 from peft_sparsegrad.graddrop import GradDropLayer
 
+LAYERWISE_SETS = {"granularity": "layer", "interval": "epoch", "selection": "without-replacement"}
+
 
 def graddrop_layers(model) -> dict[str, GradDropLayer]:
     """Name in the base model to layer."""
@@ -90,7 +92,15 @@ def step(model, optimizer, seed: int = 0) -> None:
     optimizer.zero_grad()
 
 
+def moved_in_a_step(model, optimizer, seed=0) -> dict[str, torch.Tensor]:
+    """The entries that a step moves: under SGD those that are not masked, for no gradient of a `tower` is zero."""
+    before = {name: delta.detach().clone() for name, delta in deltas(model).items()}
+    step(model, optimizer, seed)
+    return {name: delta.detach() != before[name] for name, delta in deltas(model).items()}
+
+
 __all__ = [
+    "LAYERWISE_SETS",
     "adamw",
     "bert",
     "deltas",
@@ -99,6 +109,7 @@ __all__ = [
     "llama",
     "loss_of",
     "masks_of",
+    "moved_in_a_step",
     "sgd",
     "step",
     "tower",

@@ -99,6 +99,14 @@ def moved_in_a_step(model, optimizer, seed=0) -> dict[str, torch.Tensor]:
     return {name: delta.detach() != before[name] for name, delta in deltas(model).items()}
 
 
+def kept_now(masks, parameters) -> dict[str, torch.Tensor]:
+    """Name to the entries that the masks of this step keep."""
+    return {
+        name: masks.mask(name, block).keep(parameter.shape, parameter.device)
+        for name, (parameter, block) in parameters.items()
+    }
+
+
 __all__ = [
     "LAYERWISE_SETS",
     "adamw",
@@ -106,6 +114,7 @@ __all__ = [
     "deltas",
     "dropped",
     "graddrop_layers",
+    "kept_now",
     "llama",
     "loss_of",
     "masks_of",

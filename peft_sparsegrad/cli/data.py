@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def read_labelled(path: Path) -> LabelledSentences:
     """
     quoted = path.suffix == ".csv"
     reader = csv.reader(
-        _read(path).splitlines(keepends=True),
+        io.StringIO(_read(path), newline=""),  # `str.splitlines` also splits at characters that are part of a text
         delimiter="," if quoted else "\t",
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
     )
@@ -142,7 +143,7 @@ def _draw(rows: int, steps: int, size: int, seed: int) -> list[torch.Tensor]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes().decode("utf-8-sig")  # spreadsheets begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the data file {path}: {error}") from error
 

@@ -28,7 +28,7 @@ from .observers import Observer, WarmUp, observe_output, observe_weight
 from .plan import LayerPlan
 from .report import WarmUpReport
 from .small_steps import SmallSteps
-from .stored_layer import present_support
+from .stored_layer import present_support, values_alone
 from .training_state import TrainingState
 
 
@@ -219,6 +219,10 @@ class LayerAdapter(KeptBuffers, ScaledPart):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         if repacked := present_support(prefix, self.plan, state_dict):
             state_dict = {**state_dict, **repacked}
+        if error := values_alone(prefix, self.plan, state_dict):
+            errors = args[-1] if args else kwargs["error_msgs"]  # torch raises them together, by the end
+            errors.append(error)
+            return
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if f"{prefix}values" in state_dict:
             self.training_state.begin_again()  # it belongs to the earlier values

@@ -49,6 +49,22 @@ def check_stored(config: SparseGradConfig, tensors: Mapping[str, torch.Tensor]) 
             check_side(name, side, plan.weight_shape)
 
 
+def values_alone(prefix: str, plan: LayerPlan, given: Mapping[str, torch.Tensor]) -> str | None:
+    """Return why a layer's values cannot be loaded without their positions, which renewals change; None if they can.
+
+    Args:
+        prefix: Of the layer's adapter in the state dict.
+        plan: Shapes and settings of the adapter on the layer.
+        given: The state dict.
+    """
+    if plan.renewal_steps == 0 or f"{prefix}values" not in given or f"{prefix}support" in given:
+        return None
+    return (
+        f"{f'{prefix}values'!r} comes without its support, which says what the values mean and changes in training: "
+        "keep the whole `state_dict()`, or `get_peft_model_state_dict(model)`, and not the parameters alone"
+    )
+
+
 def check_weight_shape(start: str, plan: LayerPlan, given: Mapping[str, torch.Tensor]) -> None:
     """Raise a ValueError if the tensors of a layer, under names that begin with `start`, are for another weight."""
     found = given.get(f"{start}weight_shape")

@@ -10,9 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.data_loader import IterableDatasetShard
+from accelerate.data_loader import BatchSamplerShard, IterableDatasetShard, SeedableRandomSampler
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 from transformers import Trainer, set_seed
 
@@ -68,9 +68,10 @@ class TrainerBatches:
         batch = next(self._batches, None)
         if not agree(f"warm-up batch {self._index}", self.trainer.args.device, WAY_OUT, ok=batch is not None):
             raise ValueError("the training dataset is empty, or all its labels are -100: there is no gradient")
+        (batch,), num_items = self.trainer.get_batch_samples(iter([batch]), 1, self.trainer.args.device)
         inputs = self.trainer._prepare_inputs(cast(dict[str, Any], batch))
         with self.trainer.compute_loss_context_manager():
-            loss = cast(torch.Tensor, self.trainer.compute_loss(self.model, inputs))
+            loss = cast(torch.Tensor, self.trainer.compute_loss(self.model, inputs, num_items_in_batch=num_items))
         self._index += 1
         return finite_loss(loss, self._index - 1)
 
@@ -123,6 +124,9 @@ def _is_of_numbers(value: Any) -> bool:
 def _loader(dataloader: DataLoader, seed: int) -> DataLoader:
     """Return a loader like the Trainer's, whose own state must not change; each rank draws different batches."""
     dataset, sampler = dataloader.dataset, None
+    if not (isinstance(dataset, IterableDataset) or _draws_at_random(dataloader.batch_sampler)):
+        batches = copy.deepcopy(dataloader.batch_sampler, {id(dataset): dataset})
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=dataloader.collate_fn)
     if not isinstance(dataset, IterableDataset):
         generator = torch.Generator().manual_seed(seed)
         distributed = world_size() > 1
@@ -133,3 +137,10 @@ def _loader(dataloader: DataLoader, seed: int) -> DataLoader:
         )
     batch_size = dataloader.batch_size or getattr(dataloader.batch_sampler, "batch_size", 1)
     return DataLoader(dataset, batch_size=batch_size, sampler=sampler, collate_fn=dataloader.collate_fn)
+
+
+def _draws_at_random(batch_sampler: Any) -> bool:
+    """Return whether batches are of any rows, and not of those that a sampler of the user's puts together."""
+    inner = batch_sampler.batch_sampler if isinstance(batch_sampler, BatchSamplerShard) else batch_sampler
+    usual = RandomSampler, SequentialSampler, DistributedSampler, SeedableRandomSampler
+    return inner is None or (type(inner) is BatchSampler and type(inner.sampler) in usual)

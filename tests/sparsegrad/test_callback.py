@@ -5,9 +5,11 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from accelerate.data_loader import IterableDatasetShard
 from datasets import Dataset
 from tiny import adapted, rows
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler
 
@@ -111,3 +113,37 @@ def test_what_other_ranks_hold_is_gathered_before_every_checkpoint(tmp_path, mon
     state = TrainerState(global_step=1, max_steps=8, save_steps=1, eval_steps=1, logging_steps=0)
     getattr(handler, at)(arguments, state, TrainerControl())
     assert len(gathered) == len(layer_adapters(model, "default"))
+
+
+def summed(outputs, labels, num_items_in_batch):
+    """A loss that needs the number of items, as transformers hands it to every loss of a Trainer."""
+    loss = torch.nn.functional.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    return loss / num_items_in_batch
+
+
+def test_a_loss_is_given_the_number_of_items_as_in_training(tmp_path):
+    callback, model = SparseGradCallback(), adapted(warmup_steps=4)
+    run = trainer(model, tmp_path, [callback])
+    run.compute_loss_func = summed
+    run.train()
+    assert callback.report.passes == 4
+
+
+class InPairs(Trainer):
+    """A Trainer whose batches are of a row and the one after it, each of which alone says nothing."""
+
+    def get_train_dataloader(self):
+        pairs = [[row, row + 1] for row in range(0, 32, 2)]
+        return DataLoader(self.train_dataset, batch_sampler=pairs, collate_fn=self.data_collator)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        self.seen.append(inputs["input_ids"].clone())
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def test_the_warm_up_has_the_batches_of_the_trainers_own_sampler(tmp_path):
+    run = trainer(adapted(warmup_steps=4), tmp_path, [SparseGradCallback()], kind=InPairs, max_steps=3)
+    run.seen = []
+    run.train()
+    assert len(run.seen) == 4 + 3
+    assert all(torch.equal(own, other) for own, other in zip(run.seen[:3], run.seen[4:], strict=True))

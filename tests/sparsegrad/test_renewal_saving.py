@@ -137,3 +137,29 @@ def test_trainer_resumes_between_renewals(tmp_path, saved_at):
     assert later == ([8, 16] if saved_at == 6 else [16])
     assert supports(resumed) == supports(through)
     assert torch.equal(logits(resumed), logits(through))
+
+
+def test_values_without_their_support_are_refused_and_change_nothing():
+    """As of a loop that keeps the best trainable parameters, and puts them back after a renewal."""
+    model = adapted(warmup_steps=0, renewal_steps=3)
+    run_of(model, steps=2)
+    best = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    whole = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    before = logits(model)
+    run_of(model, steps=4)
+    trained = logits(model)
+    with pytest.raises(RuntimeError, match=r"comes without its support.*get_peft_model_state_dict\(model\)"):
+        model.load_state_dict(best, strict=False)
+    assert torch.equal(logits(model), trained)
+    model.load_state_dict(whole)
+    assert torch.equal(logits(model), before)
+
+
+def test_values_alone_can_be_put_back_where_no_support_changes():
+    model = adapted(warmup_steps=0, renewal_steps=0)
+    best = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    before = logits(model)
+    run_of(model, steps=2)
+    assert not torch.equal(logits(model), before)
+    model.load_state_dict(best, strict=False)
+    assert torch.equal(logits(model), before)

@@ -216,14 +216,14 @@ class LayerAdapter(KeptBuffers, ScaledPart):
         self._is_settled.remember(True, self.steps)
         return taken
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if repacked := present_support(prefix, self.plan, state_dict):
             state_dict = {**state_dict, **repacked}
-        if error := values_alone(prefix, self.plan, state_dict):
-            errors = args[-1] if args else kwargs["error_msgs"]  # torch raises them together, by the end
-            errors.append(error)
-            return
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        has_buffers = not self.values.is_meta  # else they wait for the values, and are in no state dict
+        if has_buffers and (error := values_alone(prefix, self.plan, state_dict)):
+            args[-1].append(error)  # the list of errors, which torch raises together in the end
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name != f"{prefix}values"}
+        super()._load_from_state_dict(state_dict, prefix, *args)
         if f"{prefix}values" in state_dict:
             self.training_state.begin_again()  # it belongs to the earlier values
         if all(f"{prefix}{name}" in state_dict for name, _ in self.named_buffers()):

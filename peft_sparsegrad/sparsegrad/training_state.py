@@ -197,7 +197,8 @@ class TrainingState:
         if carried is None and not self._optimizers and self._was_sorted() and has_state(optimizer, piece):
             raise RuntimeError(
                 "the optimizer has a state without the order of the SparseGrad values that it belongs to: load one "
-                "that `optimizer.state_dict()` of the training run has returned, or begin with a new optimizer"
+                "that `optimizer.state_dict()` of the training run has returned, or begin with a new optimizer, in a "
+                "Trainer with `trainer.optimizer = trainer.lr_scheduler = None`"
             )
         self._optimizers.add(optimizer)
         if self.adapter.support is not None:

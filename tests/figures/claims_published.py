@@ -179,6 +179,6 @@ CLAIMS = [
 ]
 GIVEN = [
     Given(PAGE, "20% less than regular fine-tuning", "section 4 of the SparseGrad paper"),
-    Given(PAGE, "rest frozen: 3,200 rows once", "setting"),
+    Given(PAGE, "same model: 3,200 rows once", "setting"),
     Given(PAGE, "4.3 steps a second beside 4.1 and 4.7", "table 3 of the SparseGrad paper"),
 ]

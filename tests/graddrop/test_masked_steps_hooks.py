@@ -42,7 +42,7 @@ def test_nothing_is_kept_between_steps(settings):
     model = dropped(tower(), **settings)
     optimizer = adamw(model)
     step(model, optimizer)
-    assert optimizer not in optimizer_watcher._RUNNING
+    assert optimizer_watcher._RUNNING not in vars(optimizer)
 
 
 @pytest.mark.parametrize("kind", ["adapter", "plain"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -75,7 +75,7 @@ def build_contender(name: str, shape: Shape, device: torch.device, density: floa
         return replace(contender, name=name, model=torch.compile(contender.model))  # pyright: ignore[reportArgumentType]
     if name.endswith(CHECKPOINTED):
         contender = build_contender(name.removesuffix(CHECKPOINTED), shape, device, density)
-        contender.model.gradient_checkpointing_enable({"use_reentrant": False})
+        cast(Any, contender.model).gradient_checkpointing_enable({"use_reentrant": False})
         return replace(contender, name=name)
     model = build_model(shape, device)
     if name == FROZEN:

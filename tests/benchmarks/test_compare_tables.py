@@ -188,10 +188,12 @@ def test_the_results_in_the_repository_can_be_read():
             assert report(read_results(path, GlueRun))
         elif path.name == "crosslingual.jsonl":
             assert read_results(path, CrosslingualRun)
-        elif path.name == "frontier_costs.jsonl":
+        elif path.name.startswith("frontier_costs"):
             assert measured_methods(path)
         elif path.name == "energy.jsonl":
             assert table_of_energy(read_json_lines(path))
+        elif path.name == "table6_smollm2.jsonl":
+            assert all(run["validation_loss_after"] for run in read_json_lines(path))
         elif path.name.startswith("frontier"):
             assert read_results(path, FrontierRun)
         else:

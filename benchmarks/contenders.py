@@ -28,7 +28,8 @@ SWEEP = (LORA, *(f"slack {slack:g}" for slack in SLACKS))
 COMPILED = ", compiled"
 TO_COMPILE = (LORA, STATIC, LORA + COMPILED, STATIC + COMPILED)
 CHECKPOINTED = ", gradient checkpointing"
-TO_CHECKPOINT = (*(LEAN := (LORA, STATIC, COLUMNS)), *(name + CHECKPOINTED for name in LEAN))
+LEAN = (LORA, STATIC, COLUMNS)
+TO_CHECKPOINT = (*LEAN, *(name + CHECKPOINTED for name in LEAN))
 
 LEARNING_RATE = 1e-4
 

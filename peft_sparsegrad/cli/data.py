@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,19 @@ class LabelledSentences:
     texts: list[str]
     labels: list[int]
     names: list[str]
+
+    def numbered_as(self, label2id: dict[str, int]) -> LabelledSentences | None:
+        """Return the same sentences with a model's numbers as labels, or None if the model does not tell them.
+
+        Args:
+            label2id: The numbers of the model's labels by name. A label of the file may also be such a number.
+        """
+        numbers = {str(number): number for number in label2id.values()}
+        known = next((ids for ids in (label2id, numbers) if ids.keys() >= set(self.names)), None)
+        if known is None:
+            return None
+        by_number = sorted(label2id, key=label2id.__getitem__)
+        return replace(self, labels=[known[self.names[label]] for label in self.labels], names=by_number)
 
 
 def is_labelled(path: Path) -> bool:

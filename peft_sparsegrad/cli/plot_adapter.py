@@ -110,11 +110,7 @@ def draw_gradient(adapter: SavedAdapter, draw: Draw, base: str | None, settings:
     if tokenizer is None:
         raise InputError("there is no tokenizer beside the adapter or the base model")
     layer = cast(SparseGradLayer, model.get_base_model().get_submodule(name))
-    batch = _batch(settings, tokenizer)
-    if is_labelled(settings.data) and int(batch["labels"].max()) >= model.config.num_labels:
-        raise InputError(
-            f"{settings.data} has more labels than the model, which tells {model.config.num_labels} apart"
-        )
+    batch = _batch(settings, tokenizer, model.config.label2id)
     return draw(model, layer, batch, f"{name}, {settings.batch_size} sequences")
 
 
@@ -159,12 +155,19 @@ def output_gradient(model: Any, layer: SparseGradLayer, batch: Batch) -> torch.T
     return torch.cat(found)
 
 
-def _batch(settings: GradientSettings, tokenizer: Any) -> Batch:
+def _batch(settings: GradientSettings, tokenizer: Any, label2id: dict[str, int]) -> Batch:
     data = settings.data
     assert data is not None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     sizes = (1, settings.batch_size, settings.max_length, 0)
-    if is_labelled(data):
-        return labelled_batches(read_labelled(data), tokenizer, *sizes)[0]
-    return language_batches(read_texts(data, tokenizer), tokenizer, *sizes)[0]
+    if not is_labelled(data):
+        return language_batches(read_texts(data, tokenizer), tokenizer, *sizes)[0]
+    sentences = read_labelled(data)
+    numbered = sentences.numbered_as(label2id)
+    if numbered is None:
+        raise InputError(
+            f"{data} has the labels {', '.join(sentences.names)}, and the model tells {', '.join(label2id)} apart: "
+            f"write the numbers that they had in training, 0 to {len(label2id) - 1}"
+        )
+    return labelled_batches(numbered, tokenizer, *sizes)[0]

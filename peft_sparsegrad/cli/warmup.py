@@ -12,9 +12,12 @@ import torch
 import typer
 from peft import PeftModel, get_peft_model
 from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     set_seed,
 )
 
@@ -130,10 +133,13 @@ def load_model_and_batches(model: str, data: Path, settings: WarmUpSettings) -> 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     sizes = (settings.steps, settings.batch_size, settings.max_length, settings.seed)
+    config = load_pretrained(AutoConfig, model)
     if sentences is not None:
+        sentences = sentences.numbered_as(config.label2id) or sentences
         batches = labelled_batches(sentences, tokenizer, *sizes)
         kind, head = AutoModelForSequenceClassification, {"num_labels": len(sentences.names)}
     else:
+        _check_reads_forward(config, data)
         batches = language_batches(read_texts(data, tokenizer), tokenizer, *sizes)
         kind, head = AutoModelForCausalLM, {}
     base = load_pretrained(kind, model, dtype="auto", pad_token_id=tokenizer.pad_token_id, **head)
@@ -141,6 +147,16 @@ def load_model_and_batches(model: str, data: Path, settings: WarmUpSettings) -> 
     if longest is not None and settings.max_length > longest:
         raise InputError(f"--max-length {settings.max_length} is more than the {longest} tokens that {model} can read")
     return base, batches
+
+
+def _check_reads_forward(config: PretrainedConfig, data: Path) -> None:
+    """Raise an InputError for an encoder, which sees the token that a causal language model would have to guess."""
+    masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_encoder_decoder
+    if masked and not getattr(config, "is_decoder", False):
+        raise InputError(
+            f"{data} is text for a causal language model, and {config.model_type} is an encoder: give labelled "
+            "sentences (.tsv, .csv), or call `peft_sparsegrad.warmup` with batches of its masked language modelling"
+        )
 
 
 def _adapt(base: Any, settings: WarmUpSettings, labelled: bool) -> PeftModel:

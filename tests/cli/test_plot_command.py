@@ -125,15 +125,17 @@ def test_what_cannot_be_drawn_ends_in_one_sentence(shelf, refused, text, tmp_pat
 
 def test_data_must_suit_the_task(shelf, refused, command, text, tmp_path):
     labelled = tmp_path / "data.csv"
-    labelled.write_text("sentence,label\nt3 t4,a\nt5,b\nt6,c\n")
+    labelled.write_text("sentence,label\nt3 t4,2\nt5,1\nt6,0\n")
     words = ("--kind", "magnitudes", "--max-length", 12, "--out", tmp_path / "out.png", "--data")
     classifier = shelf.adapter("sparsegrad-bert")
     assert "task CAUSAL_LM: give text" in refused("plot", shelf.adapter("sparsegrad"), *words, labelled)
     assert "task SEQ_CLS: give labelled sentences" in refused("plot", classifier, *words, text)
     assert command("plot", classifier, *words, labelled).code == 0
     (tmp_path / "out.png").unlink()
-    labelled.write_text("sentence,label\n" + "".join(f"t{3 + i},{i}\n" for i in range(4)))
-    assert "has more labels than the model, which tells 3 apart" in refused("plot", classifier, *words, labelled)
+    for names in ("0123", "abc"):  # one too many, and names whose numbers nothing says
+        labelled.write_text("sentence,label\n" + "".join(f"t{3 + i},{name}\n" for i, name in enumerate(names)))
+        message = f"has the labels {', '.join(names)}, and the model tells LABEL_0, LABEL_1, LABEL_2 apart"
+        assert message in refused("plot", classifier, *words, labelled)
 
 
 def test_base_without_a_tokenizer_is_named(shelf, refused, text, tmp_path):

@@ -88,7 +88,7 @@ class SparseGradCallback(TrainerCallback):
                 "`head_steps` needs batches of a dataset that can be read twice, before training, and this trainer "
                 "makes its batches while it trains, reads a stream, or trains with DeepSpeed: set `head_steps=0`"
             )
-        steps = budget_in_run(self._steps(adapters))
+        steps = budget_in_run(self._steps(adapters), way_to_more="`peft_sparsegrad.warmup`")
         logger.warning(
             "SparseGrad's warm-up observes the first %d passes of training, because %s: the adapter trains from then "
             "on.",

@@ -21,7 +21,8 @@ from ..common.zero import is_managed
 if TYPE_CHECKING:
     from .adapter import LayerAdapter
 
-_FIRST_LOOK = 16  # optimizer steps; then at each doubling
+_FIRST_LOOK = 8  # optimizer steps; then at each doubling
+_FIRST_VERDICT = 32  # two rounds of 16, each with a learning rate that falls, are no reason
 _STILL_RISING = 1.4  # a linear warm-up of the learning rate doubles the movement from look to look
 # Per step and entry of the weights. SmolLM2 with AdamW moves 2e-5 at a learning rate of 1e-3,
 # and less in proportion at a smaller one.
@@ -66,7 +67,7 @@ class SmallSteps:
     def _look(self, before: list[torch.Tensor]) -> None:
         moved = self._moved(before)
         most_before, self._moved_most = self._moved_most, max(moved, self._moved_most)
-        if self._steps > _FIRST_LOOK and moved < _STILL_RISING * most_before:
+        if self._steps >= _FIRST_VERDICT and moved < _STILL_RISING * most_before:
             self._end()
             if self._moved_most < _SMALL:
                 self._warn()

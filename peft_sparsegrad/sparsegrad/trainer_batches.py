@@ -25,17 +25,27 @@ def draws_from_dataset(trainer: Trainer, dataloader: DataLoader) -> bool:
     """Return whether a trainer's batches can be drawn from its dataset without loss to the training that follows.
 
     They cannot if the trainer makes them while it trains, from the model's own answers for instance, or if reading the
-    dataset may use it up. A streamed dataset of the `datasets` library can be read again.
+    dataset, or a batch sampler of which there is no copy, may use it up. A streamed dataset of the `datasets` library
+    can be read again.
     """
     kind = type(trainer)
     makes_inputs = kind._prepare_inputs is not Trainer._prepare_inputs
     has_own_step = kind.training_step is not Trainer.training_step and kind.compute_loss is Trainer.compute_loss
-    return not (makes_inputs or has_own_step or _may_be_used_up(dataloader.dataset))
+    return not (makes_inputs or has_own_step or _may_be_used_up(dataloader.dataset)) and _can_copy(dataloader)
 
 
 def _may_be_used_up(dataset: Any) -> bool:
     dataset = dataset.dataset if isinstance(dataset, IterableDatasetShard) else dataset
     return isinstance(dataset, IterableDataset) and not type(dataset).__module__.startswith("datasets.")
+
+
+def _can_copy(dataloader: DataLoader) -> bool:
+    """Return whether there can be a loader of the same batches with a state of its own."""
+    try:
+        _loader(dataloader, seed=0)
+    except (TypeError, NotImplementedError, RuntimeError):  # copying an open file, a generator or a lock
+        return False
+    return True
 
 
 class TrainerBatches:

@@ -12,7 +12,7 @@ LEAST_PASSES = 2  # one pass for the basis, one for the support
 _SHARE = 4  # a run's passes for each one of its warm-up
 
 
-def budget_in_run(budget: int) -> int:
+def budget_in_run(budget: int, way_to_more: str = "`peft_sparsegrad.warmup` or `SparseGradCallback`") -> int:
     """Return the number of passes that a warm-up in training takes, and log it if that is less than `budget`.
 
     It takes at most a quarter of the passes that are left in the run of the Trainer that is training. The length of a
@@ -20,6 +20,7 @@ def budget_in_run(budget: int) -> int:
 
     Args:
         budget: Number of passes asked for.
+        way_to_more: What takes them all, if it is run before training.
     """
     total = _passes_left()
     if total is None or (shortened := max(LEAST_PASSES, total // _SHARE)) >= budget:
@@ -27,8 +28,8 @@ def budget_in_run(budget: int) -> int:
     outcome = "the adapter trains from then on" if shortened < total else "which leaves none to train the adapter"
     logger.warning(
         "SparseGrad's warm-up takes %d of this run's %d passes, and not the %d asked for: %s. For more, run "
-        "`peft_sparsegrad.warmup` or `SparseGradCallback` before training.",
-        *(min(shortened, total), total, budget, outcome),
+        "%s before training.",
+        *(min(shortened, total), total, budget, outcome, way_to_more),
     )
     return shortened
 

@@ -200,6 +200,7 @@ def test_callback_reads_nothing_ahead_of_a_stream(tmp_path, caplog):
     run = Trainer(model, settings, train_dataset=stream, callbacks=[callback])
     run.train()
     assert "takes 4 of this run's 16 passes, and not the 6 asked for" in caplog.text
+    assert "For more, run `peft_sparsegrad.warmup` before" in caplog.text, "the callback is there already"
     assert "observes the first 4 passes of training" in caplog.text
     assert callback.report.passes == 4
     assert run.state.global_step == 16, "64 rows are 16 batches"

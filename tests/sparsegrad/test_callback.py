@@ -147,3 +147,23 @@ def test_the_warm_up_has_the_batches_of_the_trainers_own_sampler(tmp_path):
     run.train()
     assert len(run.seen) == 4 + 3
     assert all(torch.equal(own, other) for own, other in zip(run.seen[:3], run.seen[4:], strict=True))
+
+
+class FromGenerator(InPairs):
+    """A Trainer whose batches are told by a generator, which runs once and cannot be copied."""
+
+    def get_train_dataloader(self):
+        self.told = []
+        pairs = (self.told.append(row) or [row, row + 1] for row in range(0, 32, 2))
+        return DataLoader(self.train_dataset, batch_sampler=pairs, collate_fn=self.data_collator)
+
+
+def test_a_sampler_that_cannot_be_copied_is_read_by_training_alone(tmp_path, caplog):
+    callback = SparseGradCallback()
+    run = trainer(adapted(warmup_steps=4), tmp_path, [callback], kind=FromGenerator, max_steps=16)
+    run.seen = []
+    run.train()
+    assert "observes the first 4 passes of training, because their batches cannot be drawn before it" in caplog.text
+    assert callback.report.passes == 4
+    assert run.told == list(range(0, 32, 2))
+    assert run.state.global_step == len(run.seen) == 16

@@ -55,6 +55,10 @@ def test_a_fall_of_the_learning_rate_is_no_reason(steps):
     assert not train(model(), 1e-3, lambda step: 1 - step / steps, steps=steps)
 
 
+def test_rounds_that_end_with_a_small_learning_rate_are_no_reason():
+    assert not train(model(), 1e-3, lambda step: 1 - step % 16 / 16, steps=70)
+
+
 def test_after_a_warm_up_of_a_small_learning_rate_it_is_said():
     assert len(train(model(), 5e-5, lambda step: min(1.0, step / 16), steps=66)) == 1
 

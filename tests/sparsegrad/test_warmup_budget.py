@@ -43,6 +43,7 @@ def test_a_trainers_run_trains_after_a_quarter_of_its_passes(tmp_path, caplog, s
     assert [norm > 0 for norm in norms(run)] == [False] * idle + [True] * (steps - idle)
     shortened = f"takes {passes} of this run's {steps * accumulation} passes, and not the {DEFAULT} asked for"
     assert (shortened in caplog.text) == (passes < DEFAULT)
+    assert ("run `peft_sparsegrad.warmup` or `SparseGradCallback` before" in caplog.text) == (passes < DEFAULT)
     assert f"warm-up is done, the adapter 'default' trains from now on: {passes} backward passes" in caplog.text
 
 

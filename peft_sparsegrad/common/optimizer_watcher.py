@@ -28,11 +28,13 @@ class OptimizerStep:
         optimizer: The optimizer that torch runs, also where DeepSpeed calls it.
         has_closure: True if the step runs its own forward and backward passes, so that gradients are still to come.
         optimizers: The optimizer, and those that have stepped inside its step, as a Lookahead lets another do.
+        renewed: By the `id` of a parameter, boolean mask of the slots that a renewal has set to zero after the step.
     """
 
     def __init__(self, optimizer: Optimizer, has_closure: bool, outer: list[OptimizerStep]) -> None:
         self.optimizer, self.has_closure = optimizer, has_closure
         self.optimizers = [optimizer]
+        self.renewed: dict[int, torch.Tensor] = {}
         self._outer = outer
         self._parameters = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         self._pieces = pieces_of_step(optimizer)

@@ -31,9 +31,15 @@ class _Held(NamedTuple):
     mask: GradientMask
     before: torch.Tensor
 
-    def restore(self) -> None:
-        """Set every entry of the piece that is not kept to its value before the step."""
+    def restore(self, renewed: torch.Tensor | None) -> None:
+        """Set every entry of the piece that is not kept to its value before the step.
+
+        Args:
+            renewed: Mask of the slots to which a renewal has given other entries after the step, whose value is 0.
+        """
         piece = self.piece
+        if renewed is not None:
+            self.before.masked_fill_(renewed if piece.is_whole else piece.cut(renewed), 0.0)
         if piece.is_whole:
             self.mask.restore_(self.parameter, self.before)
             return
@@ -62,7 +68,7 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
 
     def after_step() -> None:
         for entries in held:
-            entries.restore()
+            entries.restore(step.renewed.get(id(entries.parameter)))
         for masked in updated:
             masked.sampler.step_taken(masked.name, masked.parameter)
 

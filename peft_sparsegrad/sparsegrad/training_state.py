@@ -110,7 +110,7 @@ class TrainingState:
         taken = self.adapter.count_step()
         if taken == next_renewal(taken - 1, self.adapter.plan.renewal_steps):
             self._agree("renewal")
-            self._renew({*self._optimizers, *step.optimizers}, piece)
+            step.renewed[id(self.values)] = self._renew({*self._optimizers, *step.optimizers}, piece)
 
     def _agree(self, what: str) -> None:
         """Check that all ranks have come to the same layer, before collective operations on its tensors."""
@@ -124,7 +124,8 @@ class TrainingState:
         """Return whether others have a gradient for a layer that this rank's batch has not reached."""
         return world_size() > 1 and piece.gradient is not None and bool(piece.gradient.any())
 
-    def _renew(self, optimizers: set[torch.optim.Optimizer], piece: Piece) -> None:
+    def _renew(self, optimizers: set[torch.optim.Optimizer], piece: Piece) -> torch.Tensor:
+        """Renew the support, and return which slots have a new entry, whose value is zero; boolean (k,)."""
         old = self._positions()
         values = piece.joined(piece.values, self._device)
         new = renewed_support(values, old, self.core_gradient.score(self._device), self.adapter.plan.num_experts)
@@ -134,6 +135,7 @@ class TrainingState:
         piece.values.masked_fill_(piece.cut(renewed), 0.0)
         self.adapter.settle(new)
         self.core_gradient.total, self._renewed = None, renewed
+        return renewed
 
     @property
     def _device(self) -> torch.device:

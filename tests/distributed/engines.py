@@ -84,6 +84,12 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "GradDrop on LoRA": {"config": lora, "masks": HELD},
     "GradDrop on LoRA, put on afterwards": {"config": lora, "masks": HELD, "masks_after": True},
+    "GradDrop on the default": {
+        "config": sparsegrad(),
+        "model": lambda: llama().double(),
+        "warm_up": "before",
+        "masks": HELD,
+    },
 }
 
 

@@ -13,6 +13,7 @@ pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed"
 
 SCRIPT = "deepspeed_engine"
 HELD_LAYERS = "Layer-GradDrop"  # refused, see below
+IN_FLOAT64 = "GradDrop on the default"  # which DeepSpeed rounds to float32, and near ties in a renewal turn
 EXPERTS = ["experts", "GradDrop held, experts"]  # refused under ZeRO-3, where LoRA's fail
 IN_EVERY_RUN = {
     "ZeRO-1": [],
@@ -25,7 +26,7 @@ CASES = [
     pytest.param(engine, method, marks=[] if method in often else pytest.mark.slow)
     for engine, often in IN_EVERY_RUN.items()
     for method in engines.METHODS
-    if method != HELD_LAYERS and not ("ZeRO-3" in engine and "experts" in method)
+    if method not in (HELD_LAYERS, IN_FLOAT64) and not ("ZeRO-3" in engine and "experts" in method)
 ]
 
 
@@ -33,6 +34,13 @@ CASES = [
 def test_two_ranks_train_what_one_process_does(ranks, one_process, engine, method):
     found = ranks("train_by_deepspeed", engine=engine, method=method)
     assert_equal(found, one_process(method, "accumulation" in engine))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ZeRO-1", "ZeRO-2", "ZeRO-3", "accumulation, ZeRO-2"])
+def test_what_is_held_follows_renewals(ranks, one_process, engine):
+    found = ranks("train_by_deepspeed", engine=engine, method=IN_FLOAT64)
+    assert_close(found, one_process(IN_FLOAT64, "accumulation" in engine), 0.3)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from tiny import adapted, batch, bert, llama, train
 from torch import nn
 
 from peft_sparsegrad import GradDrop, GradDropConfig
+from peft_sparsegrad.sparsegrad.adapter import LayerAdapter
 
 
 def names(graddrop):
@@ -74,6 +75,37 @@ def test_sparsegrad_values_are_masked():
     for masked in graddrop.masked_parameters():
         kept = graddrop.samplers[0].mask(masked.name, masked.block).keep(masked.parameter.shape, torch.device("cpu"))
         assert torch.equal(masked.parameter != before[masked.name], kept)
+
+
+HELD = {
+    "element, step": GradDropConfig(p=0.5, frozen="hold"),
+    "layer, step": GradDropConfig(p=0.5, granularity="layer"),
+    "element, epoch": GradDropConfig.from_variant("GradDrop-Epoch-Toggle", num_epochs=3),
+    "layer, epoch": GradDropConfig.from_variant("GradFreeze-TopDown", num_epochs=3),
+}
+
+
+@pytest.mark.parametrize("kind", HELD)
+def test_sparsegrad_values_are_held_through_the_renewals_of_their_supports(kind):
+    model = adapted(warmup_steps=0, renewal_steps=2)
+    graddrop, optimizer = GradDrop(model, HELD[kind]), adamw(model)
+    adapters = {f"{name}.values": each for name, each in model.named_modules() if isinstance(each, LayerAdapter)}
+    renewed = 0
+    for number in range(12):
+        graddrop.set_epoch(number // 4)
+        masked = {m.name: (m.parameter, m.block) for m in graddrop.masked_parameters()}
+        before = {name: (values.detach().clone(), adapters[name].indices) for name, (values, _) in masked.items()}
+        model(**batch(number)).loss.backward()
+        kept = kept_now(graddrop.samplers[0], masked)
+        optimizer.step()
+        optimizer.zero_grad()
+        for name, (values, _) in masked.items():
+            earlier, indices = before[name]
+            new = adapters[name].indices != indices
+            renewed += int(new.sum())
+            assert not values[new].any()
+            assert torch.equal((values != earlier)[~new], kept[name][~new])
+    assert renewed
 
 
 def test_exclude_modules():

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from experiments.optimizers import set_rate
-from peft_sparsegrad.sparsegrad.task_head import settle_head as settle_trained
-from peft_sparsegrad.sparsegrad.warmup_passes import batch_loss
+from peft_sparsegrad.sparsegrad.warmup.passes import batch_loss
+from peft_sparsegrad.sparsegrad.warmup.task_head import settle_head as settle_trained
 
 from .task import Row
 

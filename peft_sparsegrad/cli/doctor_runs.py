@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 from ..common.lora_conversion import convert_to_lora
 from ..graddrop import GradDropConfig
 from ..sparsegrad import SparseGradConfig
-from ..sparsegrad.warmup import warmup
+from ..sparsegrad.warmup.explicit import warmup
 
 _VOCABULARY = 64
 

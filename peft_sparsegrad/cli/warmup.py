@@ -23,9 +23,9 @@ from transformers import (
 
 from ..sparsegrad import SparseGradConfig, WarmUpReport, save_transition_matrices
 from ..sparsegrad.layer import layer_adapters
-from ..sparsegrad.task_head import settle_head
-from ..sparsegrad.warmup import warmup
-from ..sparsegrad.warmup_passes import batch_loss
+from ..sparsegrad.warmup.explicit import warmup
+from ..sparsegrad.warmup.passes import batch_loss
+from ..sparsegrad.warmup.task_head import settle_head
 from .base_models import load_pretrained
 from .data import Batch, is_labelled, labelled_batches, language_batches, read_labelled, read_texts
 from .errors import InputError

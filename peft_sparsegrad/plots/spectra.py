@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..sparsegrad.report import GroupReport, WarmUpReport
+from ..sparsegrad.warmup.report import GroupReport, WarmUpReport
 from .style import COLOURS, look, panels, styled, tidy
 
 

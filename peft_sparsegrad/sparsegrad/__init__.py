@@ -5,10 +5,10 @@ from .config import SparseGradConfig
 from .layer import SparseGradLayer, SparseGradLinear
 from .model import SparseGradModel
 from .optimizer import SparseGradAdam, create_sparsegrad_optimizer
-from .report import GroupReport, WarmUpReport
 from .transition_file import save_transition_matrices
 from .variants import VARIANTS
-from .warmup import warmup, warmup_report
+from .warmup.explicit import warmup, warmup_report
+from .warmup.report import GroupReport, WarmUpReport
 
 __all__ = [
     "VARIANTS",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,10 +26,12 @@ from ..functional import (
 from .basis import Basis
 from .observers import Observer, WarmUp, observe_output, observe_weight
 from .plan import LayerPlan
-from .report import WarmUpReport
 from .small_steps import SmallSteps
 from .stored_layer import present_support, values_alone
 from .training_state import TrainingState
+
+if TYPE_CHECKING:
+    from .warmup.report import WarmUpReport
 
 
 class LayerAdapter(KeptBuffers, ScaledPart):

@@ -14,13 +14,13 @@ from ..common.zero import is_managed
 from .adapter import LayerAdapter
 from .energy_probe import EnergyProbe
 from .layer import SparseGradLayer, layer_adapters
-from .report import WarmUpReport
-from .task_head import settle_head
-from .trainer_batches import TrainerBatches, draws_from_dataset
-from .warmup import warmup
-from .warmup_batches import check_steps
-from .warmup_budget import budget_in_run
-from .warmup_collector import WarmUpCollector
+from .warmup.batches import check_steps
+from .warmup.budget import budget_in_run
+from .warmup.collector import WarmUpCollector
+from .warmup.explicit import warmup
+from .warmup.report import WarmUpReport
+from .warmup.task_head import settle_head
+from .warmup.trainer_batches import TrainerBatches, draws_from_dataset
 
 logger = logging.getLogger("peft_sparsegrad")
 

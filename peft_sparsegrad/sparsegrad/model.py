@@ -32,7 +32,7 @@ from .small_steps import SmallSteps
 from .stored_layer import check_stored
 from .targets import TARGET_MODULES, set_default_targets
 from .transition_file import TransitionFile
-from .warmup_collector import WarmUpCollector
+from .warmup.collector import WarmUpCollector
 from .weighted_adapter import fill_adapter, merge_adapters
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 
 from .adapter import LayerAdapter
-from .warmup_budget import fewer_passes
-from .warmup_collector import WarmUpCollector
+from .warmup.budget import fewer_passes
+from .warmup.collector import WarmUpCollector
 
 
 def check_settled(adapters: list[LayerAdapter], adapter_name: str) -> None:

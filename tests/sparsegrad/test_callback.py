@@ -16,8 +16,8 @@ from transformers.trainer_callback import CallbackHandler
 from peft_sparsegrad import SparseGradCallback
 from peft_sparsegrad.sparsegrad.energy_probe import EnergyProbe
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
-from peft_sparsegrad.sparsegrad.trainer_batches import _may_be_used_up
 from peft_sparsegrad.sparsegrad.training_state import TrainingState
+from peft_sparsegrad.sparsegrad.warmup.trainer_batches import _may_be_used_up
 
 
 def trainer(model, path, callbacks=(), kind=Trainer, **settings):

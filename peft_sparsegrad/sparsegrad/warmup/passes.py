@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common.distributed import agree, numbers_of_ranks
-from .warmup_batches import check_steps, has_labels, problem_of_batch, problem_of_batches
-from .warmup_budget import LEAST_PASSES
-from .warmup_ranks import WAY_OUT
+from ...common.distributed import agree, numbers_of_ranks
+from .batches import check_steps, has_labels, problem_of_batch, problem_of_batches
+from .budget import LEAST_PASSES
+from .ranks import WAY_OUT
 
 Batches = Iterable[Any] | Callable[[], Any]
 

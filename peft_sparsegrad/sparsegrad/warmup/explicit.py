@@ -10,16 +10,16 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ..common.distributed import agree, is_main_process
-from ..common.placement import check_weights_are_on_all_ranks
-from ..common.zero import is_managed
-from .adapter import LayerAdapter
-from .config import SparseGradConfig
-from .layer import WAY_TO_TRAIN, SparseGradLayer, layer_adapters
+from ...common.distributed import agree, is_main_process
+from ...common.placement import check_weights_are_on_all_ranks
+from ...common.zero import is_managed
+from ..adapter import LayerAdapter
+from ..config import SparseGradConfig
+from ..layer import WAY_TO_TRAIN, SparseGradLayer, layer_adapters
+from .collector import WarmUpCollector
+from .passes import Batches, warmup_passes
+from .ranks import WAY_OUT
 from .report import WarmUpReport
-from .warmup_collector import WarmUpCollector
-from .warmup_passes import Batches, warmup_passes
-from .warmup_ranks import WAY_OUT
 
 
 def warmup(

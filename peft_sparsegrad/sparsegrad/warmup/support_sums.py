@@ -8,11 +8,11 @@ from statistics import median
 
 import torch
 
-from ..common.distributed import is_main_process, sum_over_ranks
-from ..common.targeting import role_of
-from ..functional import SUPPORT_SCORES, Hosvd, ObservedGradient, select_supports
-from .adapter import LayerAdapter
-from .basis import Basis
+from ...common.distributed import is_main_process, sum_over_ranks
+from ...common.targeting import role_of
+from ...functional import SUPPORT_SCORES, Hosvd, ObservedGradient, select_supports
+from ..adapter import LayerAdapter
+from ..basis import Basis
 from .report import GroupReport
 
 logger = logging.getLogger("peft_sparsegrad")

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from ..common.distributed import mean_over_ranks
-from .adapter import LayerAdapter
+from ...common.distributed import mean_over_ranks
+from ..adapter import LayerAdapter
 
 
 def settle_head(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..common.distributed import agree, sum_over_ranks, world_size
-from .adapter import LayerAdapter
+from ...common.distributed import agree, sum_over_ranks, world_size
+from ..adapter import LayerAdapter
 
 WAY_OUT = (
     "let every rank run the same layers in the same number of passes, or warm the adapter up in one process and load "

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from ..common.distributed import copy_from_main, is_main_process, mean_over_ranks, refuse_join
-from ..common.optimizer_watcher import OptimizerStep, forget, watch
-from ..common.targeting import role_of
-from ..functional import (
+from ...common.distributed import copy_from_main, is_main_process, mean_over_ranks, refuse_join
+from ...common.optimizer_watcher import OptimizerStep, forget, watch
+from ...common.targeting import role_of
+from ...functional import (
     ColumnEnergy,
     ExactHosvd,
     Hosvd,
@@ -30,14 +30,14 @@ from ..functional import (
     core_shape,
     hosvd_accumulator,
 )
-from .adapter import LayerAdapter
-from .basis import Basis
+from ..adapter import LayerAdapter
+from ..basis import Basis
+from .budget import announce_in_loop, budget_in_run
+from .checks import check_any_gradient, is_no_overflow, warn_of_missing_bases, warn_of_missing_supports
+from .clock import WarmUpClock
+from .ranks import WarmUpRanks
 from .report import WarmUpReport
 from .support_sums import SupportSums, group_report
-from .warmup_budget import announce_in_loop, budget_in_run
-from .warmup_checks import check_any_gradient, is_no_overflow, warn_of_missing_bases, warn_of_missing_supports
-from .warmup_clock import WarmUpClock
-from .warmup_ranks import WarmUpRanks
 
 logger = logging.getLogger("peft_sparsegrad")
 

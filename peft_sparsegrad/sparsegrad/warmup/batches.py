@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .warmup_budget import LEAST_PASSES
+from .budget import LEAST_PASSES
 
 _WANTED = (
     "pass batches for `model(**batch).loss`, dictionaries of tensors with `labels` such as a DataLoader gives, or, "

@@ -16,9 +16,9 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.distributed import DistributedSampler
 from transformers import Trainer, set_seed
 
-from ..common.distributed import agree, world_size
-from .warmup_passes import finite_loss, has_labels
-from .warmup_ranks import WAY_OUT
+from ...common.distributed import agree, world_size
+from .passes import finite_loss, has_labels
+from .ranks import WAY_OUT
 
 
 def draws_from_dataset(trainer: Trainer, dataloader: DataLoader) -> bool:

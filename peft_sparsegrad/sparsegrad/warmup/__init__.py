@@ -1,0 +1,1 @@
+"""The warm-up: the first gradients are observed, and the transition matrices and supports found from them."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from accelerate import init_empty_weights
 from peft.config import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import BaseTuner, _maybe_include_all_linear_layers, find_parameter_name_by_module
 from peft.utils import NoMatchingPeftModuleError, _get_submodules
 from torch import nn
 
@@ -109,6 +109,20 @@ class DeltaTuner(BaseTuner):
                     parameter_name=target.parameter_name,
                 )
         return [target.name for target in targets]
+
+    def _add_modules_to_save_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
+        """Let the embedding and the layers tied to it train as one; PEFT calls it for `ensure_weight_tying`."""
+        embedding = find_parameter_name_by_module(self.model, self.model.get_input_embeddings())  # pyright: ignore
+        tied = [f".{name}" for name in (embedding, *tied_weight_keys)]
+        others = [name for name in peft_config.modules_to_save if not any(each.endswith(f".{name}") for each in tied)]
+        peft_config.modules_to_save, peft_config.modules_to_tie = [*others, embedding], set(tied_weight_keys)
+
+    def _add_targets_to_tie(self, peft_config: Any, tied_weight_keys: list[str]) -> None:
+        """Raise a ValueError, as adapters on an embedding are not tied."""
+        raise ValueError(
+            "`ensure_weight_tying=True` ties what is trained in full, and `target_modules` names an embedding that is "
+            f"tied to {', '.join(tied_weight_keys)}: name it in `modules_to_save`"
+        )
 
     def _holder(self, parent: nn.Module, name: str, module: nn.Module) -> AdaptedParameters:
         """Return the module with adapted parameters that `parent` has in the place of `module`."""

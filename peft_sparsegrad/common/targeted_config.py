@@ -62,6 +62,10 @@ class TargetedConfig(PeftConfig):
     trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
         default=None, metadata={"help": "Rows of the embedding to train, as in LoRA."}
     )
+    ensure_weight_tying: bool = field(
+        default=False,
+        metadata={"help": "True: an embedding in `modules_to_save` or trained tokens stay tied to the output layer."},
+    )
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Of the adapter's files; leave it."})
     init_weights: bool = field(default=True, metadata={"help": "False: noise in place of zeros. For tests."})
 

@@ -47,6 +47,7 @@ class GradDropConfig(TargetedConfig):
         layers_pattern: Name of the list of blocks, where `layers_to_transform` cannot find it.
         modules_to_save: Other modules to train, unmasked, and save in full, a task head for instance.
         trainable_token_indices: Rows of the embedding to train, as in LoRA.
+        ensure_weight_tying: True: what trains of an embedding stays tied to the output layer, as in LoRA.
         granularity: Unit that is kept or dropped as a whole: each `"element"` of a weight, or a `"layer"`, which is a
             transformer block with everything that trains in it.
         interval: Lifetime of a mask: an optimizer `"step"` (all its micro-batches share one mask) or an `"epoch"`.

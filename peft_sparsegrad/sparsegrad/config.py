@@ -39,6 +39,7 @@ class SparseGradConfig(TargetedConfig):
         layers_pattern: Name of the list of blocks, where `layers_to_transform` cannot find it.
         modules_to_save: Other modules to train and save in full, a task head for instance.
         trainable_token_indices: Rows of the embedding to train, as in LoRA.
+        ensure_weight_tying: True: what trains of an embedding stays tied to the output layer, as in LoRA.
         density: Trained share of each weight's entries, in (0, 1]; of each expert's weight.
         num_values: Trained values per layer, or per expert, in place of `density` and `density_pattern`.
         rank: Columns of the transition matrices V and U in use: one number, a pair (out, in), `"full"` (the paper's),

@@ -164,6 +164,7 @@ METHODS: dict[str, Method] = {
         replace(_named("C3A", "block 64", C3AConfig, block_size=64), middle=6.3e-3),
         _named("SparseGrad", "slack 4", SparseGradConfig, slack=4.0),
         Method("SparseGrad, nothing called", "SparseGrad", SparseGradConfig, warmup=False),
+        _named("SparseGrad", "1%, warm-up of 4", SparseGradConfig, warmup_steps=4),
         Method(PUBLISHED, PUBLISHED, SparseGradConfig, SparseGradConfig.variants["paper"]),
         Method("MeProp", "MeProp", SparseGradConfig, SparseGradConfig.variants["meprop"]),
         Method("GradDrop", "GradDrop", GradDropConfig, {"seed": SEED}, middle=SMALL),

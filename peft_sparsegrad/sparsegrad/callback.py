@@ -13,7 +13,7 @@ from ..common.distributed import is_main_process
 from ..common.zero import is_managed
 from .adapter import LayerAdapter
 from .energy_probe import EnergyProbe
-from .layer import SparseGradLayer, layer_adapters
+from .layer import find_adapter
 from .warmup.batches import check_steps
 from .warmup.budget import budget_in_run
 from .warmup.collector import WarmUpCollector
@@ -60,7 +60,7 @@ class SparseGradCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        adapter_name, adapters = _trained_adapter(kwargs["model"])
+        adapter_name, adapters = find_adapter(kwargs["model"])
         trainer = trainer_of(self)
         self._figures.put_first(trainer)
         if all(adapter.is_settled for adapter in adapters):
@@ -105,7 +105,7 @@ class SparseGradCallback(TrainerCallback):
     ) -> None:
         logs = args.logging_strategy == IntervalStrategy.STEPS and state.logging_steps
         if self.log_energy and logs and (state.global_step + 1) % state.logging_steps == 0:
-            self._probe = EnergyProbe(_trained_adapter(kwargs["model"])[1])
+            self._probe = EnergyProbe(find_adapter(kwargs["model"])[1])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -129,7 +129,7 @@ class SparseGradCallback(TrainerCallback):
     def _prepare_to_save(self, control: TrainerControl, model: nn.Module) -> None:
         """Let the first rank have what a checkpoint is to hold; an evaluation may be followed by one of the best."""
         if control.should_save or control.should_evaluate:
-            for adapter in _trained_adapter(model)[1]:
+            for adapter in find_adapter(model)[1]:
                 adapter.training_state.gather()
 
     def _measure(self) -> dict[str, float]:
@@ -137,11 +137,3 @@ class SparseGradCallback(TrainerCallback):
             return {}
         probe, self._probe = self._probe, None
         return {f"sparsegrad_{key}": share for key, share in probe.finish().items()}
-
-
-def _trained_adapter(model: nn.Module) -> tuple[str, list[LayerAdapter]]:
-    layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
-    if not layers:
-        raise ValueError("`SparseGradCallback` needs a model with a SparseGrad adapter, and this one has none")
-    adapter_name = layers[0].active_adapters[0]
-    return adapter_name, layer_adapters(model, adapter_name)

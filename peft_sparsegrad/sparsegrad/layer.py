@@ -222,3 +222,28 @@ def layer_adapters(model: nn.Module, adapter_name: str) -> list[LayerAdapter]:
     """Return the adapter's part on each layer of a model, in the model's order."""
     layers = (module for module in model.modules() if isinstance(module, SparseGradLayer))
     return [layer.adapter(adapter_name) for layer in layers if layer.has_adapter(adapter_name)]
+
+
+def adapted_layers(model: nn.Module) -> list[SparseGradLayer]:
+    """Return the layers of a model with SparseGrad adapters; raises a ValueError if there are none."""
+    layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
+    if not layers:
+        raise ValueError(
+            "the model has no SparseGrad adapter: call `get_peft_model(model, SparseGradConfig(...))` first"
+        )
+    return layers
+
+
+def find_adapter(model: nn.Module, adapter_name: str | None = None) -> tuple[str, list[LayerAdapter]]:
+    """Return the name of an adapter, that of the active one for None, and its part on each layer.
+
+    Raises:
+        ValueError: If the model has no such adapter. The message names those that there are.
+    """
+    layers = adapted_layers(model)
+    name = adapter_name or layers[0].active_adapters[0]
+    adapters = layer_adapters(model, name)
+    if not adapters:
+        known = dict.fromkeys(known for layer in layers for known in layer.sparsegrad_adapter)
+        raise ValueError(f"the model has no SparseGrad adapter named {name!r}, only {', '.join(known)}")
+    return name, adapters

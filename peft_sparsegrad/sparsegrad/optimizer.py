@@ -11,7 +11,7 @@ from torch.optim.adamw import adamw
 
 from ..common.pieces import local_part
 from .adapter import LayerAdapter
-from .layer import WAY_TO_TRAIN, SparseGradLayer
+from .layer import WAY_TO_TRAIN, adapted_layers
 
 
 class SparseGradAdam(Optimizer):
@@ -152,11 +152,7 @@ def create_sparsegrad_optimizer(
 
 def _check_trains(model: nn.Module, trained: set[nn.Parameter]) -> None:
     """Raise a ValueError, with the way to train them, if there are no SparseGrad values that train."""
-    layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
-    if not layers:
-        raise ValueError(
-            "the model has no SparseGrad adapter: call `get_peft_model(model, SparseGradConfig(...))` first"
-        )
+    layers = adapted_layers(model)
     if not trained:
         names = sorted({name for layer in layers for name in layer.sparsegrad_adapter})
         raise ValueError(f"the model has no SparseGrad values that train, its adapters are {names}: {WAY_TO_TRAIN}")

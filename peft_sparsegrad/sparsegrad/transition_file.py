@@ -17,7 +17,7 @@ from ..common.checksum import add_checksum
 from ..functional import file_dtype, unpack_support
 from .adapter import LayerAdapter
 from .basis import Basis
-from .layer import layer_adapters
+from .layer import find_adapter
 from .plan import LayerPlan
 from .settled import check_settled
 from .transition_contents import check_contents, read_contents
@@ -38,9 +38,7 @@ def save_transition_matrices(model: nn.Module, path: str | os.PathLike[str], ada
     Raises:
         ValueError: If the model has no such adapter, its basis needs no data, or its warm-up has not finished.
     """
-    adapters = layer_adapters(model, adapter_name)
-    if not adapters:
-        raise ValueError(f"the model has no SparseGrad adapter named {adapter_name!r}")
+    _, adapters = find_adapter(model, adapter_name)
     if adapters[0].plan.basis != "hosvd":
         raise ValueError("only an adapter with basis='hosvd' has transition matrices that are worth a file")
     check_settled(adapters, adapter_name)

@@ -15,7 +15,7 @@ from ...common.placement import check_weights_are_on_all_ranks
 from ...common.zero import is_managed
 from ..adapter import LayerAdapter
 from ..config import SparseGradConfig
-from ..layer import WAY_TO_TRAIN, SparseGradLayer, layer_adapters
+from ..layer import WAY_TO_TRAIN, adapted_layers, find_adapter
 from .collector import WarmUpCollector
 from .passes import Batches, warmup_passes
 from .ranks import WAY_OUT
@@ -84,7 +84,7 @@ def warmup_report(model: nn.Module, adapter_name: str | None = None) -> WarmUpRe
     Raises:
         ValueError: If there is no such adapter.
     """
-    return _named_adapters(model, adapter_name)[1][0].report
+    return find_adapter(model, adapter_name)[1][0].report
 
 
 def _observe(passes: list[Callable[[], Any]], collector: WarmUpCollector, progress: bool) -> None:
@@ -112,23 +112,9 @@ def _check_is_engine(model: nn.Module, adapters: list[LayerAdapter]) -> None:
         )
 
 
-def _named_adapters(model: nn.Module, adapter_name: str | None) -> tuple[str, list[LayerAdapter]]:
-    """Return the name of an adapter, the active one for None, and its part on each layer."""
-    layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
-    if not layers:
-        raise ValueError(
-            "the model has no SparseGrad adapter: call `get_peft_model(model, SparseGradConfig(...))` first"
-        )
-    name = adapter_name or layers[0].active_adapters[0]
-    adapters = layer_adapters(model, name)
-    if not adapters:
-        raise ValueError(f"the model has no SparseGrad adapter named {name!r}")
-    return name, adapters
-
-
 def _adapters_to_warm_up(model: nn.Module, adapter_name: str | None) -> tuple[str, list[LayerAdapter]]:
-    name, adapters = _named_adapters(model, adapter_name)
-    layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
+    name, adapters = find_adapter(model, adapter_name)
+    layers = adapted_layers(model)
     plan = adapters[0].plan
     if not plan.basis_needs_data and plan.dynamic:
         raise ValueError(f"there is nothing to warm up: basis={plan.basis!r} with support='dynamic' needs no data")

@@ -7,6 +7,8 @@ import json
 import os
 from typing import Any
 
+from ...common.atomic import write_text
+
 
 @dataclasses.dataclass
 class GroupReport:
@@ -121,10 +123,11 @@ class WarmUpReport:
         return cls(**{**entries, "groups": groups})
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(self.to_dict(), file, indent=1)
+        """Write the report as JSON; an earlier file is replaced at once."""
+        write_text(path, json.dumps(self.to_dict(), indent=1))
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> WarmUpReport:
+        """Read what `to_json` wrote."""
         with open(path, encoding="utf-8") as file:
             return cls.from_dict(json.load(file))

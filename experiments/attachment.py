@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from peft_sparsegrad import GradDropCallback, GradDropConfig, SparseGradCallback, SparseGradModel
 from peft_sparsegrad.cli.errors import InputError
-from peft_sparsegrad.common.targeting import in_out_features
+from peft_sparsegrad.common.targets.modules import in_out_features
 from peft_sparsegrad.graddrop import VARIANTS
 from peft_sparsegrad.sparsegrad.plan import check_is_linear
 

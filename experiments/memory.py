@@ -11,7 +11,7 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 
-from peft_sparsegrad.common.pieces import local_part
+from peft_sparsegrad.common.training.pieces import local_part
 from peft_sparsegrad.sparsegrad.adapter import LayerAdapter
 
 # Parameters of mallopt in glibc's <malloc.h>.

@@ -19,7 +19,7 @@ from peft_sparsegrad import (
     SparseGradModel,
     create_sparsegrad_optimizer,
 )
-from peft_sparsegrad.common.targeting import exact_targets, in_out_features, targeted_modules
+from peft_sparsegrad.common.targets.modules import exact_targets, in_out_features, targeted_modules
 from peft_sparsegrad.graddrop import VARIANTS
 from peft_sparsegrad.sparsegrad.targets import set_default_targets
 

@@ -14,7 +14,7 @@ from benchmarks.compare.head import head_modules, in_head
 from experiments.methods import METHODS as TRAINED_METHODS
 from experiments.methods import targeted
 from peft_sparsegrad import GradDropConfig, SparseGradConfig, create_sparsegrad_optimizer
-from peft_sparsegrad.common.targeting import exact_targets
+from peft_sparsegrad.common.targets.modules import exact_targets
 
 Place = Literal["mlp", "all-linear"]
 FACTOR = 2.5  # between two learning rates of a grid

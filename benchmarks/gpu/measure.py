@@ -15,7 +15,7 @@ import peft_sparsegrad
 from experiments.costs import bytes_to_keep
 from experiments.methods import METHODS, targeted
 from peft_sparsegrad import SparseGradConfig
-from peft_sparsegrad.common.targeting import exact_targets
+from peft_sparsegrad.common.targets.modules import exact_targets
 
 from ..contenders import LEARNING_RATE, Contender
 from ..models import build_model, make_batch

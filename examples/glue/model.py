@@ -15,7 +15,7 @@ from experiments.attachment import attach_method, count_trainable
 from experiments.loading import DEVICE, load_pretrained
 from experiments.methods import targeted
 from peft_sparsegrad.cli.errors import InputError
-from peft_sparsegrad.common.targeting import in_out_features
+from peft_sparsegrad.common.targets.modules import in_out_features
 from peft_sparsegrad.sparsegrad.adapter import LayerAdapter
 from peft_sparsegrad.sparsegrad.plan import check_is_linear
 

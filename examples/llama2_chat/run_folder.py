@@ -11,7 +11,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from experiments.json_files import read_json
 from peft_sparsegrad.cli.errors import InputError
-from peft_sparsegrad.common.atomic import write_text
+from peft_sparsegrad.common.files.atomic import write_text
 
 from .settings import check_same
 

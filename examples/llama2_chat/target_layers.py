@@ -8,7 +8,7 @@ from torch import nn
 
 from experiments.attachment import masks_gradients
 from peft_sparsegrad.cli.errors import InputError
-from peft_sparsegrad.common.targeting import in_out_features, is_linear
+from peft_sparsegrad.common.targets.modules import in_out_features, is_linear
 
 LARGE_DENSITY = 0.05  # the paper's 100,000 values are 0.2% of a layer of LLaMA-2 7B
 

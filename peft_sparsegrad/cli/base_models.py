@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from ..common.model_card import TASK_CLASSES
+from ..common.files.model_card import TASK_CLASSES
 from .errors import InputError
 from .saved.adapter import SavedAdapter
 from .saved.method import WeightLayout

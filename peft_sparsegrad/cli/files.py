@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..common.atomic import replacing
+from ..common.files.atomic import replacing
 from .errors import InputError
 
 

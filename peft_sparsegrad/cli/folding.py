@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..common.targeting import role_of
+from ..common.targets.modules import role_of
 
 Row = Sequence[Any]
 

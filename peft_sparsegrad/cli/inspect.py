@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..common.model_card import settings_of
+from ..common.files.model_card import settings_of
 from .output import new_console, percent, print_facts, print_json, print_layers, print_table
 from .saved.adapter import SavedAdapter
 from .saved.graddrop import ChangedTensor

@@ -15,16 +15,16 @@ from peft.utils import NoMatchingPeftModuleError, _get_submodules
 from torch import nn
 
 from .adapted_parameters import AdaptedParameters
-from .adapter_file import check_method
 from .delta_layer import DeltaLayer
-from .first_gradients import FirstGradients
+from .files.adapter_file import check_method
 from .mixed_batches import mixed_batch
 from .placement import check_model, check_targets
 from .targeted_config import TargetedConfig
-from .targeted_parameters import TargetedParameter, targeted_parameters
-from .targeting import targeted_modules
-from .unmatched_names import warn_of_unmatched, why_none_matches
-from .unusual_layers import check_layer
+from .targets.modules import targeted_modules
+from .targets.parameters import TargetedParameter, targeted_parameters
+from .targets.unmatched_names import warn_of_unmatched, why_none_matches
+from .targets.unusual_layers import check_layer
+from .training.first_gradients import FirstGradients
 from .weighted_merge import WeightedMerge, check_adapters, check_new_name, check_no_svd
 
 

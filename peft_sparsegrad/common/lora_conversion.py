@@ -18,7 +18,7 @@ from .delta_layer import DeltaLayer
 from .lora_factors import LoraFactors
 from .output_change import OutputChange, measure_output_change
 from .parameter_layer import ParameterLayer
-from .targeting import exact_targets
+from .targets.modules import exact_targets
 
 
 @dataclass

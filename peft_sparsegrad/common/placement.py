@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from transformers.integrations.fsdp import is_fsdp_enabled, is_fsdp_managed_module
 
-from .distributed import world_size
+from .training.distributed import world_size
 
 _ADD_BEFORE = (
     "is split over devices: load the model without `tp_plan` and `distributed_config`, add the adapter, and split the "

@@ -12,12 +12,12 @@ from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from .adapter_file import read_tensors
-from .calling_trainer import calling_trainers, keep_card
-from .checksum import add_checksum
 from .field_names import check_names
-from .model_card import CardFacts, write_card
+from .files.adapter_file import read_tensors
+from .files.checksum import add_checksum
+from .files.model_card import CardFacts, write_card
 from .setting_types import check_types, plain
+from .training.calling_trainer import calling_trainers, keep_card
 
 FORMAT_VERSION = 2  # of the adapter's files; raised when an older release could not read them
 

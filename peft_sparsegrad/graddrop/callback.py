@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..common.calling_trainer import LoggedFigures, trainer_of
+from ..common.training.calling_trainer import LoggedFigures, trainer_of
 from .config import GradDropConfig
 from .training import GradDrop
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from ..common.adapter_file import ADVICE, check_finite, check_tensors
+from ..common.files.adapter_file import ADVICE, check_finite, check_tensors
 from ..functional import pack_support, packed_support_size, unpack_support
 from .config import GradDropConfig
 from .layer import GradDropLayer

@@ -9,12 +9,12 @@ import torch
 from peft.utils import quantization_extra_repr, resolve_quantization_backend
 from torch import nn
 
-from ..common.backward import in_backward
 from ..common.delta_layer import DeltaLayer, restore_float32
-from ..common.distributed import world_size
-from ..common.optimizer_watcher import OptimizerStep, watch
-from ..common.pieces import refuse_views
 from ..common.placement import check_data_parallel, whole_shape
+from ..common.training.backward import in_backward
+from ..common.training.distributed import world_size
+from ..common.training.optimizer_watcher import OptimizerStep, watch
+from ..common.training.pieces import refuse_views
 from ..functional import Delta
 from .compiled_masks import masked, numbered
 from .deltas import Deltas

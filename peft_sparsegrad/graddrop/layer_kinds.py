@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ..common.forward_replaced import Calling, forward_replaced
 from ..common.lora_factors import LoraFactors
 from ..common.placement import is_split_by_zero
-from ..common.targeting import in_out_features
+from ..common.targets.modules import in_out_features
 from ..functional import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .layer import GradDropLayer
 from .lora_factors import lora_factors

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..common.backward import backward_id
-from ..common.optimizer_watcher import innermost
+from ..common.training.backward import backward_id
+from ..common.training.optimizer_watcher import innermost
 from ..functional import (
     SCHEDULES,
     GradientMask,

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from ..common.optimizer_watcher import OptimizerStep
-from ..common.pieces import Piece
+from ..common.training.optimizer_watcher import OptimizerStep
+from ..common.training.pieces import Piece
 from ..functional import GradientMask
 from .mask_sampler import MaskSampler
 

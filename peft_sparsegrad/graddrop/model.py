@@ -14,8 +14,8 @@ from torch import nn
 
 from ..common.bitsandbytes_cpu import restore_scales
 from ..common.delta_tuner import DeltaTuner
-from ..common.language_tower import language_tower, warn_of_other_towers
-from ..common.model_card import collect_facts
+from ..common.files.model_card import collect_facts
+from ..common.targets.language_tower import language_tower, warn_of_other_towers
 from ..common.weighted_merge import WeightedMerge
 from .blocks import block_of, find_blocks, selected_blocks
 from .checkpoint import check_stored, compress, decompress

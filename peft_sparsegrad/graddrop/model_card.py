@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..common.atomic import write_text
-from ..common.model_card import END
+from ..common.files.atomic import write_text
+from ..common.files.model_card import END
 
 _BEGIN = "<!-- peft_sparsegrad: what was left out -->"
 

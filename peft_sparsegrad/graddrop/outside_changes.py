@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..common.unseen_steps import LeftByStep, UnseenSteps
+from ..common.training.unseen_steps import LeftByStep, UnseenSteps
 
 _ADVICE = "give the optimizer the model's own parameters"
 

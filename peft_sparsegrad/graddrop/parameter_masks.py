@@ -16,8 +16,8 @@ from peft.tuners.tuners_utils import (
 )
 from torch import nn
 
-from ..common.optimizer_watcher import OptimizerStep, forget, watch
-from ..common.pieces import is_dtensor, refuse_views
+from ..common.training.optimizer_watcher import OptimizerStep, forget, watch
+from ..common.training.pieces import is_dtensor, refuse_views
 from .blocks import block_of, find_blocks, selected_blocks
 from .config import GradDropConfig
 from .mask_sampler import MaskSampler

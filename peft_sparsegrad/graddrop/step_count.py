@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import torch
 
-from ..common.adapter_file import ADVICE
 from ..common.derived import Derived
+from ..common.files.adapter_file import ADVICE
 
 _END = ".num_steps"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from ..common.experts_left_out import expert_parameters, warn_of_experts_left_out
-from ..common.linear_layers import no_default
-from ..common.targeting import base_modules, is_linear
-from ..common.unusual_layers import problem_of
+from ..common.targets.experts_left_out import expert_parameters, warn_of_experts_left_out
+from ..common.targets.linear_layers import no_default
+from ..common.targets.modules import base_modules, is_linear
+from ..common.targets.unusual_layers import problem_of
 from .blocks import block_of
 from .layer import GradDropLayer
 from .layer_kinds import GradDropConv2d, GradDropLinear, GradDropParameters

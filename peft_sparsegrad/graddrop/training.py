@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..common.optimizer_watcher import observers
-from ..common.pieces import piece_of
+from ..common.training.optimizer_watcher import observers
+from ..common.training.pieces import piece_of
 from .config import GradDropConfig
 from .layer import GradDropLayer
 from .mask_sampler import MaskSampler

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..common.targeting import exact_targets
+from ..common.targets.modules import exact_targets
 from ..common.weighted_merge import WeightedMerge
 from .config import GradDropConfig
 from .layer import GradDropLayer

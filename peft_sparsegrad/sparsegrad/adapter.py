@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..common.backward import in_backward
 from ..common.derived import Derived
 from ..common.kept_buffers import KeptBuffers
-from ..common.pieces import refuse_views
 from ..common.scaling import ScaledPart
+from ..common.training.backward import in_backward
+from ..common.training.pieces import refuse_views
 from ..functional import (
     Core,
     Side,

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 from transformers import IntervalStrategy, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..common.calling_trainer import LoggedFigures, trainer_of
-from ..common.distributed import is_main_process
-from ..common.zero import is_managed
+from ..common.training.calling_trainer import LoggedFigures, trainer_of
+from ..common.training.distributed import is_main_process
+from ..common.training.zero import is_managed
 from .adapter import LayerAdapter
 from .energy_probe import EnergyProbe
 from .layer import find_adapter

@@ -7,7 +7,7 @@ import re
 import torch
 from torch import nn
 
-from ..common.adapter_file import check_tensors
+from ..common.files.adapter_file import check_tensors
 from ..functional import file_dtype, is_selection
 from .adapter import LayerAdapter
 from .basis import Basis

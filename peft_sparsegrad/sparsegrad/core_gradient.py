@@ -14,11 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..common.backward import backward_id
-from ..common.distributed import mean_over_ranks, sum_over_ranks
-from ..common.kept_gradient import Keeper, keeper_of
-from ..common.pieces import refuse_views
-from ..common.zero import is_managed
+from ..common.training.backward import backward_id
+from ..common.training.distributed import mean_over_ranks, sum_over_ranks
+from ..common.training.kept_gradient import Keeper, keeper_of
+from ..common.training.pieces import refuse_views
+from ..common.training.zero import is_managed
 from ..functional import SUPPORT_SCORES
 
 

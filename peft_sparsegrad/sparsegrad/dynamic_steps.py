@@ -12,8 +12,8 @@ from functools import partial
 
 import torch
 
-from ..common.optimizer_watcher import OptimizerStep
-from ..common.pieces import Piece
+from ..common.training.optimizer_watcher import OptimizerStep
+from ..common.training.pieces import Piece
 from ..functional import keep_largest
 from .plan import LayerPlan
 

@@ -6,7 +6,7 @@ from statistics import median
 
 import torch
 
-from ..common.distributed import sum_over_ranks
+from ..common.training.distributed import sum_over_ranks
 from ..functional import ObservedGradient
 from .adapter import LayerAdapter
 

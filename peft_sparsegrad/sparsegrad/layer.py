@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from ..common.delta_layer import DeltaLayer, restore_float32
 from ..common.lora_factors import LoraFactors
 from ..common.placement import check_data_parallel, in_one_piece
-from ..common.targeting import in_out_features
+from ..common.targets.modules import in_out_features
 from ..functional import delta_linear, delta_weight, hosvd_of_weight, writing_out_pays
 from .adapter import LayerAdapter
 from .basis import Basis
@@ -226,7 +226,7 @@ def layer_adapters(model: nn.Module, adapter_name: str) -> list[LayerAdapter]:
 
 def adapted_layers(model: nn.Module) -> list[SparseGradLayer]:
     """Return the layers of a model with SparseGrad adapters; raises a ValueError if there are none."""
-    layers = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
+    layers: list[SparseGradLayer] = [module for module in model.modules() if isinstance(module, SparseGradLayer)]
     if not layers:
         raise ValueError(
             "the model has no SparseGrad adapter: call `get_peft_model(model, SparseGradConfig(...))` first"

@@ -16,9 +16,9 @@ from torch import nn
 from ..common.adapted_parameters import AdaptedParameters
 from ..common.bitsandbytes_cpu import restore_scales
 from ..common.delta_tuner import DeltaTuner
-from ..common.experts_left_out import named_like_experts, warn_of_experts_left_out
-from ..common.model_card import collect_facts
+from ..common.files.model_card import collect_facts
 from ..common.placement import check_weights_are_on_all_ranks, whole_shape
+from ..common.targets.experts_left_out import named_like_experts, warn_of_experts_left_out
 from ..common.weighted_merge import WeightedMerge
 from .basis import Basis
 from .checkpoint import check_adapter_tensors, check_complete, in_file_form, in_layer_form

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from ..common.pieces import local_part
+from ..common.training.pieces import local_part
 from .adapter import LayerAdapter
 from .layer import WAY_TO_TRAIN, adapted_layers
 

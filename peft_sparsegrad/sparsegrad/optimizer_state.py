@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch.optim import Optimizer
 
-from ..common.pieces import Piece, local_part
+from ..common.training.pieces import Piece, local_part
 
 KEY = "sparsegrad"
 

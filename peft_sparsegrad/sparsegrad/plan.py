@@ -9,7 +9,7 @@ from typing import Any
 from peft.utils.other import get_pattern_key
 from torch import nn
 
-from ..common.targeting import in_out_features, is_linear, role_of
+from ..common.targets.modules import in_out_features, is_linear, role_of
 from ..functional import column_ranks, core_ranks, core_shape, num_trained_values
 from .config import SparseGradConfig
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ..common.distributed import copy_from_main
-from ..common.pieces import Piece
+from ..common.training.distributed import copy_from_main
+from ..common.training.pieces import Piece
 from ..functional import renew_support
 
 FRACTION = 0.3  # of the values that each renewal replaces

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..common.backward import in_backward
-from ..common.optimizer_watcher import OptimizerStep, forget, watch
-from ..common.pieces import local_part
-from ..common.zero import is_managed
+from ..common.training.backward import in_backward
+from ..common.training.optimizer_watcher import OptimizerStep, forget, watch
+from ..common.training.pieces import local_part
+from ..common.training.zero import is_managed
 
 if TYPE_CHECKING:
     from .adapter import LayerAdapter

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from ..common.adapter_file import ADVICE, check_finite, check_tensors
+from ..common.files.adapter_file import ADVICE, check_finite, check_tensors
 from ..functional import is_older_form, is_selection, pack_support, packed_support_size, unpack_support
 from .config import SparseGradConfig
 from .plan import LayerPlan, plan_weight

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from ..common.experts_left_out import expert_names, warn_of_dense_layers_left_out
-from ..common.language_tower import language_tower, warn_of_other_towers
-from ..common.linear_layers import no_default
-from ..common.targeting import base_modules
-from ..common.unmatched_names import unmatched
+from ..common.targets.experts_left_out import expert_names, warn_of_dense_layers_left_out
+from ..common.targets.language_tower import language_tower, warn_of_other_towers
+from ..common.targets.linear_layers import no_default
+from ..common.targets.modules import base_modules
+from ..common.targets.unmatched_names import unmatched
 
 # "output.dense" also ends the name of the attention's output projection in BERT's family: see EXCLUDED_MODULES.
 _BERT_FAMILY = (

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..common.distributed import agree, rank_of_process, refuse_join, world_size
-from ..common.optimizer_watcher import OptimizerStep, watch
-from ..common.pieces import Piece, is_dtensor
-from ..common.unseen_steps import UnseenSteps
+from ..common.training.distributed import agree, rank_of_process, refuse_join, world_size
+from ..common.training.optimizer_watcher import OptimizerStep, watch
+from ..common.training.pieces import Piece, is_dtensor
+from ..common.training.unseen_steps import UnseenSteps
 from .core_gradient import CoreGradient
 from .dynamic_steps import DynamicSteps
 from .optimizer_state import carry, has_state, take

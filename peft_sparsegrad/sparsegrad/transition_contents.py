@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ..common.adapter_file import check_tensors
-from ..common.targeting import role_of
+from ..common.files.adapter_file import check_tensors
+from ..common.targets.modules import role_of
 from ..functional import unpack_support
 from .stored_layer import basis_like, check_orthonormal
 

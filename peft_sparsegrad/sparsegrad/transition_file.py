@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..common.adapter_file import read_tensors
-from ..common.atomic import replacing
-from ..common.checksum import add_checksum
+from ..common.files.adapter_file import read_tensors
+from ..common.files.atomic import replacing
+from ..common.files.checksum import add_checksum
 from ..functional import file_dtype, unpack_support
 from .adapter import LayerAdapter
 from .basis import Basis

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ..common.targeting import exact_targets
+from ..common.targets.modules import exact_targets
 from ..common.weighted_merge import WeightedMerge
 from ..functional import num_trained_values
 from .adapter import LayerAdapter

@@ -14,7 +14,7 @@ from tiny import batch, bert, llama, train
 from torch import nn
 
 from peft_sparsegrad import GradDropConfig, SparseGradConfig
-from peft_sparsegrad.common.model_card import with_section
+from peft_sparsegrad.common.files.model_card import with_section
 
 TESTS = Path(__file__).parents[1]
 

@@ -20,7 +20,7 @@ from tiny import adapted, batch, llama, logits, train
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from peft_sparsegrad import GradDropConfig, save_transition_matrices, warmup
-from peft_sparsegrad.common.checksum import CHECKSUM
+from peft_sparsegrad.common.files.checksum import CHECKSUM
 
 FILE, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

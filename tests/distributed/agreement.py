@@ -19,7 +19,7 @@ from torch.utils.data import DistributedSampler
 from transformers import Trainer, TrainingArguments
 
 from peft_sparsegrad import SparseGradCallback, SparseGradConfig, warmup
-from peft_sparsegrad.common.distributed import agree, numbers_of_ranks, refuse_join
+from peft_sparsegrad.common.training.distributed import agree, numbers_of_ranks, refuse_join
 
 CPU = torch.device("cpu")
 

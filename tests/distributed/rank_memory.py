@@ -16,7 +16,7 @@ from benchmarks.rank_memory import METHODS, count
 from experiments.costs import StepMemory
 from experiments.memory import storages
 from peft_sparsegrad import GradDrop
-from peft_sparsegrad.common.pieces import local_part
+from peft_sparsegrad.common.training.pieces import local_part
 from peft_sparsegrad.graddrop.layer import GradDropLayer
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
 

@@ -9,7 +9,7 @@ from graddrop_tools import adamw, deltas, dropped, loss_of, masks_of, sgd, step,
 
 from peft_sparsegrad import GradDrop, GradDropConfig
 from peft_sparsegrad.common import optimizer_watcher
-from peft_sparsegrad.common.optimizer_watcher import observers
+from peft_sparsegrad.common.training.optimizer_watcher import observers
 
 
 def test_unrelated_model_trains_as_without_graddrop():

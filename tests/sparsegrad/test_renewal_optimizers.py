@@ -12,8 +12,8 @@ from tiny import adapted, batch
 from torch import nn
 
 from peft_sparsegrad import SparseGradConfig, create_sparsegrad_optimizer
-from peft_sparsegrad.common.optimizer_watcher import observers
-from peft_sparsegrad.common.pieces import piece_of
+from peft_sparsegrad.common.training.optimizer_watcher import observers
+from peft_sparsegrad.common.training.pieces import piece_of
 from peft_sparsegrad.sparsegrad.renewal import reset_state
 
 

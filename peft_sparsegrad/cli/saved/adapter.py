@@ -13,7 +13,7 @@ import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
-from ...common.checksum import check_checksum
+from ...common.files.checksum import check_checksum
 from ..errors import InputError
 
 _PEFT_PREFIX = "base_model.model."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from ...common.calling_trainer import calling_trainers
+from ...common.training.calling_trainer import calling_trainers
 
 logger = logging.getLogger("peft_sparsegrad")
 

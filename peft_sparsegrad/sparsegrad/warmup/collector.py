@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from ...common.distributed import copy_from_main, is_main_process, mean_over_ranks, refuse_join
-from ...common.optimizer_watcher import OptimizerStep, forget, watch
-from ...common.targeting import role_of
+from ...common.targets.modules import role_of
+from ...common.training.distributed import copy_from_main, is_main_process, mean_over_ranks, refuse_join
+from ...common.training.optimizer_watcher import OptimizerStep, forget, watch
 from ...functional import (
     ColumnEnergy,
     ExactHosvd,

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from ...common.distributed import agree, is_main_process
 from ...common.placement import check_weights_are_on_all_ranks
-from ...common.zero import is_managed
+from ...common.training.distributed import agree, is_main_process
+from ...common.training.zero import is_managed
 from ..adapter import LayerAdapter
 from ..config import SparseGradConfig
 from ..layer import WAY_TO_TRAIN, adapted_layers, find_adapter

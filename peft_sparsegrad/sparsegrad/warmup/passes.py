@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...common.distributed import agree, numbers_of_ranks
+from ...common.training.distributed import agree, numbers_of_ranks
 from .batches import check_steps, has_labels, problem_of_batch, problem_of_batches
 from .budget import LEAST_PASSES
 from .ranks import WAY_OUT

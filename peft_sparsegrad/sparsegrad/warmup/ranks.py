@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ...common.distributed import agree, sum_over_ranks, world_size
+from ...common.training.distributed import agree, sum_over_ranks, world_size
 from ..adapter import LayerAdapter
 
 WAY_OUT = (

@@ -7,7 +7,7 @@ import json
 import os
 from typing import Any
 
-from ...common.atomic import write_text
+from ...common.files.atomic import write_text
 
 
 @dataclasses.dataclass

@@ -8,8 +8,8 @@ from statistics import median
 
 import torch
 
-from ...common.distributed import is_main_process, sum_over_ranks
-from ...common.targeting import role_of
+from ...common.targets.modules import role_of
+from ...common.training.distributed import is_main_process, sum_over_ranks
 from ...functional import SUPPORT_SCORES, Hosvd, ObservedGradient, select_supports
 from ..adapter import LayerAdapter
 from ..basis import Basis

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from ...common.distributed import mean_over_ranks
+from ...common.training.distributed import mean_over_ranks
 from ..adapter import LayerAdapter
 
 

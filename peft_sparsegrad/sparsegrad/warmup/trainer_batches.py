@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 from torch.utils.data.distributed import DistributedSampler
 from transformers import Trainer, set_seed
 
-from ...common.distributed import agree, world_size
+from ...common.training.distributed import agree, world_size
 from .passes import finite_loss, has_labels
 from .ranks import WAY_OUT
 

@@ -11,8 +11,8 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from .adapted_parameters import AdaptedParameters
-from .placement import whole_shape
+from ..adapted_parameters import AdaptedParameters
+from ..placement import whole_shape
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

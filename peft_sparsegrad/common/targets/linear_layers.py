@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedModel
 
-from .targeting import base_modules, exact_targets, in_out_features, is_linear, role_of
+from .modules import base_modules, exact_targets, in_out_features, is_linear, role_of
 from .unusual_layers import problem_of
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .atomic import write_text
-from .model_card import with_sections_of
+from ..files.atomic import write_text
+from ..files.model_card import with_sections_of
 
 
 def trainer_of(callback: TrainerCallback) -> Trainer:

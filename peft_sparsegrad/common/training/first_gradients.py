@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from ..delta_layer import DeltaLayer
 from .backward import in_backward
-from .delta_layer import DeltaLayer
 from .optimizer_watcher import OptimizerStep, forget, watch
 from .zero import is_managed
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from .experts_left_out import experts_meant
 from .linear_layers import linear_roles, shortest_endings
-from .targeting import base_modules
+from .modules import base_modules
 
 _OF_PEFT = {"classifier", "score", "qa_outputs"}  # added to `modules_to_save` by the task type, whether there or not
 

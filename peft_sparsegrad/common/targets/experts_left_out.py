@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from .linear_layers import linear_roles
-from .targeting import base_modules
+from .modules import base_modules
 
 
 def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

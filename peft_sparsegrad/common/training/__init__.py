@@ -1,0 +1,1 @@
+"""Training loops and engines, seen from an adapter: passes, optimizer steps, ranks, pieces of parameters, Trainers."""

@@ -5,7 +5,7 @@ from .core import Core
 from .core_size import column_ranks, core_ranks, core_shape, num_trained_values
 from .delta import delta_product, delta_weight, observe_gradient
 from .delta_linear import delta_linear, writing_out_pays
-from .hosvd import ExactHosvd, Hosvd, SketchedHosvd, gradient_energy, hosvd_accumulator, hosvd_of_weight
+from .hosvd import ExactHosvd, Hosvd, SketchedHosvd, hosvd_accumulator, hosvd_of_weight
 from .masked_layer import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .masks import (
     GradientMask,
@@ -25,13 +25,13 @@ from .stacked import observe_weight_gradient, stacked_core_gradient, stacked_del
 from .streams import stream_key
 from .support import (
     SUPPORT_SCORES,
-    core_gradient,
     keep_largest,
     renew_support,
     select_support,
     select_supports,
     spread_support,
 )
+from .weight_gradient import core_gradient, gradient_energy, weight_gradient
 
 __all__ = [
     "SCHEDULES",
@@ -93,5 +93,6 @@ __all__ = [
     "stream_key",
     "to_core",
     "unpack_support",
+    "weight_gradient",
     "writing_out_pays",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from .hosvd import Hosvd
+from .weight_gradient import weight_gradient
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 
@@ -25,8 +26,7 @@ class ColumnEnergy:
 
     def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce = lambda t: t) -> None:
         """Add the gradient dyᵀ x of x (tokens, in) and dy (tokens, out), averaged by `mean_over_ranks`."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        self.add_gradient(mean_over_ranks(dy.to(dtype).T @ x.to(dtype)))
+        self.add_gradient(mean_over_ranks(weight_gradient(x, dy)))
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
         """Add one gradient, shape (out, in), or those of several experts, shape (experts, out, in)."""

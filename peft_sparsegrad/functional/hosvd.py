@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 import torch
 
+from .weight_gradient import at_least_float32, weight_gradient
+
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 Ranks = tuple[int | None, int | None]  # columns of (V, U); None leaves a side in its own basis
 
@@ -66,15 +68,6 @@ def hosvd_of_weight(weight: torch.Tensor, ranks: Ranks) -> Hosvd:
     return accumulator.result()
 
 
-def gradient_energy(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
-    """Return ‖dyᵀ x‖² for x (tokens, in) and dy (tokens, out), computed from the smaller of two equal products."""
-    x, dy = _at_least_float32(x), _at_least_float32(dy)
-    tokens, out_features, in_features = x.shape[0], dy.shape[1], x.shape[1]
-    if tokens * (out_features + in_features) < out_features * in_features:
-        return ((x @ x.T) * (dy @ dy.T)).sum()
-    return (dy.T @ x).square().sum()
-
-
 class ExactHosvd:
     """Sum of the Gram matrix of each side that gets a transition matrix, in float64. Memory: in² + out² entries.
 
@@ -94,7 +87,7 @@ class ExactHosvd:
 
     def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce = lambda t: t) -> None:
         """Add the gradient dyᵀ x of x (tokens, in) and dy (tokens, out), averaged by `mean_over_ranks`."""
-        self.add_gradient(mean_over_ranks(_at_least_float32(dy).T @ _at_least_float32(x)))
+        self.add_gradient(mean_over_ranks(weight_gradient(x, dy)))
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
         """Add one gradient, shape (out, in), or those of several experts, shape (experts, out, in)."""
@@ -141,7 +134,7 @@ class SketchedHosvd:
     def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce = lambda t: t) -> None:
         """Add one gradient, given as x (tokens, in) and dy (tokens, out); see `ExactHosvd.update`."""
         device = self.sketches[0].omega.device
-        x, dy = _at_least_float32(x).to(device), _at_least_float32(dy).to(device)
+        x, dy = at_least_float32(x).to(device), at_least_float32(dy).to(device)
         if self.sketch_in is not None:
             self.sketch_in.update(x, dy, mean_over_ranks)
         if self.sketch_out is not None:
@@ -149,7 +142,7 @@ class SketchedHosvd:
 
     def add_gradient(self, gradient: torch.Tensor) -> None:
         """Add gradients that are formed already, shape (out, in) or (experts, out, in)."""
-        gradient = _at_least_float32(gradient).to(self.sketches[0].omega.device)
+        gradient = at_least_float32(gradient).to(self.sketches[0].omega.device)
         if self.sketch_in is not None:
             self.sketch_in.add_rows(_rows_of_input(gradient))
         if self.sketch_out is not None:
@@ -252,7 +245,3 @@ def _rows_of_input(gradient: torch.Tensor) -> torch.Tensor:
 def _rows_of_output(gradient: torch.Tensor) -> torch.Tensor:
     """Return the columns of gradients (experts, out, in) as rows (experts * in, out)."""
     return gradient.transpose(-2, -1).reshape(-1, gradient.shape[-2])
-
-
-def _at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

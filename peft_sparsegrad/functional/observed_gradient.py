@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from .column_energy import ColumnEnergy
-from .hosvd import ExactHosvd, SketchedHosvd, gradient_energy
+from .hosvd import ExactHosvd, SketchedHosvd
 from .sides import Side
 from .stacked import stacked_core_gradient
-from .support import core_gradient
+from .weight_gradient import at_least_float32, core_gradient, gradient_energy
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 Accumulator = ExactHosvd | SketchedHosvd | ColumnEnergy
@@ -75,7 +75,7 @@ class StackedGradient:
         accumulator.add_gradient(mean_over_ranks(self._in_full_precision().clone()))
 
     def _in_full_precision(self) -> torch.Tensor:
-        return self.stack.to(torch.promote_types(self.stack.dtype, torch.float32))
+        return at_least_float32(self.stack)
 
 
 ObservedGradient = LinearGradient | StackedGradient

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from .sides import Side, side_like, to_core
-
 
 @dataclass(frozen=True)
 class SupportScore:
@@ -28,13 +26,6 @@ SUPPORT_SCORES = {
     "mean": SupportScore(lambda gradient: gradient, torch.abs),  # |Σ G̃|
     "energy": SupportScore(torch.square, lambda total: total),  # Σ G̃²
 }
-
-
-def core_gradient(x: torch.Tensor, dy: torch.Tensor, U: Side, V: Side) -> torch.Tensor:
-    """Return `G̃ = (dy V)ᵀ (x U)`, shape (r_out, r_in), in at least float32."""
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    x, dy = x.to(dtype), dy.to(dtype)
-    return to_core(dy, side_like(V, dy)).T @ to_core(x, side_like(U, x))
 
 
 def select_support(score: torch.Tensor, k: int) -> torch.Tensor:

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from peft_sparsegrad.functional import (
-    core_gradient,
     keep_largest,
     renew_support,
     select_support,
@@ -67,16 +66,6 @@ def test_spread_support_is_the_same_each_time_and_leaves_the_global_random_state
     assert torch.equal(spread_support(5000, 333), first)
     torch.manual_seed(5)
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_core_gradient():
-    generator = torch.Generator().manual_seed(0)
-    x, dy = torch.randn(9, 6, generator=generator), torch.randn(9, 5, generator=generator)
-    U, V = torch.randn(6, 4, generator=generator), torch.randn(5, 3, generator=generator)
-    torch.testing.assert_close(core_gradient(x, dy, U, V), V.T @ (dy.T @ x) @ U)
-    torch.testing.assert_close(core_gradient(x, dy, None, None), dy.T @ x)
-    assert core_gradient(x.bfloat16(), dy.bfloat16(), U, V).dtype == torch.float32
-    assert core_gradient(x.double(), dy.double(), U, V).dtype == torch.float64
 
 
 # Growing back: the twins below go through the entries one by one.
@@ -161,12 +150,6 @@ def test_renewal_on_ties_is_a_support(fraction):
 def test_full_core_has_nowhere_to_grow():
     values, score = random_renewal(12, 12)[1:]
     assert renew_support(torch.arange(12), values, score, 0.3).tolist() == list(range(12))
-
-
-def test_core_gradient_is_formed_where_the_input_is():
-    """A group's basis is on one device, and in a model that is spread over several the layers are on others."""
-    x, dy = torch.randn(5, 8, device="meta"), torch.randn(5, 6, device="meta")
-    assert core_gradient(x, dy, torch.randn(8, 4), torch.randn(6, 3)).device.type == "meta"
 
 
 @pytest.mark.parametrize("k", [1, 3, 5, 12, 100])

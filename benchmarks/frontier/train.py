@@ -96,6 +96,7 @@ def execute(place: Workplace, run: Run) -> Record:
     _reset_peak(place.device)
     batches = [on_device(each, place.device) for each in place.batches(run.task, run.batch_size, run.steps, run.seed)]
     passes = warm_up(place, method, task, model, batches)
+    report = peft_sparsegrad.warmup_report(model) if passes else None
     seconds, losses = train(place, method, task, model, batches[passes:], run.lr)
     peak = torch.cuda.max_memory_allocated(place.device) if place.device.type == "cuda" else None
     after = place.scores(run.task, model)
@@ -106,6 +107,7 @@ def execute(place: Workplace, run: Run) -> Record:
         "training_loss": statistics.fmean(losses[-LAST_STEPS:]) if losses else None,
         "passes": run.steps,
         "warmup_passes": passes,
+        "warmup_worth": report and report.steps_worth,
         "seconds_per_step": seconds / len(losses) if losses else None,
         "peak_memory": peak,
         **count_trained(model),

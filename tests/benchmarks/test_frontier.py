@@ -63,6 +63,8 @@ def test_each_method_trains_its_own_values_and_the_head_alone(name, task, workpl
     else:
         assert record["after"]["search_loss"] != record["before"]["search_loss"]
     assert 0 <= record["warmup_passes"] < 8 == record["passes"]
+    assert (record["warmup_worth"] is None) == (record["warmup_passes"] == 0)
+    assert (record["warmup_worth"] or 0) >= record["warmup_passes"]
 
 
 def test_the_loss_is_that_of_the_models_own_labels(workplaces):

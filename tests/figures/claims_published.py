@@ -16,7 +16,6 @@ from peft_sparsegrad import SparseGradConfig
 
 PAGE, VARIANTS, MPNET = "docs/results/sparsegrad.md", "bench_variants", "glue_mpnet.jsonl"
 STSB, COLA = "glue_mpnet_stsb.jsonl", "glue_mpnet_cola.jsonl"
-NOT_RUN, ONE_SEED = "paper", "meprop-paper"  # on CoLA with the rest trained
 OF_MPNET = {
     "full": "regular fine-tuning",
     "lora": "LoRA, rank 7",
@@ -138,30 +137,21 @@ def row_of_stsb(method: str) -> Claim:
 
 
 def row_of_cola(method: str) -> Claim:
-    """A method's row on CoLA: score, rate and difference to LoRA, then score and rate with the rest trained."""
+    """A method's row on CoLA: score, rate and difference to LoRA, with the rest frozen and with it trained."""
     less_lora = "–" if method == "lora" else "{:+.1f} ({:+.1f} to {:+.1f})"
-    few = {NOT_RUN: "– | –", ONE_SEED: "{:.1f}, one seed | {:g}"}
-    trained = few.get(method) or "{:.1f} ± {:.1f} | {:g}" + edge("trained", method, COLA)
-    cells = f"{{:.1f}} ± {{:.1f}} | {{:g}}{edge('frozen', method, COLA)} | {less_lora} | {trained}"
+    cells = (f"{{:.1f}} ± {{:.1f}} | {{:g}}{edge(rest, method, COLA)} | {less_lora}" for rest in ("frozen", "trained"))
 
     def values() -> list[float]:
-        (rate, own), (_, lora) = scores("frozen", method, COLA), scores("frozen", "lora", COLA)
-        differences = [one - other for one, other in zip(own, lora, strict=True)]
-        difference = [] if method == "lora" else [statistics.mean(differences), *interval(differences)]
-        return [*with_half(own), rate, *difference, *with_the_rest_trained(method)]
+        return [number for rest in ("frozen", "trained") for number in on_cola(rest, method)]
 
-    return Claim(PAGE, f"| {OF_MPNET[method]} | {cells} |", values)
+    return Claim(PAGE, f"| {OF_MPNET[method]} | {' | '.join(cells)} |", values)
 
 
-def with_the_rest_trained(method: str) -> list[float]:
-    """Mean, half of its interval where there is one, and rate on CoLA with the rest of the model trained."""
-    if method == NOT_RUN:
-        return []
-    if method != ONE_SEED:
-        rate, own = scores("trained", method, COLA)
-        return [*with_half(own), rate]
-    (record,) = (each for each in records_of(COLA) if of(each) == ("trained", method))
-    return [100 * record["score"], record["run"]["lr"]]
+def on_cola(rest: str, method: str) -> list[float]:
+    """A method's mean, half of its interval, rate and, but for LoRA, its difference to LoRA with its interval."""
+    (rate, own), (_, lora) = scores(rest, method, COLA), scores(rest, "lora", COLA)
+    differences = [one - other for one, other in zip(own, lora, strict=True)]
+    return [*with_half(own), rate, *([] if method == "lora" else [statistics.mean(differences), *interval(differences)])]
 
 
 def with_half(numbers: list[float]) -> tuple[float, float]:

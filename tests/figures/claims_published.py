@@ -151,7 +151,11 @@ def on_cola(rest: str, method: str) -> list[float]:
     """A method's mean, half of its interval, rate and, but for LoRA, its difference to LoRA with its interval."""
     (rate, own), (_, lora) = scores(rest, method, COLA), scores(rest, "lora", COLA)
     differences = [one - other for one, other in zip(own, lora, strict=True)]
-    return [*with_half(own), rate, *([] if method == "lora" else [statistics.mean(differences), *interval(differences)])]
+    return [
+        *with_half(own),
+        rate,
+        *([] if method == "lora" else [statistics.mean(differences), *interval(differences)]),
+    ]
 
 
 def with_half(numbers: list[float]) -> tuple[float, float]:

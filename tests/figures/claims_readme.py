@@ -7,6 +7,7 @@ from functools import cache
 
 from claims_cards import SHAPES, of_two_benches
 from claims_gpu import RESULT, to_lora
+from claims_published import COLA as PUBLISHED_COLA
 from claims_published import ruined_by_rate, scores
 from claims_speed import LEAN, on_mpnet
 from documents import Claim, Given
@@ -91,6 +92,14 @@ CLAIMS = [
         README,
         "{:.1f} by the paper's method, {:.1f} by the default, {:.1f} by LoRA",
         lambda: [statistics.fmean(scores("frozen", method)[1]) for method in ("paper", "sparsegrad", "lora")],
+    ),
+    Claim(
+        README,
+        "CoLA with the rest of the model trained, {:.1f}, {:.1f}, {:.1f}: **level**",
+        lambda: [
+            statistics.fmean(scores("trained", method, PUBLISHED_COLA)[1])
+            for method in ("paper", "sparsegrad", "lora")
+        ],
     ),
     Claim(README, "same rate, {:g} ruined", lambda: ruined_by_rate("frozen", "sparsegrad")),
     Claim(README, "lost {:.3f} of loss on SmolLM2", lambda: [lost_at_a_quarter()]),

@@ -17,6 +17,7 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sparsegrad": ("sparsegrad", {}),
     "lora r=16, again": ("lora", {"rank": 16}),
     "columns": ("sparsegrad", {"basis": "columns"}),
+    "columns, a third of the core": ("columns", {}),
     FROZEN: (FROZEN, {}),
     "full": ("full", {}),
     "lora r=8": ("lora", {"rank": 8}),

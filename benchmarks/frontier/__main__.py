@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.set_defaults(command=run_campaign)
     add_common_options(run.add_argument)
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="the first one searches (0 1 2)")
+    run.add_argument("--lr", nargs="+", type=positive_float, help="of all seeds (default: search)")
     run.add_argument("--workers", type=positive_int, default=1, help="processes on the device (default: 1)")
     costs = commands.add_parser("costs", help="measure step time and memory; nothing else may run beside it")
     costs.set_defaults(command=measure_costs)
@@ -69,7 +71,7 @@ def run_campaign(arguments: argparse.Namespace) -> int:
     """Do what is missing. Returns 1 where a run failed."""
     started = time.monotonic()
     campaign = Campaign(
-        plan_of(arguments, tuple(arguments.seeds)),
+        replace(plan_of(arguments, tuple(arguments.seeds)), rates=arguments.lr and tuple(arguments.lr)),
         arguments.out,
         arguments.model,
         arguments.data,

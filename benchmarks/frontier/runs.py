@@ -38,7 +38,11 @@ class Run(BaseRun):
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of one invocation: each task and method on the first seed at every rate, then all seeds at the best."""
+    """The runs of one invocation: each task and method on the first seed at every rate, then all seeds at the best.
+
+    Attributes:
+        rates: Learning rates at which all seeds are to be run, in place of the search; None to search.
+    """
 
     model: str
     tasks: tuple[str, ...]
@@ -47,6 +51,7 @@ class Plan:
     steps: int
     batch_size: int
     precision: str
+    rates: tuple[float, ...] | None = None
 
     def missing(self, results: Mapping[Run, Record]) -> Iterator[Run]:
         """Yield the runs that the results lack, as far as they are known by now, the most valuable first."""
@@ -60,6 +65,8 @@ class Plan:
         )
 
     def _wanted(self, task: str, method: str, results: Mapping[Run, Record]) -> list[Run]:
+        if self.rates is not None:
+            return [self.run(task, method, seed, rate) for seed in self.seeds for rate in self.rates]
         rates = list(METHODS[method].rates)
         while True:
             search = {rate: self.run(task, method, self.seeds[0], rate) for rate in rates}

@@ -119,6 +119,13 @@ def test_the_search_goes_on_beyond_an_edge_and_all_seeds_run_at_the_best_rate():
         assert all(run.seed == 0 for run in results if run.lr != best)
 
 
+def test_rates_that_are_given_are_run_with_all_seeds_and_no_others():
+    plan = Plan("m", ("smollm2",), ("LoRA r=8",), (0, 1), 1, 1, precision="float32", rates=(2e-3, 5e-3))
+    assert {(run.lr, run.seed) for run in done(plan, best=1.0)} == {
+        (lr, seed) for lr in (2e-3, 5e-3) for seed in (0, 1)
+    }
+
+
 def test_an_interrupted_campaign_goes_on_and_is_drawn(folder, tmp_path, capsys):
     out, costs = tmp_path / "runs.jsonl", tmp_path / "costs.jsonl"
     common = ["--task", "smollm2", "--model", str(folder / "llama"), "--data", str(folder), "--steps", "3"]

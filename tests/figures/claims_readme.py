@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import statistics
 from functools import cache
+from typing import Any
 
 from claims_cards import SHAPES, of_two_benches
+from claims_frontier import COLUMNS, DEFAULT, FOUR, less_default, of_short_runs, worth
 from claims_gpu import RESULT, to_lora
 from claims_published import COLA as PUBLISHED_COLA
 from claims_published import ruined_by_rate, scores
@@ -24,6 +26,11 @@ def frontier(task: str) -> dict[str, Series]:
     """The runs of a task by method, each at its best learning rate."""
     file = "frontier_smollm2.jsonl" if task == "smollm2" else "frontier_mpnet.jsonl"
     return {series.method: series for series in load([RESULTS / file], [RESULTS / "frontier_costs.jsonl"])[task]}
+
+
+def score(record: dict[str, Any]) -> float:
+    """The score of a run."""
+    return record["score"]
 
 
 def loss(method: str) -> float:
@@ -101,6 +108,16 @@ CLAIMS = [
             for method in ("paper", "sparsegrad", "lora")
         ],
     ),
+    Claim(
+        README,
+        "**level** with LoRA r=8, {:.3f}: {:.3f}, columns {:.3f}",
+        lambda: [statistics.fmean(map(score, of_short_runs(name))) for name in ("LoRA r=8", DEFAULT, COLUMNS)],
+    ),
+    Claim(
+        README,
+        "was {:.1f}, and {:.1f} with `warmup_steps=4`, which lost {:.4f} of loss",
+        lambda: [worth(DEFAULT)[0], worth(FOUR)[0], statistics.fmean(less_default(FOUR))],
+    ),
     Claim(README, "same rate, {:g} ruined", lambda: ruined_by_rate("frozen", "sparsegrad")),
     Claim(README, "lost {:.3f} of loss on SmolLM2", lambda: [lost_at_a_quarter()]),
     Claim(
@@ -140,4 +157,5 @@ GIVEN = [
     Given(README, "By 95% intervals", "setting"),
     *(Given(README, words, "setting") for words in ("with 1,024 tokens", "with 4,096")),
     Given(README, "LLaMA of 0.26M parameters", "setting"),
+    Given(README, "SmolLM2, 60 short passes", "setting"),
 ]

@@ -8,7 +8,7 @@ import torch
 from graddrop_tools import adamw, deltas, dropped, loss_of, masks_of, sgd, step, tower
 
 from peft_sparsegrad import GradDrop, GradDropConfig
-from peft_sparsegrad.common import optimizer_watcher
+from peft_sparsegrad.common.training import optimizer_watcher
 from peft_sparsegrad.common.training.optimizer_watcher import observers
 
 

@@ -231,7 +231,7 @@ def test_head_steps_without_a_head_are_refused(tmp_path):
 
 
 def test_callback_refuses_a_model_without_the_adapter(tmp_path):
-    with pytest.raises(ValueError, match="this one has none"):
+    with pytest.raises(ValueError, match="the model has no SparseGrad adapter: call"):
         trainer(llama(), tmp_path, [SparseGradCallback()]).train()
 
 

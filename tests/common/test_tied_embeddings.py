@@ -19,6 +19,15 @@ def adapted(method, **settings):
     return get_peft_model(llama(tie_word_embeddings=True), config)
 
 
+def assert_is_the_same_when_loaded_and_merged(model, path):
+    model.save_pretrained(path)
+    loaded = PeftModel.from_pretrained(llama(tie_word_embeddings=True), path)
+    assert torch.equal(logits(loaded), logits(model))
+    plain = loaded.merge_and_unload()
+    assert plain.get_input_embeddings().weight is plain.lm_head.weight
+    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("to_save", [["embed_tokens"], ["lm_head", "embed_tokens"], ["embed_tokens", "norm"]])
 @pytest.mark.parametrize("method", CONFIGS)
 def test_an_embedding_that_trains_stays_tied(method, to_save, tmp_path, recwarn):
@@ -29,24 +38,14 @@ def test_an_embedding_that_trains_stays_tied(method, to_save, tmp_path, recwarn)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         assert layer.modules_to_save["default"].weight is model.get_input_embeddings().weight
         assert not torch.equal(layer.weight, before)
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(llama(tie_word_embeddings=True), tmp_path)
-    assert torch.equal(logits(loaded), logits(model))
-    plain = loaded.merge_and_unload()
-    assert plain.get_input_embeddings().weight is plain.lm_head.weight
-    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-5)
+    assert_is_the_same_when_loaded_and_merged(model, tmp_path)
 
 
 @pytest.mark.parametrize("method", CONFIGS)
 def test_tokens_that_train_stay_tied(method, tmp_path):
     model = adapted(method, trainable_token_indices=[3, 4])
     train(model.train(), steps=3)
-    model.save_pretrained(tmp_path)
-    loaded = PeftModel.from_pretrained(llama(tie_word_embeddings=True), tmp_path)
-    assert torch.equal(logits(loaded), logits(model))
-    plain = loaded.merge_and_unload()
-    assert plain.get_input_embeddings().weight is plain.lm_head.weight
-    torch.testing.assert_close(logits(plain), logits(model), rtol=1e-5, atol=1e-5)
+    assert_is_the_same_when_loaded_and_merged(model, tmp_path)
 
 
 def test_adapters_on_a_tied_embedding_are_refused_before_anything_changes():

@@ -147,10 +147,10 @@ def _optimizer_of(settings: Mapping[str, Any]) -> Callable[[nn.Module, float], A
 
 
 _SPARSEGRAD_WORDS = {
-    "sparsegrad": "SparseGrad, the default: a basis on the narrower side, a support that is renewed",
+    "sparsegrad": "SparseGrad, the default: a basis on the input side, a support that is renewed",
     "columns": "SparseGrad on columns of each weight in place of a basis, with a support that is renewed",
     "full-bases": "SparseGrad with two full bases and a support that is renewed",
-    "sparsegrad-dynamic": "SparseGrad, a basis on the narrower side, the largest gradients of each step",
+    "sparsegrad-dynamic": "SparseGrad, a basis on the input side, the largest gradients of each step",
     "paper": "SparseGrad as published: two full bases, the whole core, the largest gradients of each step",
     "meprop": "MeProp with a support chosen once, in the weight's own basis",
     "meprop-paper": "MeProp as in the SparseGrad paper: the largest gradients of each step, in the weight's own basis",

@@ -20,8 +20,6 @@ Place = Literal["mlp", "all-linear"]
 FACTOR = 2.5  # between two learning rates of a grid
 SMALL = 5e-5  # middle of the first three rates where the weights themselves train
 LARGE = 1e-3  # where few values do
-# Ranks of the layers whose output side is narrower, so that the default core is put on their input side.
-INPUT_SIDES = {"down_proj": (None, 184), "output.dense": (None, 368)}
 PUBLISHED = "SparseGrad as published"
 SEED = "seed"  # a setting with this value gets the run's seed
 
@@ -123,6 +121,11 @@ def _density(density: float, place: Place = "mlp") -> Method:
     return _named("SparseGrad", f"{100 * density:g}%", SparseGradConfig, place, density=density)
 
 
+def _narrow_sides(label: str, **settings: Any) -> Method:
+    """An earlier default: the basis on the narrower side of each weight, with a core of 12 entries a value."""
+    return _named("SparseGrad narrow sides", label, SparseGradConfig, rank="narrower", slack=12.0, **settings)
+
+
 def _columns(label: str, place: Place = "mlp", **settings: Any) -> Method:
     return _named("SparseGrad columns", label, SparseGradConfig, place, basis="columns", **settings)
 
@@ -135,7 +138,9 @@ METHODS: dict[str, Method] = {
         _lora(8),
         _density(0.01),
         _columns("1%"),
-        _columns("1%, slack 4", slack=4.0),
+        _named("SparseGrad", "1%, slack 12", SparseGradConfig, slack=12.0),
+        _columns("1%, slack 12", slack=12.0),
+        _narrow_sides("1%"),
         _lora(2),
         _lora(32),
         Method("full", "full", None, middle=SMALL),
@@ -149,9 +154,10 @@ METHODS: dict[str, Method] = {
         _columns("0.25%", density=0.0025),
         _columns("5%", density=0.05),
         _columns("1%, slack 1", slack=1.0),
-        Method("SparseGrad input sides", "SparseGrad input sides", SparseGradConfig, {"rank_pattern": INPUT_SIDES}),
+        _narrow_sides("0.25%", density=0.0025),
         _lora(8, "all-linear"),
         _columns("1%", "all-linear"),
+        _columns("1%, slack 12", "all-linear", slack=12.0),
         _density(0.01, "all-linear"),
         _lora(2, "all-linear"),
         _lora(32, "all-linear"),
@@ -162,9 +168,9 @@ METHODS: dict[str, Method] = {
         _named("SHiRA", "r=16", ShiraConfig, r=16, random_seed=SEED),
         replace(_named("HiRA", "r=16", HiraConfig, r=16), middle=2.5e-3),
         replace(_named("C3A", "block 64", C3AConfig, block_size=64), middle=6.3e-3),
-        _named("SparseGrad", "slack 4", SparseGradConfig, slack=4.0),
         Method("SparseGrad, nothing called", "SparseGrad", SparseGradConfig, warmup=False),
         _named("SparseGrad", "1%, warm-up of 4", SparseGradConfig, warmup_steps=4),
+        _narrow_sides("1%, warm-up of 4", warmup_steps=4),
         Method(PUBLISHED, PUBLISHED, SparseGradConfig, SparseGradConfig.variants["paper"]),
         Method("MeProp", "MeProp", SparseGradConfig, SparseGradConfig.variants["meprop"]),
         Method("GradDrop", "GradDrop", GradDropConfig, {"seed": SEED}, middle=SMALL),

@@ -67,7 +67,7 @@ def warmup_command(
     ] = None,
     density: Annotated[float, typer.Option(help="Trained share of each weight's entries, in (0, 1].")] = 0.01,
     rank: Annotated[
-        str, typer.Option(help="Columns of the matrices: a number, two (OUT,IN), `full` or `auto`.")
+        str, typer.Option(help="Columns of the matrices: a number, two (OUT,IN), `full`, `auto` or `narrower`.")
     ] = "auto",
     target_modules: Annotated[
         str | None, typer.Option(help="Layers to adapt, separated by commas. Default: the MLP layers.")
@@ -183,11 +183,13 @@ def _settle_head(model: Any, batches: list[Batch], steps: int) -> None:
 
 
 def _parse_rank(text: str) -> int | tuple[int, int] | str:
-    if text in ("auto", "full"):
+    if text in ("auto", "full", "narrower"):
         return text
     try:
         numbers = [int(part) for part in text.split(",")]
         rank_out, rank_in = numbers if len(numbers) > 1 else numbers * 2
     except ValueError as error:
-        raise InputError(f"--rank must be a number, two (OUT,IN), `full` or `auto`, not {text!r}") from error
+        raise InputError(
+            f"--rank must be a number, two (OUT,IN), `full`, `auto` or `narrower`, not {text!r}"
+        ) from error
     return (rank_out, rank_in) if len(numbers) > 1 else rank_out

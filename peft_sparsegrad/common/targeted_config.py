@@ -19,7 +19,7 @@ from .files.model_card import CardFacts, write_card
 from .setting_types import check_types, plain
 from .training.calling_trainer import calling_trainers, keep_card
 
-FORMAT_VERSION = 2  # of the adapter's files; raised when an older release could not read them
+FORMAT_VERSION = 3  # of the adapter's files; raised when an older release could not read them
 
 Config = TypeVar("Config", bound="TargetedConfig")
 

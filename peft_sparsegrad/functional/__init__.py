@@ -1,11 +1,13 @@
 """The mathematics of both methods in plain PyTorch. Nothing here imports peft or transformers."""
 
+from .accumulators import hosvd_accumulator
 from .column_energy import ColumnEnergy
 from .core import Core
-from .core_size import column_ranks, core_ranks, core_shape, num_trained_values
+from .core_size import core_ranks, core_shape, num_trained_values
 from .delta import delta_product, delta_weight, observe_gradient
 from .delta_linear import delta_linear, writing_out_pays
-from .hosvd import ExactHosvd, Hosvd, SketchedHosvd, hosvd_accumulator, hosvd_of_weight
+from .hosvd import ExactHosvd, Hosvd, hosvd_of_weight
+from .hosvd_sketch import SketchedHosvd
 from .masked_layer import Conv2dOperation, Delta, masked_layer, masked_linear, masked_sum
 from .masks import (
     GradientMask,
@@ -51,7 +53,6 @@ __all__ = [
     "bernoulli_block_mask",
     "bernoulli_mask",
     "block_sets",
-    "column_ranks",
     "core_gradient",
     "core_ranks",
     "core_shape",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from .column_energy import ColumnEnergy
-from .hosvd import ExactHosvd, SketchedHosvd
+from .hosvd import ExactHosvd
+from .hosvd_sketch import SketchedHosvd
 from .sides import Side
 from .stacked import stacked_core_gradient
 from .weight_gradient import at_least_float32, core_gradient, gradient_energy

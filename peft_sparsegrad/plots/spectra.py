@@ -21,13 +21,13 @@ def spectra(report: WarmUpReport) -> Figure:
         ValueError: If the report has neither a spectrum nor a captured energy.
     """
     curves = [
-        (f"{group.name} {side}", np.asarray(values, dtype=float), rank)
+        (f"{group.name} {side}", 100 * np.asarray(values, dtype=float) / group.energy, rank)
         for group in report.groups
         for side, values, rank in (
             ("(U)", group.spectrum_in, group.core_shape[1]),
             ("(V)", group.spectrum_out, group.core_shape[0]),
         )
-        if sum(values) > 0
+        if group.energy and sum(values) > 0
     ]
     measured = [group for group in report.groups if group.energy_in_core is not None]
     if not curves and not measured:
@@ -46,13 +46,12 @@ def spectra(report: WarmUpReport) -> Figure:
     return figure
 
 
-Curve = tuple[str, np.ndarray, int]
+Curve = tuple[str, np.ndarray, int]  # name, energy along each leading column in percent, rank of the core
 
 
 def _along_columns(axis: Axes, curves: list[Curve]) -> None:
     smallest = 1.0
-    for number, (name, spectrum, rank) in enumerate(curves):
-        share = 100 * spectrum / spectrum.sum()
+    for number, (name, share, rank) in enumerate(curves):
         columns = np.arange(1, len(share) + 1)
         axis.plot(columns, np.maximum(share, 1e-12), label=name, **look(number))
         axis.plot(rank, max(share[rank - 1], 1e-12), "o", color=look(number)["color"], markersize=5)
@@ -63,8 +62,8 @@ def _along_columns(axis: Axes, curves: list[Curve]) -> None:
 
 
 def _running_sum(axis: Axes, curves: list[Curve]) -> None:
-    for number, (_, spectrum, rank) in enumerate(curves):
-        held = 100 * spectrum.cumsum() / spectrum.sum()
+    for number, (_, share, rank) in enumerate(curves):
+        held = share.cumsum()
         axis.plot(np.arange(1, len(held) + 1), held, **look(number))
         axis.plot(rank, held[rank - 1], "o", color=look(number)["color"], markersize=5)
     axis.set(xlabel="leading columns of U or V", ylabel="gradient energy in them, %", ylim=(0, 102))

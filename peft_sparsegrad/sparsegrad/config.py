@@ -43,11 +43,12 @@ class SparseGradConfig(TargetedConfig):
         density: Trained share of each weight's entries, in (0, 1]; of each expert's weight.
         num_values: Trained values per layer, or per expert, in place of `density` and `density_pattern`.
         rank: Columns of the transition matrices V and U in use: one number, a pair (out, in), `"full"` (the paper's),
-            or `"auto"`. None in a pair leaves that side in the weight's own basis; `"auto"` does so with the wider
-            side, the neurons of an MLP, and with `basis="columns"` with the output side. A greater rank costs time,
-            memory and bytes, and gives the support more entries to choose from.
-        slack: With `rank="auto"`, entries of the core per trained value, at least 1. More slack costs time in each
-            step, and gives the support more entries to choose from.
+            `"auto"`, as many of the input side as `slack` asks for, or `"narrower"`, the same of each weight's
+            narrower side, an earlier default. None in a pair leaves that side in the weight's own basis, as `"auto"`
+            does with the output side. A greater rank costs time, memory and bytes, and gives the support more entries
+            to choose from.
+        slack: With `rank="auto"` or `"narrower"`, entries of the core per trained value, at least 1. More slack costs
+            time in each step, and gives the support more entries to choose from.
         basis: `"hosvd"` of warm-up gradients, `"columns"`, those of each weight whose warm-up gradients have most
             energy, `"svd"` of each weight, or `"identity"` (MeProp).
         support: `"static"`: entries chosen after the warm-up, and renewed. `"dynamic"`: the whole core trains and each
@@ -81,10 +82,10 @@ class SparseGradConfig(TargetedConfig):
 
     density: float = field(default=0.01, metadata={"help": "Trained share of each weight's entries, in (0, 1]."})
     num_values: int | None = field(default=None, metadata={"help": "Trained values per layer, in place of `density`."})
-    rank: int | tuple[int | None, int | None] | Literal["full", "auto"] = field(
-        default="auto", metadata={"help": "Columns of V and U in use: int, (out, in), 'full' or 'auto'."}
+    rank: int | tuple[int | None, int | None] | Literal["full", "auto", "narrower"] = field(
+        default="auto", metadata={"help": "Columns of V and U in use: int, (out, in), 'full', 'auto' or 'narrower'."}
     )
-    slack: float = field(default=12.0, metadata={"help": "Entries of the core per trained value, with rank='auto'."})
+    slack: float = field(default=4.0, metadata={"help": "Entries of the core per trained value, with rank='auto'."})
     basis: Literal["hosvd", "columns", "svd", "identity"] = field(
         default="hosvd",
         metadata={"help": "'hosvd' or 'columns' by warm-up gradients, 'svd' of each weight, or 'identity'."},
@@ -114,6 +115,7 @@ class SparseGradConfig(TargetedConfig):
     )
 
     def __post_init__(self) -> None:
+        saved_before_3 = self.format_version < 3
         super().__post_init__()
         self.peft_type = add_peft_type("SPARSEGRAD")
         self._check_kinds()
@@ -123,7 +125,14 @@ class SparseGradConfig(TargetedConfig):
         self._check_ranges()
         choices = {"basis": ("hosvd", "columns", "svd", "identity"), "support": ("static", "dynamic")}
         self.check_choices({**choices, "support_score": tuple(SUPPORT_SCORES)})
+        if saved_before_3 and self.basis in ("hosvd", "svd"):
+            self._read_auto_as_narrower()
         self._check_combinations()
+
+    def _read_auto_as_narrower(self) -> None:
+        """Give the settings of an adapter that was saved in format 1 or 2 the meaning that they had."""
+        self.rank = "narrower" if self.rank == "auto" else self.rank
+        self.rank_pattern = {key: "narrower" if r == "auto" else r for key, r in self.rank_pattern.items()}
 
     def _check_kinds(self) -> None:
         for name in ("density_pattern", "rank_pattern"):
@@ -169,7 +178,8 @@ class SparseGradConfig(TargetedConfig):
                 "leave it at 'auto'"
             )
         for name, rank in [("rank", self.rank), *_entries("rank_pattern", self.rank_pattern)]:
-            if self.basis == "columns" and (rank == "full" or (isinstance(rank, tuple) and rank[0] is not None)):
+            on_output = rank in ("full", "narrower") or (isinstance(rank, tuple) and rank[0] is not None)
+            if self.basis == "columns" and on_output:
                 raise ValueError(
                     f"`{name}` must be a number of columns or 'auto' with basis='columns', not {rank!r}: the output "
                     "side keeps the weight's own basis, and all columns are basis='identity'"
@@ -207,11 +217,13 @@ def _checked_rank(name: str, rank: Any) -> Any:
     Raises:
         ValueError: If it is not a valid rank. The message names the field `name`.
     """
-    if rank in ("full", "auto"):
+    if rank in ("full", "auto", "narrower"):
         return rank
     numbers = tuple(rank) if isinstance(rank, (tuple, list)) else (rank, rank)
     if len(numbers) != 2 or not all(number is None or _is_positive(number) for number in numbers):
-        raise ValueError(f"`{name}` must be a positive int, a pair of them (out, in), 'full' or 'auto', not {rank!r}")
+        raise ValueError(
+            f"`{name}` must be a positive int, a pair of them (out, in), 'full', 'auto' or 'narrower', not {rank!r}"
+        )
     if numbers == (None, None):
         raise ValueError(f"`{name}` leaves both sides in the weight's own basis: that is basis='identity'")
     return numbers if isinstance(rank, (tuple, list)) else rank

@@ -10,7 +10,7 @@ from peft.utils.other import get_pattern_key
 from torch import nn
 
 from ..common.targets.modules import in_out_features, is_linear, role_of
-from ..functional import column_ranks, core_ranks, core_shape, num_trained_values
+from ..functional import core_ranks, core_shape, num_trained_values
 from .config import SparseGradConfig
 
 BASES_OF_GRADIENTS = ("hosvd", "columns")
@@ -120,9 +120,12 @@ def plan_weight(config: SparseGradConfig, name: str, shape: tuple[int, ...]) -> 
     *stack, out_features, in_features = shape
     weight_shape, experts = (out_features, in_features), stack[0] if stack else None
     k = num_trained_values(*weight_shape, density, config.num_values)
-    rank = (None, None) if config.basis == "identity" else rank
+    if config.basis == "identity":
+        rank = (None, None)
+    elif config.basis == "columns" and isinstance(rank, int):
+        rank = (None, rank)
     try:
-        ranks = (column_ranks if config.basis == "columns" else core_ranks)(*weight_shape, k, rank, config.slack)
+        ranks = core_ranks(*weight_shape, k, rank, config.slack)
     except ValueError as error:
         size = f"density={density}" if config.num_values is None else f"num_values={config.num_values}"
         raise ValueError(f"module {name!r}, {size}: {error}") from error

@@ -37,6 +37,6 @@ def test_sums_and_supports_are_whole_on_every_rank(printed):
     rows = printed("SparseGrad")
     assert len(rows) == 5
     for row in rows.values():
-        assert row["sums"] == row["pending"] == f"{32 * 2 * 496 * 11008 * 4 / 2**30:.2f} GiB"
-        assert row["bases"] == f"{2 * 496 * 4096 * 4 / 2**20:.1f} MiB"
+        assert row["sums"] == row["pending"] == f"{32 * (168 * 11008 + 448 * 4096) * 4 / 2**20:.1f} MiB"
+        assert row["bases"] == f"{(168 * 4096 + 448 * 11008) * 4 / 2**20:.1f} MiB"
     assert rows["FSDP2", "8"]["supports"] == rows["one process, DDP", "any"]["supports"]

@@ -44,10 +44,10 @@ def instead(*numbers, dtype=torch.int64):
 STEPS = "should be a whole number (int64) of at least -1, not"
 
 SPARSEGRAD = {
-    "basis of one dimension": Damage("U", lambda t: t[:, 0], "should have the shape (32, 10), not (32,)"),
-    "basis of three": Damage("V", lambda t: t[None], "should have the shape (32, 10), not (1, 32, 10)"),
-    "basis turned": Damage("U", lambda t: t.T, "should have the shape (32, 10), not (10, 32)"),
-    "one basis missing": Damage("U", gone, "should have the shape (32, 10), and is missing"),
+    "basis of one dimension": Damage("U", lambda t: t[:, 0], "should have the shape (64, 20), not (64,)"),
+    "basis of three": Damage("U", lambda t: t[None], "should have the shape (64, 20), not (1, 64, 20)"),
+    "basis turned": Damage("U", lambda t: t.T, "should have the shape (64, 20), not (20, 64)"),
+    "one basis missing": Damage("U", gone, "should have the shape (64, 20), and is missing"),
     "values empty": Damage("values", lambda t: t[:0], "should have the shape (102,), not (0,)"),
     "values longer": Damage("values", lambda t: t.repeat(2), "should have the shape (102,), not (204,)"),
     "values in a matrix": Damage("values", lambda t: t[None], "should have the shape (102,), not (1, 102)"),

@@ -211,12 +211,12 @@ DAMAGE = {
     "config missing": (lambda p: (p / "adapter_config.json").unlink(), "adapter_config.json is missing"),
     "support": (damaged_support, "the support has 0 entries, not 102"),
     "values": (without_values, "has the tensors"),
-    "bases": (without_bases, "should have the shape (32, 10), and is missing"),
+    "bases": (without_bases, "should have the shape (64, 20), and is missing"),
     "weight shape": (changed("weight_shape", lambda t: t.fill_(48)), "should have the shape (115,), not (102,)"),
     "no weight shape": (changed("weight_shape", lambda t: t.zero_()), "the weight shape of"),
     "fewer values": (changed("values", lambda t: t[:-1].contiguous()), "should have the shape (102,), not (101,)"),
-    "narrower basis": (changed("U", lambda t: t[:, :-1].contiguous()), "should have the shape (32, 10), not (32, 9)"),
-    "newer format": (in_config("format_version", 3), "has files of format 3, and this version of peft_sparsegrad"),
+    "narrower basis": (changed("U", lambda t: t[:, :-1].contiguous()), "should have the shape (64, 20), not (64, 19)"),
+    "newer format": (in_config("format_version", 4), "has files of format 4, and this version of peft_sparsegrad"),
 }
 
 

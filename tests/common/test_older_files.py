@@ -36,7 +36,7 @@ def test_adapter_of_format_1_has_the_deltas_that_it_had_and_keeps_them_when_it_i
     model = PeftModel.from_pretrained(llama(), FORMAT_1 / name)
     check_equal(deltas(model), expected)
     model.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "adapter_config.json").read_text())["format_version"] == 2
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["format_version"] == 3
     check_equal(deltas(PeftModel.from_pretrained(llama(), tmp_path)), expected)
     before, after = (each / "adapter_model.safetensors" for each in (FORMAT_1 / name, tmp_path))
     assert after.stat().st_size < before.stat().st_size
@@ -74,7 +74,7 @@ def test_damaged_support_of_format_1_is_refused(tmp_path, name):
 
 def test_transition_matrices_of_format_1_are_used():
     path = FORMAT_1 / "transition_matrices.safetensors"
-    settings = {"slack": 6, "layers_to_transform": [0], "transition_matrices": str(path)}
+    settings = {"slack": 6, "rank": "narrower", "layers_to_transform": [0], "transition_matrices": str(path)}
     model = adapted(target_modules=["up_proj", "down_proj"], warmup_steps=8, **settings)
     adapters = layer_adapters(model, "default")
     tensors = load_file(path)

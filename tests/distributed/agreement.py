@@ -187,7 +187,7 @@ WARM_UPS: dict[str, dict[str, Any]] = {
 
 def warm_up(engine: str, when: str, nan_in: int | None = None, **settings: Any) -> dict[str, Any]:
     """Warm up before or after the model is wrapped, or in training, where one pass may have a NaN on the last rank."""
-    model = adapted(warmup_steps=4, density=0.2, renewal_steps=0, **settings)
+    model = adapted(warmup_steps=4, density=0.2, slack=5, renewal_steps=0, **settings)  # bases that are not rounded
     if when == "before":
         warmup(model, shares(), progress=False)
     wrapped = wrap(model, engine)

@@ -21,32 +21,41 @@ def test_auto_holds_the_values_and_stays_within_the_layer(shape, density, slack)
     assert r_out * r_in >= k
     assert 1 <= r_out <= shape[0]
     assert 1 <= r_in <= shape[1]
-    assert ranks.count(None) == 1
-    assert ranks[shape.index(max(shape))] is None or shape[0] == shape[1]
+    assert ranks == (None, r_in)
 
 
 @pytest.mark.parametrize(
     ("shape", "k", "slack", "expected"),
     [
         ((40, 16), 64, 6, (None, 10)),  # 40 · 10 ≥ 6 · 64 > 40 · 9
-        ((16, 40), 64, 6, (10, None)),
-        ((20, 20), 30, 6, (None, 9)),  # ties: the input side
+        ((16, 40), 64, 6, (None, 24)),  # the input side where it is the wider one, too
+        ((20, 20), 30, 6, (None, 9)),
         ((1, 1), 1, 6, (None, 1)),
         ((40, 16), 64, 1, (None, 2)),
         ((40, 16), 64, 1.5, (None, 3)),
         ((40, 16), 640, 6, (None, 16)),
-        ((16, 40), 200, 1e9, (16, None)),
+        ((16, 40), 200, 1e9, (None, 40)),
         ((100, 90), 31 * 100, 1, (None, 31)),  # small ranks are exact
         ((100, 90), 32 * 100, 1, (None, 32)),
         ((100, 90), 32 * 100 + 1, 1, (None, 40)),  # larger ones a multiple of 8
         ((100, 90), 40 * 100 + 1, 1, (None, 48)),
         ((100, 90), 89 * 100, 1, (None, 90)),  # and never more than there are
         ((3072, 768), 23593, 6, (None, 48)),
-        ((4096, 11008), 450888, 6, (248, None)),
+        ((4096, 11008), 450888, 6, (None, 664)),
+        ((4096, 11008), 450888, 4, (None, 448)),
     ],
 )
 def test_auto(shape, k, slack, expected):
     assert auto(*shape, k, slack) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((40, 16), (None, 10)), ((16, 40), (10, None)), ((20, 20), (None, 20)), ((4096, 11008), (248, None))],
+)
+def test_narrower_is_that_of_earlier_releases(shape, expected):
+    k = {40 * 16: 64, 400: 64, 4096 * 11008: 450888}[shape[0] * shape[1]]
+    assert core_ranks(*shape, k, "narrower", 6.0) == expected
 
 
 @pytest.mark.parametrize("shape", [(768, 3072), (3072, 768), (4096, 11008), (11008, 4096), (4096, 4096)])

@@ -27,7 +27,7 @@ def test_spectra_are_the_reports(warmed):
     group = report.groups[0]
     spectrum = np.array(group.spectrum_in)
     curve, circle = along.lines[:2]
-    assert np.allclose(curve.get_ydata(), 100 * spectrum / spectrum.sum())
+    assert np.allclose(curve.get_ydata(), 100 * spectrum / group.energy)
     assert circle.get_xdata()[0] == group.core_shape[1] == 10
     assert running.lines[0].get_ydata()[-1] == pytest.approx(100)
     assert running.lines[1].get_ydata()[0] == pytest.approx(100 * spectrum[:10].sum() / spectrum.sum())
@@ -38,7 +38,7 @@ def test_spectra_are_the_reports(warmed):
     assert marks == [[100 * getattr(g, f"chance_in_{p}") for g in report.groups] for p in ("core", "support")]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "model.layers.*.mlp.up_proj (U)",
-        "model.layers.*.mlp.down_proj (V)",
+        "model.layers.*.mlp.down_proj (U)",
     ]
 
 

@@ -13,7 +13,7 @@ def test_defaults():
     assert (config.density, config.num_values, config.rank) == (0.01, None, "auto")
     assert (config.basis, config.support, config.support_score) == ("hosvd", "static", "mean")
     assert config.warmup_steps > 1
-    assert (config.slack, config.renewal_steps) == (12, 25)
+    assert (config.slack, config.renewal_steps) == (4, 25)
     assert config.init_weights is True
     assert config.density_pattern == {} == config.rank_pattern
 
@@ -39,7 +39,8 @@ def test_pattern_dicts_are_not_shared_between_configurations():
         *[("rank", {"rank": r}) for r in ((None, None), [None, None], (None, 0), ("full", None))],
         (r"rank_pattern\['up'\]", {"rank_pattern": {"up": (None, None)}}),
         *[(r"rank_pattern\['up'\]", {"rank_pattern": {"up": r}}) for r in (0, "x", (1, 2, 3), True)],
-        *[("rank", {"basis": "identity", "rank": r}) for r in (4, (4, 4))],
+        *[("rank", {"basis": "identity", "rank": r}) for r in (4, (4, 4), "narrower")],
+        *[("rank", {"basis": "columns", "rank": r}) for r in ("full", "narrower", (4, 4))],
         ("rank", {"basis": "identity", "rank_pattern": {"up": 4}}),
         *[("transition_matrices", {"transition_matrices": "file", "basis": b}) for b in ("svd", "identity")],
         ("layers_to_transform", {"target_modules": ".*up", "layers_to_transform": [0]}),
@@ -166,13 +167,13 @@ def test_values_of_another_type_are_named(settings, message):
 
 FIELDS = ("rank", "basis", "support", "renewal_steps", "slack")
 VARIANTS = {
-    "sparsegrad": ("auto", "hosvd", "static", 25, 12.0),
+    "sparsegrad": ("auto", "hosvd", "static", 25, 4.0),
     "columns": ("auto", "columns", "static", 25, 4.0),
-    "full-bases": ("full", "hosvd", "static", 25, 12.0),
-    "sparsegrad-dynamic": ("auto", "hosvd", "dynamic", 25, 12.0),
-    "paper": ("full", "hosvd", "dynamic", 25, 12.0),
-    "meprop": ("auto", "identity", "static", 0, 12.0),
-    "meprop-paper": ("auto", "identity", "dynamic", 25, 12.0),
+    "full-bases": ("full", "hosvd", "static", 25, 4.0),
+    "sparsegrad-dynamic": ("auto", "hosvd", "dynamic", 25, 4.0),
+    "paper": ("full", "hosvd", "dynamic", 25, 4.0),
+    "meprop": ("auto", "identity", "static", 0, 4.0),
+    "meprop-paper": ("auto", "identity", "dynamic", 25, 4.0),
 }
 
 

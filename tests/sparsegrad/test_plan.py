@@ -87,7 +87,7 @@ def test_target_that_matches_nothing():
 @pytest.mark.parametrize(
     ("settings", "k", "core_shape"),
     [
-        ({"density": 0.1}, 64, (40, 16)),
+        ({"density": 0.1}, 64, (40, 7)),
         ({"density": 0.1, "slack": 6}, 64, (40, 10)),
         ({"density": 0.1, "slack": 2}, 64, (40, 4)),
         ({"density": 0.1, "rank": (None, 7)}, 64, (40, 7)),
@@ -131,9 +131,9 @@ def test_patterns_match_a_suffix_a_full_name_or_an_expression():
         "blocks.2.down": 128,
     }
     assert found["blocks.0.up"].core_shape == found["blocks.1.up"].core_shape == (9, 10)
-    assert found["blocks.2.up"].core_shape == (40, 16)  # 12 · 192 entries would be more than there are
+    assert found["blocks.2.up"].core_shape == (40, 16)  # 4 · 192 entries would be more than there are
     assert found["blocks.2.down"].ranks == (16, 40)
-    assert found["blocks.1.down"].ranks == (16, None)
+    assert found["blocks.1.down"].ranks == (None, 32)
     assert found["blocks.1.up"].ranks == (9, 10)
 
 
@@ -188,14 +188,17 @@ def test_layers_with_another_core_do_not_share():
     assert len(stored(model, "U")) == 3
 
 
-def test_default_has_a_matrix_on_the_narrow_side_of_each_weight():
-    """`up` reads the residual stream and `down` writes it; both leave the neurons as they are."""
-    model = attach(Model(), target_modules=["up", "down", "head"], slack=6)
+@pytest.mark.parametrize(
+    ("rank", "ranks", "with_V"),
+    [("auto", [(None, 2), (None, 3), (None, 3)], []), ("narrower", [(None, 2), (2, None), (None, 3)], ["down"])],
+)
+def test_one_side_of_each_weight_has_a_matrix(rank, ranks, with_V):
+    """By default the input side, and earlier the narrower one."""
+    model = attach(Model(), target_modules=["up", "down", "head"], slack=6, rank=rank)
     found = plans(model)
-    ranks = [found[name].ranks for name in ("blocks.1.up", "blocks.1.down", "head")]
-    assert ranks == [(None, 2), (2, None), (None, 3)]
-    assert [key.split(".")[-4] for key in stored(model, "U")] == ["up", "head"]
-    assert [key.split(".")[-4] for key in stored(model, "V")] == ["down"]
+    assert [found[name].ranks for name in ("blocks.1.up", "blocks.1.down", "head")] == ranks
+    assert [key.split(".")[-4] for key in stored(model, "V")] == with_V
+    assert [key.split(".")[-4] for key in stored(model, "U")] == [n for n in ("up", "down", "head") if n not in with_V]
 
 
 def test_both_ranks_none_is_the_identity_basis_and_needs_that_name():

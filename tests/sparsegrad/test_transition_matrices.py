@@ -37,15 +37,16 @@ def test_file_with_another_density_gives_the_basis_and_watches_for_the_support(s
 
 
 def test_file_of_one_sided_bases(tmp_path):
-    """`up_proj` has a U and `down_proj` a V; a narrower adapter takes the leading columns."""
-    model = adapted(warmup_steps=4, slack=6)
+    """`up_proj` has a U and `down_proj` a V; an adapter of a lower rank takes the leading columns."""
+    settings = {"warmup_steps": 4, "rank": "narrower"}
+    model = adapted(**settings, slack=6)
     warmup(model, BATCHES, progress=False)
     path = str(tmp_path / "matrices.safetensors")
     save_transition_matrices(model, path)
     assert sorted(key for key in load_file(path) if key.startswith("group.")) == ["group.0.U", "group.1.V"]
-    assert same(state(adapted(warmup_steps=4, slack=6, transition_matrices=path)), state(model))
-    narrow = adapted(warmup_steps=4, slack=3, transition_matrices=path)
-    for layer, wide in zip(layers(narrow), layers(model), strict=True):
+    assert same(state(adapted(**settings, slack=6, transition_matrices=path)), state(model))
+    lower = adapted(**settings, slack=3, transition_matrices=path)
+    for layer, wide in zip(layers(lower), layers(model), strict=True):
         own, group = layer.adapter("default").basis, wide.adapter("default").basis
         for name in ("U", "V"):
             ours, theirs = getattr(own, name), getattr(group, name)
@@ -53,9 +54,9 @@ def test_file_of_one_sided_bases(tmp_path):
             assert ours is None or torch.equal(ours, theirs[:, : ours.shape[1]])
         assert not layer.adapter("default").is_settled
     base = llama()
-    for change in ({"slack": 12}, {"rank": 12}, {"rank": (8, None)}, {"rank": (None, 8)}):
+    for change in ({"slack": 12}, {"rank": 12}, {"rank": (8, None)}, {"rank": "auto"}):
         with pytest.raises(ValueError, match=r"\(\[64, 32\], \[None, 10\]\)|\(\[32, 64\], \[10, None\]\)") as error:
-            adapted(base, **{"warmup_steps": 4, "slack": 6, "transition_matrices": path, **change})
+            adapted(base, **{**settings, "slack": 6, "transition_matrices": path, **change})
         assert "None: that side keeps the weight's own basis" in str(error.value)
         assert not layers(base)
 

@@ -95,21 +95,23 @@ def test_report_tells_what_the_warm_up_has_cost():
     )
 
 
+@pytest.mark.parametrize("rank", ["auto", "narrower"])
 @pytest.mark.parametrize("role", ["up_proj", "down_proj"])
-def test_default_basis_and_support_are_those_of_the_narrow_side(role):
-    model = adapted(warmup_steps=4)
+def test_basis_and_support_are_those_of_the_one_side(role, rank):
+    model = adapted(warmup_steps=4, slack=12, rank=rank)
+    on_input = rank == "auto" or role == "up_proj"
     warmup(model, BATCHES, progress=False)
     gradients = {name: g for name, g in gradients_of_the_weights(BATCHES).items() if name.endswith(role)}
     stack = torch.stack([g for per_layer in gradients.values() for g in per_layer[FOR_BASES]]).double()
-    unfolding = stack.transpose(0, 2).flatten(1) if role == "up_proj" else stack.transpose(0, 1).flatten(1)
+    unfolding = stack.transpose(0, 2).flatten(1) if on_input else stack.transpose(0, 1).flatten(1)
     for layer in (layer for layer in layers(model) if layer.adapter("default").plan.name.endswith(role)):
         adapter = layer.adapter("default")
         plan, group = adapter.plan, adapter.basis
-        basis, other = (group.U, group.V) if role == "up_proj" else (group.V, group.U)
+        basis, other = (group.U, group.V) if on_input else (group.V, group.U)
         assert other is None
         rank = basis.shape[1]
         best = torch.linalg.svd(unfolding).U[:, :rank]
         assert torch.allclose((basis.double().T @ best).abs(), torch.eye(rank, dtype=torch.float64), atol=1e-3)
         summed = sum(gradients[plan.name][FOR_SUPPORTS])
-        score = (summed @ basis if role == "up_proj" else basis.T @ summed).abs().flatten()
+        score = (summed @ basis if on_input else basis.T @ summed).abs().flatten()
         assert set(adapter.indices.tolist()) == set(score.topk(plan.k).indices.tolist())

@@ -31,8 +31,9 @@ class GroupReport:
         chance_in_support: Trained values / entries of the weight: the share on entries chosen at random in it.
         core_of_layers: Share in the core by the layer's name, of each layer with a gradient.
         support_of_layers: Share in the support by the layer's name.
-        spectrum_in: Gradient energy along the columns of U, descending.
-        spectrum_out: Gradient energy along the columns of V, descending.
+        energy: Energy Σ‖G‖² of the gradients in which the basis was found; None if it was not, or per layer.
+        spectrum_in: Gradient energy along the leading columns of U, descending, at least as many as are used.
+        spectrum_out: The same along the columns of V.
     """
 
     name: str
@@ -47,6 +48,7 @@ class GroupReport:
     chance_in_support: float
     core_of_layers: dict[str, float]
     support_of_layers: dict[str, float]
+    energy: float | None
     spectrum_in: list[float]
     spectrum_out: list[float]
 

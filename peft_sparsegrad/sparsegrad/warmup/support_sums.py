@@ -104,6 +104,7 @@ def group_report(
         chance_in_support=plan.k / num_entries,
         core_of_layers=in_core,
         support_of_layers=in_support,
+        energy=common.energy if common else None,
         spectrum_in=common.spectrum_in.tolist() if common else [],
         spectrum_out=common.spectrum_out.tolist() if common else [],
     )

@@ -42,8 +42,8 @@ def assert_equal(ranks, one):
     for name, tensor in ranks[0]["state"].items():
         for rank in ranks[1:]:
             assert torch.equal(tensor, rank["state"][name]), f"the ranks disagree on {name}"
-        # In a model of 16 dimensions, bases of the experts have singular values so near that rounding turns columns.
-        atol = 1e-4 if "experts" in name and "sparsegrad_basis" in name else 1e-5
+        # Columns whose singular values are near to each other, or to nothing, are turned by rounding.
+        atol = 5e-4 if "sparsegrad_basis" in name else 1e-5
         assert torch.allclose(tensor.double(), one["state"][name].double(), atol=atol), name
     assert ranks[0]["state"].keys() == one["state"].keys()
 

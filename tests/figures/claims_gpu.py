@@ -9,6 +9,7 @@ from benchmarks.gpu.table import tables
 from experiments.json_files import read_json
 
 RESULT = read_json(RESULTS / "gpu.json")
+NARROWER, COLUMNS = "sparsegrad, narrower sides", "columns, slack 12"  # what was measured there
 LINES = [] if RESULT is None else [" ".join(line.split()) for line in tables(RESULT).splitlines() if line]
 
 
@@ -38,17 +39,17 @@ CLAIMS = [
     Claim(
         "docs/results/gpu.md",
         "smallest at BERT's, {:.2f} and {:.2f} of LoRA's, and {:.2f} and {:.2f} at LLaMA's",
-        lambda: [to_lora("columns", "peak_bytes", shape, n) for shape in ("bert", "llama") for n in (1024, 4096)],
+        lambda: [to_lora(COLUMNS, "peak_bytes", shape, n) for shape in ("bert", "llama") for n in (1024, 4096)],
     ),
     Claim(
         "docs/results/gpu.md",
         "at {:.2f} and {:.2f} with the small batches",
-        lambda: [to_lora("sparsegrad", "least_ms", shape) for shape in ("bert", "llama")],
+        lambda: [to_lora(NARROWER, "least_ms", shape) for shape in ("bert", "llama")],
     ),
     Claim(
         "docs/results/gpu.md",
         "at {:.2f} and {:.2f} with the large ones",
-        lambda: [to_lora("sparsegrad", "least_ms", shape, 4096) for shape in ("bert", "llama")],
+        lambda: [to_lora(NARROWER, "least_ms", shape, 4096) for shape in ("bert", "llama")],
     ),
 ]
 GIVEN = []

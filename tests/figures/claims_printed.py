@@ -29,7 +29,7 @@ GIVEN = [
     ),
     *(
         Given(RANK_MEMORY, words, "tests/figures/test_printed_tables.py")
-        for words in ("3.0 GiB for a 7B model", "of which 2.6 GiB are")
+        for words in ("1.2 GiB for a 7B model", "of which 0.9 GiB are")
     ),
     Given(RANK_MEMORY, "is 1 GB in bfloat16 by default", "DeepSpeed's documentation: 5e8 elements"),
 ]

@@ -128,33 +128,40 @@ def peaks_checkpointed(contender: str) -> list[float]:
     return [own / lora for own, lora in pairs]
 
 
-def on_mpnet(name: str) -> float:
-    """What columns take on CoLA as a share of what LoRA of rank 8 does."""
+def on_mpnet(name: str, method: str = "SparseGrad 1%") -> float:
+    """What a method takes on CoLA as a share of what LoRA of rank 8 does."""
     lines = map(json.loads, (RESULTS / "frontier_costs_mpnet.jsonl").read_text("utf-8").splitlines())
     cost = {line["method"]: line[name] for line in lines if line["task"] == "cola"}
-    return cost["SparseGrad columns 1%, slack 4"] / cost["LoRA r=8"]
+    return cost[method] / cost["LoRA r=8"]
 
 
 CLAIMS = [
-    row_of_checkpointed("`sparsegrad`", "sparsegrad"),
+    row_of_checkpointed("**`sparsegrad`**", "sparsegrad", "**{:.2f}**"),
     row_of_checkpointed("**`columns`**", "columns", "**{:.2f}**"),
     row_of_checkpointed("LoRA, checkpointed", "lora, gradient checkpointing"),
     row_of_checkpointed("`sparsegrad`, checkpointed", "sparsegrad, gradient checkpointing"),
     row_of_checkpointed("`columns`, checkpointed", "columns, gradient checkpointing"),
     claim(
-        "its step takes {:.2f} and {:.2f} of LoRA's, and it keeps {:.2f} and {:.2f} of the bytes",
+        "keeps {:.2f} and {:.2f} of LoRA's bytes** (the target is 0.85) **in {:.2f} and {:.2f} of its step**",
         lambda: [
-            *(time_to_lora(shape, "columns", LEAN) for shape in SHAPES),
-            *(memory(shape, "columns", LEAN)[0] for shape in SHAPES),
+            *(memory(shape, "sparsegrad", LEAN)[0] for shape in SHAPES),
+            *(time_to_lora(shape, "sparsegrad", LEAN) for shape in SHAPES),
         ],
     ),
     claim(
-        "its step takes {:.2f} of LoRA's of rank 8, and it keeps {:.2f} (",
-        lambda: [on_mpnet("seconds_per_step"), on_mpnet("kept_memory")],
+        "its step takes {:.2f} of LoRA's of rank 8, and it keeps {:.2f}, at {:.2f} of the peak",
+        lambda: [on_mpnet(name) for name in ("seconds_per_step", "kept_memory", "peak_memory")],
     ),
     claim(
-        "the peak of `columns` is {:.2f} and {:.2f} of LoRA's there, the default's {:.2f} and {:.2f}.",
-        lambda: [*peaks_checkpointed("columns"), *peaks_checkpointed("sparsegrad")],
+        "steps a little faster**: {:.2f} and {:.2f} of LoRA's step, and {:.2f} on mpnet",
+        lambda: [
+            *(time_to_lora(shape, "columns", LEAN) for shape in SHAPES),
+            on_mpnet("seconds_per_step", "SparseGrad columns 1%"),
+        ],
+    ),
+    claim(
+        "the peak of the default is {:.2f} and {:.2f} of LoRA's there, that of `columns` {:.2f} and {:.2f}.",
+        lambda: [*peaks_checkpointed("sparsegrad"), *peaks_checkpointed("columns")],
     ),
     *(claim("| LoRA | {:,} | 1 |", lambda s=shape: [step(s, "lora")["trained"]]) for shape in SHAPES),
     *(row(shape, label) for shape in SHAPES for label in ROWS),
@@ -164,9 +171,12 @@ CLAIMS = [
         row_of_many_tokens("the same, delta on the output", ON_OUTPUT.format(name), "{:.2f}")
         for name in ("sparsegrad", "meprop")
     ),
-    claim("a step is faster than LoRA's, {:.2f} and {:.2f}, at no more memory", lambda: many("sparsegrad")),
+    claim(
+        "a step of the earlier default is faster than LoRA's, {:.2f} and {:.2f}, at no more memory",
+        lambda: many("sparsegrad"),
+    ),
     claim("it takes longer, {:.2f} and {:.2f}.", lambda: few("sparsegrad")),
-    claim("**Bytes kept are {:.2f} and {:.2f} of", lambda: [memory(shape, "sparsegrad")[0] for shape in SHAPES]),
+    claim("**Its bytes kept are {:.2f} and {:.2f} of", lambda: [memory(shape, "sparsegrad")[0] for shape in SHAPES]),
     claim(
         "memory is {:.2f} and {:.2f} of LoRA's** with few tokens, {:.2f} and {:.2f} with many",
         lambda: [
@@ -178,7 +188,7 @@ CLAIMS = [
         "MeProp's step takes {:.2f} and {:.2f} of LoRA's with 4,096 tokens, and {:.2f} and {:.2f} where",
         lambda: [*many("meprop"), *many(ON_OUTPUT.format("meprop"))],
     ),
-    claim("takes {:.1f} and {:.1f} times our step", lambda: map(paper_to_ours, SHAPES)),
+    claim("takes {:.1f} and {:.1f} times the earlier default's step", lambda: map(paper_to_ours, SHAPES)),
     claim("({:.2f} against {:.2f}, {:.2f} against {:.2f}).", half_padding),
     claim("BERT {:.2f} of LoRA's step with and {:.2f} without, LLaMA {:.2f} and {:.2f}", compiled),
     claim(
@@ -194,5 +204,5 @@ CLAIMS = [
     ),
     claim("`stories260k` ({:.3f} against {:.3f}, both renewed", two_bases),
 ]
-SETTINGS = ("density 1%", "at most 1 and 0.85", "4,096 tokens", "With 1,024 and 512", "adds less than 0.5%")
+SETTINGS = ("density 1%", "(the target is 0.85)", "4,096 tokens", "With 1,024 and 512", "adds less than 0.5%")
 GIVEN = [Given(PAGE, words, "setting") for words in SETTINGS]

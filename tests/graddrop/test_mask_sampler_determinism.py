@@ -102,6 +102,10 @@ def test_mask_does_not_depend_on_wrapping(wrap, variant):
     assert all(torch.equal(kept[1][name], entries) for name, entries in kept[0].items())
 
 
-def test_loss_of_a_copy_is_not_advanced_by_masks():
+def test_steps_of_a_copy_do_not_advance_the_masks_of_the_original():
     model = dropped(tower(), p=0.5)
-    assert torch.equal(loss_of(copy.deepcopy(model)), loss_of(model))
+    copied = copy.deepcopy(model)
+    moved_in_a_step(copied, sgd(copied))
+    kept, others = gradients_of(model), gradients_of(dropped(tower(), p=0.5))
+    assert all(torch.equal(others[name], entries) for name, entries in kept.items())
+    assert not torch.equal(kept["layers.0.up.weight"], gradients_of(copied)["layers.0.up.weight"])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from expert_tools import MODELS, adapted, expert_layers
-from mixtures import EXPERTS, ids, loss, mixtral, train
+from mixtures import EXPERTS, ids, mixtral, train
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import load_peft_weights, set_peft_model_state_dict
 
@@ -85,7 +85,8 @@ def test_several_adapters_on_the_same_and_on_other_parameters():
     model.set_adapter("second")
     alone = model(input_ids=ids()).logits
     assert not torch.allclose(alone, first)
-    assert train(model)[-1] < loss(mixtral()).item() + 1
+    losses = train(model)
+    assert losses[-1] < losses[0]
     copied = copy.deepcopy(model)
     assert torch.equal(copied(input_ids=ids()).logits, model(input_ids=ids()).logits)
     assert copied.base_model.model.model.layers[0].mlp.experts.gate_up_proj.base_layer is not (

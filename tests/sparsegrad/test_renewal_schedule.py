@@ -5,7 +5,7 @@ import torch
 from renewal_tools import adamw, counted, layers, run_of, step, supports, trained_parameters
 from tiny import adapted, batch, train
 
-from peft_sparsegrad import warmup
+from peft_sparsegrad import create_sparsegrad_optimizer, warmup
 from peft_sparsegrad.sparsegrad.renewal import next_renewal
 
 
@@ -34,7 +34,9 @@ def test_default_renews_at_the_25th_step():
 
 
 def test_dynamic_supports_have_no_sum():
-    assert {layer.adapter("default").gradient_sum for layer in layers(adapted(support="dynamic"))} == {None}
+    model = adapted(support="dynamic")
+    step(model, create_sparsegrad_optimizer(model, lr=1e-3))
+    assert {layer.adapter("default").gradient_sum for layer in layers(model)} == {None}
 
 
 def test_steps_are_counted_from_the_end_of_the_warm_up():

@@ -68,7 +68,10 @@ def test_step_that_a_gradient_scaler_skips_is_not_counted():
 
 def test_sum_is_no_buffer_so_that_ddp_does_not_overwrite_it():
     model = adapted()
-    assert not [name for name, _ in model.named_buffers() if "gradient_sum" in name]
+    run_of(model, 2)
+    sums = [layer.adapter("default").gradient_sum for layer in layers(model)]
+    assert all(each.any() for each in sums)
+    assert not [name for name, buffer in model.named_buffers() if any(buffer is each for each in sums)]
 
 
 @pytest.mark.slow  # `test_compiled_model_warms_up_and_trains` renews a compiled model too

@@ -115,7 +115,7 @@ class SparseGradConfig(TargetedConfig):
     )
 
     def __post_init__(self) -> None:
-        saved_before_3 = self.format_version < 3
+        saved_in_format = self.format_version
         super().__post_init__()
         self.peft_type = add_peft_type("SPARSEGRAD")
         self._check_kinds()
@@ -125,7 +125,7 @@ class SparseGradConfig(TargetedConfig):
         self._check_ranges()
         choices = {"basis": ("hosvd", "columns", "svd", "identity"), "support": ("static", "dynamic")}
         self.check_choices({**choices, "support_score": tuple(SUPPORT_SCORES)})
-        if saved_before_3 and self.basis in ("hosvd", "svd"):
+        if saved_in_format < 3 and self.basis in ("hosvd", "svd"):
             self._read_auto_as_narrower()
         self._check_combinations()
 

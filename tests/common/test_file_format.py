@@ -20,10 +20,10 @@ def test_newer_adapter_is_refused(tmp_path, name):
     get_peft_model(llama(), CONFIGS[name]).save_pretrained(tmp_path)
     path, base = tmp_path / "adapter_config.json", llama()
     config = json.loads(path.read_text())
-    assert config["format_version"] == 2
-    path.write_text(json.dumps({**config, "format_version": 3, "a_setting_of_tomorrow": 3}))
+    assert config["format_version"] == 3
+    path.write_text(json.dumps({**config, "format_version": 4, "a_setting_of_tomorrow": 3}))
     before = list(base.state_dict())
-    with pytest.raises(ValueError, match=r"files of format 3, and this version of peft_sparsegrad reads .* up to 2"):
+    with pytest.raises(ValueError, match=r"files of format 4, and this version of peft_sparsegrad reads .* up to 3"):
         PeftModel.from_pretrained(base, tmp_path)
     assert list(base.state_dict()) == before
 

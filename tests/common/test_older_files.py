@@ -81,3 +81,21 @@ def test_transition_matrices_of_format_1_are_used():
     assert all(adapter.is_settled for adapter in adapters)
     sides = [side for adapter in adapters for side in (adapter.basis.U, adapter.basis.V) if side is not None]
     assert all(any(torch.equal(side, each) for each in tensors.values() if each.is_floating_point()) for side in sides)
+
+
+@pytest.mark.parametrize("settings", [{"rank": "auto"}, {"rank": 20, "rank_pattern": {"down_proj": "auto"}}])
+def test_auto_in_format_2_is_the_narrower_side(tmp_path, settings):
+    """Where today's `"auto"` would ask for other matrices than the file has."""
+    narrower = (
+        {"rank": "narrower"} if settings["rank"] == "auto" else {**settings, "rank_pattern": {"down_proj": "narrower"}}
+    )
+    model = adapted(warmup_steps=2, slack=6, **narrower)
+    train(model, 4)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings, "format_version": 2}))
+    loaded = PeftModel.from_pretrained(llama(), tmp_path)
+    check_equal(deltas(loaded), deltas(model))
+    assert {adapter.plan.ranks for adapter in layer_adapters(loaded, "default")} == {
+        adapter.plan.ranks for adapter in layer_adapters(model, "default")
+    }

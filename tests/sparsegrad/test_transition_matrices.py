@@ -58,6 +58,7 @@ def test_file_of_one_sided_bases(tmp_path):
         with pytest.raises(ValueError, match=r"\(\[64, 32\], \[None, 10\]\)|\(\[32, 64\], \[10, None\]\)") as error:
             adapted(base, **{**settings, "slack": 6, "transition_matrices": path, **change})
         assert "None: that side keeps the weight's own basis" in str(error.value)
+        assert str(error.value).endswith("or leave `transition_matrices` out")
         assert not layers(base)
 
 

@@ -141,8 +141,8 @@ class TransitionFile:
         raise ValueError(
             f"`transition_matrices`: {self.path!r} holds (weight shape, ranks) {found} for module {plan.name!r}, "
             f"which needs weight shape {plan.weight_shape} and at least the ranks {list(plan.ranks)} (None: "
-            "that side keeps the weight's own basis): set `rank` and `slack` as they were when the file was made, by an "
-            'earlier default rank="narrower", slack=12, or leave `transition_matrices` out'
+            "that side keeps the weight's own basis): set `rank` and `slack` as they were when the file was made, by "
+            'an earlier default rank="narrower", slack=12, or leave `transition_matrices` out'
         )
 
     def _columns(self, group: str, name: str, rank: int | None) -> torch.Tensor | None:

@@ -24,7 +24,8 @@ SETTINGS = [
 
 def add_variant_options(add: Callable[..., Any]) -> None:
     """Add the options to a parser or a group of it, whose `add_argument` this is."""
-    add("--rank", type=rank, help="of SparseGrad: columns of V and U: auto, full, a number, OUT,IN (the method's)")
+    sizes = "auto, full, narrower, a number, OUT,IN"
+    add("--rank", type=rank, help=f"of SparseGrad: columns of V and U: {sizes} (the method's)")
     bases = ["hosvd", "columns", "svd", "identity"]
     add("--basis", choices=bases, help="of SparseGrad: where U and V come from (the method's)")
     add("--support", choices=["static", "dynamic"], help="of SparseGrad: see `SparseGradConfig` (the method's)")
@@ -74,12 +75,12 @@ def check_settings_have_effect(args: argparse.Namespace, methods: Iterable[str])
 
 
 def rank(text: str) -> Any:
-    """A type for argparse: `auto`, `full`, `64`, or `64,none` for a pair (out, in)."""
-    if text in ("auto", "full"):
+    """A type for argparse: `auto`, `full`, `narrower`, `64`, or `64,none` for a pair (out, in)."""
+    if text in ("auto", "full", "narrower"):
         return text
     numbers = [None if part == "none" else positive_int(part) for part in text.split(",")]
     if len(numbers) > 2 or numbers == [None]:
-        raise argparse.ArgumentTypeError(f"must be auto, full, a number or OUT,IN, not {text}")
+        raise argparse.ArgumentTypeError(f"must be auto, full, narrower, a number or OUT,IN, not {text}")
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 

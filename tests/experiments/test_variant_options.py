@@ -23,6 +23,7 @@ def parse(*line: str) -> argparse.Namespace:
         (["--rank", "64"], {"rank": 64}),
         (["--rank", "64,none"], {"rank": (64, None)}),
         (["--rank", "full", "--support", "dynamic"], {"rank": "full", "support": "dynamic"}),
+        (["--rank", "narrower", "--slack", "12"], {"rank": "narrower", "slack": 12.0}),
         (["--basis", "svd", "--slack", "3"], {"basis": "svd", "slack": 3.0}),
         (
             ["--set", "renewal_steps=0", "support_score=energy", 'density_pattern={"up": 0.1}'],

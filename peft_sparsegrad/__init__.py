@@ -13,7 +13,7 @@ from .graddrop import (
     GradDropLayer,
     GradDropLinear,
     GradDropModel,
-    GradDropParameters,
+    GradDropModule,
 )
 from .sparsegrad import (
     GroupReport,
@@ -40,7 +40,7 @@ __all__ = [
     "GradDropLayer",
     "GradDropLinear",
     "GradDropModel",
-    "GradDropParameters",
+    "GradDropModule",
     "GroupReport",
     "LoraConversion",
     "OutputChange",

@@ -3,7 +3,7 @@
 from .callback import GradDropCallback
 from .config import GradDropConfig
 from .layer import GradDropLayer
-from .layer_kinds import GradDropConv2d, GradDropLinear, GradDropParameters
+from .layer_kinds import GradDropConv2d, GradDropLinear, GradDropModule
 from .model import GradDropModel
 from .training import GradDrop
 from .variants import VARIANTS
@@ -17,5 +17,5 @@ __all__ = [
     "GradDropLayer",
     "GradDropLinear",
     "GradDropModel",
-    "GradDropParameters",
+    "GradDropModule",
 ]

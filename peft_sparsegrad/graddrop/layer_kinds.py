@@ -115,7 +115,7 @@ class GradDropConv2d(_GradDropProduct):
         return y if x.ndim == 4 else y.squeeze(0)
 
 
-class GradDropParameters(GradDropLayer):
+class GradDropModule(GradDropLayer):
     """GradDrop on a module that does more with its weight than multiply: normalisation layers and embeddings."""
 
     def _forward_with(

@@ -14,7 +14,7 @@ from ..common.targets.modules import base_modules, is_linear
 from ..common.targets.unusual_layers import problem_of
 from .blocks import block_of
 from .layer import GradDropLayer
-from .layer_kinds import GradDropConv2d, GradDropLinear, GradDropParameters
+from .layer_kinds import GradDropConv2d, GradDropLinear, GradDropModule
 
 
 def layer_class(name: str, module: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer]:
@@ -91,7 +91,7 @@ def _layer_class(module: nn.Module, **backend_kwargs: Any) -> type[GradDropLayer
     if isinstance(module, nn.Conv2d):
         return GradDropConv2d
     if isinstance(module, nn.Embedding) or _is_normalisation(module):
-        return GradDropParameters
+        return GradDropModule
     return None
 
 

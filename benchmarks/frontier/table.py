@@ -15,6 +15,7 @@ from .selection import Series, best_lora, half_width, load
 from .tasks import METRICS
 
 NOTHING = "–"
+ELSEWHERE = "‡"
 HEADER = [
     "method",
     "learning rate",
@@ -45,6 +46,8 @@ def _table(task: str, series: list[Series]) -> str:
     forgets = "other_loss" in next(iter(series[0].records.values()))["after"]
     header = [cell.format(metric) for cell in HEADER] + (FORGETTING if forgets else [])
     rows = [_row(each, reference, higher) + (_forgetting(each) if forgets else []) for each in series]
+    for row, each in zip(rows, series, strict=True):
+        row[0] += ELSEWHERE if _device(each) != _device(series[0]) else ""
     return f"{_caption(task, series, reference)}\n\n{markdown_table(header, rows)}"
 
 
@@ -56,8 +59,25 @@ def _caption(task: str, series: list[Series], reference: Series | None) -> str:
         f"{task}, {run['model']}: {run['steps']} passes of {run['batch_size']}, {run['precision']}, "
         f"{where['device']}, torch {where['torch']}. Mean and 95% interval of Student's t over the seeds. {compared}"
         "Each method is at the learning rate that did best on the search's rows with the first seed; * marks one at "
-        f"the edge of those tried, † the only one tried.{_where_costs_are_from(series, where)}{_not_run(series)}"
+        f"the edge of those tried, † the only one tried.{_runs_elsewhere(series)}"
+        f"{_where_costs_are_from(series, where)}{_not_run(series)}"
     )
+
+
+def _device(series: Series) -> str:
+    device = next(iter(series.records.values()))["environment"]["device"]
+    return "a CPU" if device == "cpu" else device
+
+
+def _runs_elsewhere(series: list[Series]) -> str:
+    """Return a sentence on the rows that ran on another machine than the first, if there are any."""
+    others = [each for each in series if _device(each) != _device(series[0])]
+    if not others:
+        return ""
+    base = series[0].mean(lambda record: record["before"]["score"])
+    change = statistics.fmean(each.mean(lambda record: record["before"]["score"]) - base for each in others)
+    devices = " and ".join(sorted({_device(each) for each in others}))
+    return f" {ELSEWHERE} ran on {devices}, where the base model's score differs by {change:+.4f}."
 
 
 def _not_run(series: list[Series]) -> str:

@@ -148,6 +148,15 @@ def test_an_interrupted_campaign_goes_on_and_is_drawn(folder, tmp_path, capsys):
     elsewhere.write_text(costs.read_text().replace('"device": "cpu"', '"device": "a GPU"'))
     assert main(["table", str(out), "--costs", str(elsewhere)]) == 0
     assert "are from another machine, a GPU: only their ratios" in capsys.readouterr().out
+    on_two = "".join(
+        line.replace('"device": "cpu"', '"device": "a GPU"') if "LoRA r=2" in line else line
+        for line in out.read_text().splitlines(keepends=True)
+    )
+    elsewhere.write_text(on_two)
+    assert main(["table", str(elsewhere)]) == 0
+    table = capsys.readouterr().out
+    assert "‡ ran on a GPU, where the base model's score differs by +0.0000." in table
+    assert [line.split(" | ")[0] for line in table.splitlines() if "‡ |" in line] == ["| LoRA r=2‡"]
     assert main(["plot", str(out), "--costs", str(costs), "--out", str(tmp_path)]) == 0
     assert {path.suffix for path in tmp_path.glob("frontier_llama.*")} == {".png", ".svg"}
 

@@ -1,6 +1,6 @@
 """The mathematics of both methods in plain PyTorch. Nothing here imports peft or transformers."""
 
-from .accumulators import hosvd_accumulator
+from .accumulators import Accumulator, hosvd_accumulator
 from .column_energy import ColumnEnergy
 from .core import Core
 from .core_size import core_ranks, core_shape, num_trained_values
@@ -38,6 +38,7 @@ from .weight_gradient import core_gradient, gradient_energy, weight_gradient
 __all__ = [
     "SCHEDULES",
     "SUPPORT_SCORES",
+    "Accumulator",
     "ColumnEnergy",
     "Conv2dOperation",
     "Core",

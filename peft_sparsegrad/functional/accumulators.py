@@ -1,12 +1,15 @@
-"""The choice between exact Gram matrices and a sketch."""
+"""The sums over gradients in which a basis is found, and the choice between exact Gram matrices and a sketch."""
 
 from __future__ import annotations
 
 import torch
 
+from .column_energy import ColumnEnergy
 from .eigenvectors import sketch_size
 from .hosvd import ExactHosvd, Ranks
 from .hosvd_sketch import SketchedHosvd
+
+Accumulator = ExactHosvd | SketchedHosvd | ColumnEnergy
 
 # Above this dimension a Gram matrix and its eigenvectors cost more than a sketch of it.
 EXACT_LIMIT = 1024

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
-from .hosvd import Hosvd
+from .hosvd import Hosvd, Reduce
 from .weight_gradient import weight_gradient
-
-Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 
 class ColumnEnergy:
@@ -33,9 +29,8 @@ class ColumnEnergy:
         rows = gradient.reshape(-1, gradient.shape[-1])
         self.energies += rows.square().sum(0).to(self.energies)
 
-    def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
-        """Return True: the sums are exact after one sweep over the batches."""
-        return True
+    def finish_sweep(self, mean_over_ranks: Reduce = lambda t: t) -> None:
+        """End a sweep over batches: nothing is left to do for exact sums."""
 
     def result(self) -> Hosvd:
         """Return the numbers of the columns with most energy, ascending, as U, and the energies of all, descending."""

@@ -83,9 +83,8 @@ class ExactHosvd:
             rows = rows_of_output(gradient)
             self.gram_out += rows.T @ rows
 
-    def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
-        """Return True: one sweep over the batches is enough for exact sums."""
-        return True
+    def finish_sweep(self, mean_over_ranks: Reduce = lambda t: t) -> None:
+        """End a sweep over batches: nothing is left to do for exact sums."""
 
     def result(self) -> Hosvd:
         """Return the eigenvectors of the summed Gram matrices, computed on the CPU."""

@@ -11,16 +11,12 @@ from .eigenvectors import canonical_signs, random_orthonormal, sketch_size
 from .hosvd import Hosvd, Ranks, Reduce, rows_of_input, rows_of_output
 from .weight_gradient import at_least_float32
 
-# Sweeps over the batches are repeated until one adds less than this share of captured energy.
-SKETCH_TOLERANCE = 0.005
-SKETCH_MAX_PASSES = 6
-
 
 class SketchedHosvd:
     """Sketch of the Gram matrices that `ExactHosvd` sums. Memory: about 2 (r_in in + r_out out) entries.
 
-    A single pass misses the subspace of a flat spectrum. So `finish_pass` reports whether the last sweep still added
-    captured energy; if it did, the next one starts from the subspace found so far (subspace iteration).
+    A single sweep over the batches misses the subspace of a flat spectrum. So each sweep starts from the subspace that
+    the one before it has found (subspace iteration).
 
     Args:
         out_features: Rows of the gradient.
@@ -53,12 +49,13 @@ class SketchedHosvd:
         if self.sketch_out is not None:
             self.sketch_out.add_rows(rows_of_output(gradient))
 
-    def finish_pass(self, mean_over_ranks: Reduce = lambda t: t) -> bool:
-        """End a sweep over the batches, and return whether another one would add next to nothing."""
-        return all([sketch.finish_pass(mean_over_ranks) for sketch in self.sketches])
+    def finish_sweep(self, mean_over_ranks: Reduce = lambda t: t) -> None:
+        """End a sweep over batches."""
+        for sketch in self.sketches:
+            sketch.finish_sweep(mean_over_ranks)
 
     def result(self) -> Hosvd:
-        """Return the leading eigenvectors found by the last finished pass, on the CPU."""
+        """Return the leading eigenvectors found by the last finished sweep, on the CPU."""
         nothing = torch.zeros(0, dtype=torch.float64), None
         spectrum_in, U = self.sketch_in.leading() if self.sketch_in is not None else nothing
         spectrum_out, V = self.sketch_out.leading() if self.sketch_out is not None else nothing
@@ -69,11 +66,13 @@ class _GramSketch:
     """Sketch Y = A Ω of the Gram matrix A = Σ GᵀG (n, n) for its `rank` leading eigenvectors."""
 
     def __init__(self, n: int, rank: int, device: torch.device | str) -> None:
-        self.rank, self.passes, self.energy, self.captured = rank, 0, 0.0, 0.0
+        self.rank, self.energy = rank, 0.0
         width = min(n, sketch_size(rank))
         self.omega = random_orthonormal(n, width).to(device)
         self.product = torch.zeros_like(self.omega)
         self.probed = torch.zeros((), dtype=torch.float64, device=device)
+        self.spectrum = torch.zeros(0, dtype=torch.float64)
+        self.vectors: torch.Tensor | None = None  # (n, width), once a sweep has ended
 
     def update(self, x: torch.Tensor, dy: torch.Tensor, mean_over_ranks: Reduce) -> None:
         """Add GᵀG Ω with G = dyᵀ x, computed as xᵀ(dy(dyᵀ(x Ω))) so that G is never formed."""
@@ -87,20 +86,17 @@ class _GramSketch:
         self.product += rows.T @ projected
         self.probed += projected.double().square().sum()
 
-    def finish_pass(self, mean_over_ranks: Reduce) -> bool:
-        self.passes += 1
+    def finish_sweep(self, mean_over_ranks: Reduce) -> None:
         product = mean_over_ranks(self.product).cpu().double()
         omega = self.omega.cpu().double()
-        if self.passes == 1:  # a random orthonormal Ω sees its share of the energy, a converged one does not
+        if self.vectors is None:  # a random orthonormal Ω sees its share of the energy, a converged one does not
             self.energy = self.probed.item() * omega.shape[0] / omega.shape[1]
         self.spectrum, self.vectors = _nystrom(product, omega)
-        before, self.captured = self.captured, self.spectrum[: self.rank].sum().item()
         self.omega = torch.linalg.qr(product).Q.to(self.omega)
         self.product, self.probed = torch.zeros_like(self.omega), torch.zeros_like(self.probed)
-        settled = self.captured - before <= SKETCH_TOLERANCE * self.captured
-        return settled or self.passes >= SKETCH_MAX_PASSES
 
     def leading(self) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.vectors is not None, "no sweep has ended"
         return self.spectrum, canonical_signs(self.vectors[:, : self.rank]).float()
 
 

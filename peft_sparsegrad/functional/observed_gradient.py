@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from .column_energy import ColumnEnergy
-from .hosvd import ExactHosvd
-from .hosvd_sketch import SketchedHosvd
+from .accumulators import Accumulator
+from .hosvd import Reduce
 from .sides import Side
 from .stacked import stacked_core_gradient
 from .weight_gradient import at_least_float32, core_gradient, gradient_energy
-
-Reduce = Callable[[torch.Tensor], torch.Tensor]
-Accumulator = ExactHosvd | SketchedHosvd | ColumnEnergy
 
 
 @dataclass(frozen=True)

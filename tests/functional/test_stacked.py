@@ -102,8 +102,8 @@ def test_basis_of_a_stack_is_that_of_the_experts_one_by_one(kind, ranks):
         StackedGradient(stack).add_to(together, lambda tensor: tensor)
         for each in stack:
             LinearGradient(each, torch.eye(OUT, dtype=torch.float64)).add_to(apart, lambda tensor: tensor)
-        together.finish_pass()
-        apart.finish_pass()
+        together.finish_sweep()
+        apart.finish_sweep()
     found, wanted = together.result(), apart.result()
     for own, other in ((found.U, wanted.U), (found.V, wanted.V)):
         assert (own is None) == (other is None)

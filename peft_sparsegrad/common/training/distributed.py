@@ -39,6 +39,12 @@ def copy_from_main(tensor: torch.Tensor) -> None:
         dist.broadcast(tensor, src=0)
 
 
+def copy_buffers_from_main(module: torch.nn.Module) -> None:
+    """Overwrite the buffers of `module` in place with those of rank 0."""
+    for buffer in module.buffers():
+        copy_from_main(buffer)
+
+
 def agree(point: str, device: torch.device, way_out: str, ok: bool = True) -> bool:
     """Return whether `ok` is true on every rank, all of which must have come to the same point of the program.
 

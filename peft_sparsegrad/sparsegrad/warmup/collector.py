@@ -18,26 +18,19 @@ from typing import Any
 
 import torch
 
-from ...common.targets.modules import role_of
-from ...common.training.distributed import copy_from_main, is_main_process, mean_over_ranks, refuse_join
+from ...common.training.distributed import copy_buffers_from_main, is_main_process, refuse_join
 from ...common.training.optimizer_watcher import OptimizerStep, forget, watch
-from ...functional import (
-    ColumnEnergy,
-    ExactHosvd,
-    Hosvd,
-    ObservedGradient,
-    SketchedHosvd,
-    core_shape,
-    hosvd_accumulator,
-)
+from ...functional import ObservedGradient
 from ..adapter import LayerAdapter
 from ..basis import Basis
+from .basis_search import BasisSearch
 from .budget import announce_in_loop, budget_in_run
 from .checks import check_any_gradient, is_no_overflow, warn_of_missing_bases, warn_of_missing_supports
 from .clock import WarmUpClock
+from .group_reports import group_reports
 from .ranks import WarmUpRanks
 from .report import WarmUpReport
-from .support_sums import SupportSums, group_report
+from .support_sums import SupportSums
 
 logger = logging.getLogger("peft_sparsegrad")
 
@@ -74,14 +67,13 @@ class WarmUpCollector:
         for adapter in adapters:
             self.groups.setdefault(adapter.basis, []).append(adapter)
         self.stage = "basis" if needs_basis else "support"
-        self.hosvd: dict[Basis, ExactHosvd | SketchedHosvd | ColumnEnergy] = {}
-        self.found: dict[Basis, Hosvd] = {}
+        self.search = BasisSearch()
         self.sums: dict[LayerAdapter, SupportSums] = {}
         self.seen: set[LayerAdapter] = set()  # layers with a gradient in this sweep
         self._ranks = WarmUpRanks(adapters)
         self.count, self.passes, self.passed_over = 0, 0, 0
         self._observed = self._has_signal = False
-        self.basis_sweeps, self.clock = 0, WarmUpClock()
+        self.clock = WarmUpClock()
         self.report: WarmUpReport | None = None
         if in_training:
             watch(self)
@@ -122,7 +114,7 @@ class WarmUpCollector:
 
     def _add(self, adapter: LayerAdapter, gradient: ObservedGradient) -> None:
         if self.stage == "basis":
-            gradient.add_to(self._accumulator(adapter.basis, gradient.tensors[-1].device), mean_over_ranks)
+            self.search.add(adapter.basis, gradient)
             return
         if adapter not in self.sums:
             self.sums[adapter] = SupportSums(adapter, gradient.tensors[0].dtype)
@@ -175,11 +167,9 @@ class WarmUpCollector:
             self._report()
 
     def _end_basis_sweep(self) -> None:
-        self.basis_sweeps += 1
-        for accumulator in self.hosvd.values():
-            accumulator.finish_pass(mean_over_ranks)
-        if self.basis_sweeps >= self._basis_sweeps_planned():
-            self._fill_in_bases()
+        self.search.end_sweep()
+        if self.search.sweeps >= self.search.sweeps_planned(self.budget):
+            self.search.fill_in()
             self.stage = "support"
             if not self.needs_support:
                 self._settle()
@@ -188,35 +178,18 @@ class WarmUpCollector:
         """Return the number of passes in the current sweep. Half of the budget is for the bases."""
         for_bases = self.budget // 2 if self.needs_support else self.budget
         if self.stage == "basis":
-            return max(1, for_bases // self._basis_sweeps_planned())
+            return max(1, for_bases // self.search.sweeps_planned(self.budget))
         return max(1, self.budget - self.passes)
-
-    def _basis_sweeps_planned(self) -> int:
-        sketched = any(isinstance(accumulator, SketchedHosvd) for accumulator in self.hosvd.values())
-        return 2 if sketched and self.budget >= 4 else 1
-
-    def _accumulator(self, basis: Basis, device: torch.device) -> ExactHosvd | SketchedHosvd | ColumnEnergy:
-        if basis not in self.hosvd:
-            self.hosvd[basis] = _new_accumulator(basis, device)
-        return self.hosvd[basis]
 
     def _check_observed(self, seen: set[LayerAdapter]) -> None:
         check_any_gradient(self.count, self.passed_over)
         for basis, adapters in self.groups.items():
             names = [adapter.plan.name for adapter in adapters if adapter not in seen]
             if self.stage == "basis" and len(names) == len(adapters):
-                self.hosvd.pop(basis, None)  # of zeros: the identity stays
+                self.search.sums.pop(basis, None)  # of zeros: the identity stays
                 warn_of_missing_bases(names)
             elif self.stage == "support" and names:
                 warn_of_missing_supports(names)
-
-    def _fill_in_bases(self) -> None:
-        for basis, accumulator in self.hosvd.items():
-            if is_main_process():
-                self.found[basis] = accumulator.result()
-                basis.choose(self.found[basis].U, self.found[basis].V)
-            _copy_buffers_from_main(basis)
-        self.hosvd.clear()
 
     def _settle(self) -> None:
         for adapter in self.adapters:
@@ -225,18 +198,14 @@ class WarmUpCollector:
                 adapter.settle(self.sums[adapter].support() if self.sums[adapter].squared.any() else None)
             else:
                 adapter.settle()
-            _copy_buffers_from_main(adapter)
+            copy_buffers_from_main(adapter)
             adapter.prepare()
             adapter.warmup = None
         self.stage = "done"
         forget(self)
 
     def _report(self) -> None:
-        rows: dict[Any, list[LayerAdapter]] = {}  # layers with a basis of their own are in one row, too
-        for adapter in self.adapters:
-            plan = adapter.plan
-            rows.setdefault((role_of(plan.name), plan.weight_shape, plan.ranks), []).append(adapter)
-        groups = [group_report(adapters, self.found, self.sums) for adapters in rows.values()]
+        groups = group_reports(self.adapters, self.search.found, self.sums)
         self.sums.clear()
         self.report = WarmUpReport(
             adapter_name=self.adapter_name,
@@ -260,15 +229,3 @@ class WarmUpCollector:
 def _peak(tensor: torch.Tensor) -> torch.Tensor:
     """Return the largest absolute value as a float32 scalar, 0 for an expert's tensor without tokens."""
     return tensor.detach().abs().amax().float() if tensor.numel() else tensor.new_zeros((), dtype=torch.float32)
-
-
-def _new_accumulator(basis: Basis, device: torch.device) -> ExactHosvd | SketchedHosvd | ColumnEnergy:
-    """Return the sums over gradients in which a basis is found."""
-    if basis.selects:
-        return ColumnEnergy(basis.weight_shape[1], core_shape(*basis.weight_shape, basis.ranks)[1], device)
-    return hosvd_accumulator(*basis.weight_shape, basis.ranks, device)
-
-
-def _copy_buffers_from_main(module: torch.nn.Module) -> None:
-    for buffer in module.buffers():
-        copy_from_main(buffer)

@@ -1,19 +1,14 @@
-"""The sums over a warm-up's passes from which the support of one layer is chosen, and the report of them."""
+"""The sums over a warm-up's passes from which the support of one layer is chosen."""
 
 from __future__ import annotations
 
 import logging
-import math
-from statistics import median
 
 import torch
 
-from ...common.targets.modules import role_of
 from ...common.training.distributed import is_main_process, sum_over_ranks
-from ...functional import SUPPORT_SCORES, Hosvd, ObservedGradient, select_supports
+from ...functional import SUPPORT_SCORES, ObservedGradient, select_supports
 from ..adapter import LayerAdapter
-from ..basis import Basis
-from .report import GroupReport
 
 logger = logging.getLogger("peft_sparsegrad")
 
@@ -72,39 +67,3 @@ class SupportSums:
     def energy_in_support(self) -> float:
         """Energy Σ G̃² of the chosen entries."""
         return self.squared.flatten()[self.adapter.indices].sum().item()
-
-
-def group_report(
-    adapters: list[LayerAdapter], found: dict[Basis, Hosvd], sums: dict[LayerAdapter, SupportSums]
-) -> GroupReport:
-    """Return the report of the corresponding layers of all blocks.
-
-    Args:
-        adapters: The adapter on each layer of the group.
-        found: The bases that the warm-up has found; without those known before, and on other ranks than 0 empty.
-        sums: Sums of the layers, complete; without those that had no gradient.
-    """
-    plan = adapters[0].plan
-    own = [sums[adapter] for adapter in adapters if adapter in sums and sums[adapter].total]
-    in_core = {each.adapter.plan.name: each.energy_in_core / each.total for each in own}
-    in_support = {each.adapter.plan.name: each.energy_in_support / each.total for each in own}
-    num_entries = math.prod(plan.parameter_shape)
-    bases = {adapter.basis for adapter in adapters}
-    common = found.get(adapters[0].basis) if len(bases) == 1 else None  # bases of their own have no common spectrum
-    return GroupReport(
-        name=role_of(plan.name),
-        num_layers=len(adapters),
-        weight_shape=plan.weight_shape,
-        core_shape=plan.core_shape,
-        num_values=plan.k,
-        method=common.method if common else plan.basis,
-        energy_in_core=median(in_core.values()) if own else None,
-        energy_in_support=median(in_support.values()) if own else None,
-        chance_in_core=plan.num_entries / num_entries,
-        chance_in_support=plan.k / num_entries,
-        core_of_layers=in_core,
-        support_of_layers=in_support,
-        energy=common.energy if common else None,
-        spectrum_in=common.spectrum_in.tolist() if common else [],
-        spectrum_out=common.spectrum_out.tolist() if common else [],
-    )

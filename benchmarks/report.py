@@ -37,11 +37,11 @@ def _step_row(name: str, one: dict[str, Any], lora: dict[str, Any]) -> tuple[str
 
 def print_warmup(console: Console, warmup: dict[str, Any]) -> None:
     """The accumulators and the stacked SVD, and the sketch on a flat spectrum."""
-    columns = ("", "time", "speed", "passes", "held", "peak", f"angle, rank {warmup['angle_rank']}", "energy in core")
+    columns = ("", "time", "speed", "sweeps", "held", "peak", f"angle, rank {warmup['angle_rank']}", "energy in core")
     rows = [_warmup_row(name, one) for name, one in warmup["methods"].items()]
     console.print(_table(f"Warm-up, stack {tuple(warmup['stack'])}, core {tuple(warmup['core'])}", columns, rows))
-    shares = ", ".join(f"{share:.3f}" for share in warmup["flat spectrum"]["sketch_share_by_pass"])
-    console.print(f"Flat spectrum: share of the exact basis's energy in the sketch's, pass by pass: {shares}\n")
+    shares = ", ".join(f"{share:.3f}" for share in warmup["flat spectrum"]["sketch_share_by_sweep"])
+    console.print(f"Flat spectrum: share of the exact basis's energy in the sketch's, sweep by sweep: {shares}\n")
 
 
 def _warmup_row(name: str, one: dict[str, Any]) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def _warmup_row(name: str, one: dict[str, Any]) -> tuple[str, ...]:
         name,
         f"{one['seconds']:.1f} s",
         f"{one['speed_ratio']:.1f} ×" if streamed else "1 ×",
-        str(one.get("passes", "")),
+        str(one.get("sweeps", "")),
         " / ".join(f"{megabytes(held)} ({n})" for n, held in one.get("held_bytes", {}).items()),
         megabytes(one["peak_bytes"]),
         f"{max(one['angle_in'], one['angle_out']):.1e}" if streamed else "",

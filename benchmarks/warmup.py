@@ -22,6 +22,8 @@ from .timing import Stopwatch
 OUT, IN, TOKENS = 384, 1536, 256
 CORE = (96, 96)
 STACKED, FEW, FLAT = 180, 20, 24
+# A sketch is swept until a sweep adds less than this share of captured energy.
+TOLERANCE, MAX_SWEEPS = 0.005, 6
 
 Accumulator = ExactHosvd | SketchedHosvd
 
@@ -76,24 +78,40 @@ def stacked_svd(stack: torch.Tensor, core: tuple[int, int]) -> tuple[torch.Tenso
 
 
 def stream(accumulator: Accumulator, gradients: Gradients) -> tuple[Hosvd, dict[str, Any]]:
-    """Run an accumulator over `STACKED` gradients, as often as it asks for.
+    """Run an accumulator over `STACKED` gradients, a sketch as often as a sweep still adds energy.
 
     Returns:
-        What it found, and the seconds, the passes, the bytes that it held after few and after all of the gradients.
+        What it found, and the seconds, the sweeps, the bytes that it held after few and after all of the gradients.
     """
-    watch, passes, settled, held = Stopwatch(gradients.device), 0, False, {}
-    while not settled:
+    watch, captured, held = Stopwatch(gradients.device), [], {}
+    while not _is_settled(accumulator, captured):
         for index in range(STACKED):
             update = _update(accumulator, gradients, index)
             with watch:
                 update()
             held[index + 1] = held_bytes(accumulator)
         with watch:
-            settled = accumulator.finish_pass()
-        passes += 1
+            accumulator.finish_sweep()
+        captured.append(_leading_energy(accumulator.result()))
     with watch:
         found = accumulator.result()
-    return found, {"seconds": watch.seconds, "passes": passes, "held_bytes": {n: held[n] for n in (FEW, STACKED)}}
+    held = {n: held[n] for n in (FEW, STACKED)}
+    return found, {"seconds": watch.seconds, "sweeps": len(captured), "held_bytes": held}
+
+
+def _is_settled(accumulator: Accumulator, captured: list[float]) -> bool:
+    """Whether another sweep would add next to nothing to the energies captured after each sweep so far."""
+    if isinstance(accumulator, ExactHosvd):
+        return len(captured) == 1
+    if len(captured) < 2:
+        return False
+    return captured[-1] - captured[-2] <= TOLERANCE * captured[-1] or len(captured) == MAX_SWEEPS
+
+
+def _leading_energy(found: Hosvd) -> float:
+    """The energy along the columns of U and V together."""
+    U, V = both_sides(found)
+    return (found.spectrum_in[: U.shape[1]].sum() + found.spectrum_out[: V.shape[1]].sum()).item()
 
 
 def _update(accumulator: Accumulator, gradients: Gradients, index: int) -> Callable[[], None]:
@@ -110,7 +128,7 @@ def streaming_peak(accumulator: Accumulator, gradients: Gradients) -> int:
 
     def once() -> None:
         accumulator.update(x, dy)
-        accumulator.finish_pass()
+        accumulator.finish_sweep()
         accumulator.result()
 
     return held_bytes(accumulator) + x.nbytes + dy.nbytes + peak_of(once, gradients.device)
@@ -150,13 +168,14 @@ def flat_spectrum(core: tuple[int, int], device: torch.device) -> dict[str, Any]
     exact, sketch = ExactHosvd(OUT, IN, core, device), SketchedHosvd(OUT, IN, core, device)
     for gradient in stack:
         exact.add_gradient(gradient)
-    best, captured, settled = _energy(stack, exact), [], False
-    while not settled:
+    best, shares, captured = _energy(stack, exact), [], []
+    while not _is_settled(sketch, captured):
         for index in range(FLAT):
             sketch.update(*gradients(index))
-        settled = sketch.finish_pass()
-        captured.append(_energy(stack, sketch) / best)
-    return {"gradients": FLAT, "exact_energy": best, "sketch_share_by_pass": captured}
+        sketch.finish_sweep()
+        captured.append(_leading_energy(sketch.result()))
+        shares.append(_energy(stack, sketch) / best)
+    return {"gradients": FLAT, "exact_energy": best, "sketch_share_by_sweep": shares}
 
 
 def _energy(stack: torch.Tensor, accumulator: Accumulator) -> float:

@@ -62,10 +62,10 @@ def test_report_tells_the_energy_captured_and_survives_json(tmp_path):
     for adapter in (layer.adapter("default") for layer in layers(model)):
         name, group = adapter.plan.name, adapter.basis
         if name.endswith("up_proj"):
-            cores = torch.stack([group.V.T @ g @ group.U for g in gradients[name][FOR_SUPPORTS]])
-            total = sum(g.square().sum() for g in gradients[name][FOR_SUPPORTS]).item()
-            in_core[name] = cores.square().sum().item() / total
-            in_support[name] = cores.flatten(1)[:, adapter.indices].square().sum().item() / total
+            first = gradients[name][FOR_SUPPORTS][0]
+            squares, total = (group.V.T @ first @ group.U).square(), first.square().sum().item()
+            in_core[name] = squares.sum().item() / total
+            in_support[name] = squares.flatten()[adapter.indices].sum().item() / total
     found = next(group for group in report.groups if group.name == "model.layers.*.mlp.up_proj")
     assert found.core_of_layers == pytest.approx(in_core, rel=1e-4)
     assert found.support_of_layers == pytest.approx(in_support, rel=1e-4)

@@ -2,8 +2,8 @@
 
 It observes x and ∂L/∂y of every adapted layer in the backward pass, so no weight has to be unfrozen and a quantised
 base warms up like any other. The passes are spent in sweeps: one for the basis of each group, or two where a sketch
-takes the place of a Gram matrix, and then, for a static support, one for the sums of `G̃ = Vᵀ G U` and `G̃²` from which
-each layer's entries are chosen. No batch is needed twice.
+takes the place of a Gram matrix, and then, for a static support, one for the sum of `G̃ = Vᵀ G U`, or of its squares,
+from which each layer's entries are chosen. No batch is needed twice.
 
 A pass is a forward pass, or several, and the backward pass after it, however often it goes through a layer. Sweeps end
 between passes: a backward pass that computes its forward pass again must find the layers as they were.
@@ -195,7 +195,7 @@ class WarmUpCollector:
         for adapter in self.adapters:
             if adapter in self.sums:
                 self.sums[adapter].reduce()
-                adapter.settle(self.sums[adapter].support() if self.sums[adapter].squared.any() else None)
+                adapter.settle(self.sums[adapter].support() if self.sums[adapter].has_gradient else None)
             else:
                 adapter.settle()
             copy_buffers_from_main(adapter)

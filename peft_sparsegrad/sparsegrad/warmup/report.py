@@ -22,10 +22,10 @@ class GroupReport:
         num_values: Number of trained values per layer.
         method: Origin of the basis: `"exact"`, `"sketch"`, `"columns"`, `"svd"`, `"identity"` or `"hosvd"` (from a
             file).
-        energy_in_core: Share of the warm-up gradients' energy Σ‖G‖² that the core can express, the median over the
-            layers; None if not measured.
+        energy_in_core: Share of a gradient's energy ‖G‖² that the core can express, the median over the layers, in the
+            first pass after the bases were found; None if not measured.
         energy_in_support: Share of the same energy on the chosen entries, the median over the layers; None if not
-            measured. It is of the batches that chose them: other batches have less.
+            measured. It is of a batch that has chosen them, too: other batches have less.
         chance_in_core: Entries of the core / entries of the weight: the share in a basis that knows nothing of the
             gradient.
         chance_in_support: Trained values / entries of the weight: the share on entries chosen at random in it.

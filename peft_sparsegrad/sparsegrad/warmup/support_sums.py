@@ -14,7 +14,13 @@ logger = logging.getLogger("peft_sparsegrad")
 
 
 class SupportSums:
-    """Sums for one layer: that of the support's score and Σ G̃², both of the core's shape, and Σ ‖G‖²."""
+    """The sum of the support's score over the passes of one layer, and the energies of the first pass.
+
+    Attributes:
+        scored: Sum of the score, of the core's shape.
+        squared: G̃² of the layer's first pass with a gradient, of the core's shape.
+        total: ‖G‖² of that pass. In each pass it would cost as much as the gradient of the whole weight.
+    """
 
     def __init__(self, adapter: LayerAdapter, dtype: torch.dtype) -> None:
         self.adapter, self.total = adapter, 0.0
@@ -28,8 +34,9 @@ class SupportSums:
         """Add one backward pass."""
         in_core = gradient.in_core(self.adapter.basis.U, self.adapter.basis.V)
         self.scored += self._score.of_pass(in_core)
-        self.squared += in_core.square()
-        self.total += gradient.energy().item()
+        if not self.total:
+            self.squared += in_core.square()
+            self.total = gradient.energy().item()
 
     def reduce(self) -> None:
         """Sum over the ranks, each of which has observed its own share of every batch."""
@@ -49,7 +56,7 @@ class SupportSums:
         """
         plan = self.adapter.plan
         scores = self.score.view(plan.num_experts, -1)
-        is_idle = ~self.squared.view_as(scores).any(1)
+        is_idle = ~scores.any(1)
         if is_main_process() and 0 < (idle := int(is_idle.sum())) < plan.num_experts:
             logger.warning(
                 "SparseGrad's warm-up saw no token at %d of the %d experts of %r: their supports are those of the "
@@ -59,11 +66,16 @@ class SupportSums:
         return select_supports(torch.where(is_idle.unsqueeze(1), scores.sum(0), scores), plan.k_of_expert)
 
     @property
+    def has_gradient(self) -> bool:
+        """True if any entry of the core had a gradient."""
+        return bool(self.scored.any())
+
+    @property
     def energy_in_core(self) -> float:
-        """Energy Σ ‖G̃‖² of all entries of the core."""
+        """Energy ‖G̃‖² of all entries of the core."""
         return self.squared.sum().item()
 
     @property
     def energy_in_support(self) -> float:
-        """Energy Σ G̃² of the chosen entries."""
+        """Energy of the chosen entries."""
         return self.squared.flatten()[self.adapter.indices].sum().item()

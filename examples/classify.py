@@ -225,7 +225,7 @@ def parse_args() -> argparse.Namespace:
     add("--steps", type=positive_int, help="training steps, in place of --epochs")
     add("--batch-size", type=positive_int, default=32, help="sentences in a batch (%(default)s)")
     add("--max-length", type=positive_int, default=128, help="tokens that are kept of a sentence (%(default)s)")
-    add("--warmup-steps", type=positive_int, default=8, help="batches of SparseGrad's warm-up (%(default)s)")
+    add("--warmup-steps", type=positive_int, default=6, help="batches of SparseGrad's warm-up (%(default)s)")
     add("--head-steps", type=int, default=0, help="steps for the head alone before that warm-up (%(default)s)")
     add("--lr-warmup-steps", type=int, default=0, help="steps in which the learning rate rises (%(default)s)")
     add("--logging-steps", type=positive_int, default=100, help="steps between lines of the log (%(default)s)")

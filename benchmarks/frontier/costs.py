@@ -18,7 +18,7 @@ from experiments.results import append_json_line, read_json_lines
 from .methods import METHODS
 from .runs import Run
 from .task import on_device
-from .train import Workplace, attach, make_optimizer, synchronize, take_step, tidy, warm_up
+from .train import Workplace, attach, make_optimizer, synchronize, take_step, tidy, warm_up, warmup_worth
 
 FIRST = 4  # steps before those that are timed: the optimizer makes its state, kernels are chosen
 RATE = 1e-4
@@ -48,7 +48,7 @@ def measure_missing(place: Workplace, runs: list[Run], path: Path, rounds: int, 
 
 
 def measure(place: Workplace, run: Run, rounds: int) -> Record:
-    """Return a method's seconds per step, bytes, and trained values.
+    """Return a method's seconds per step, the steps that its warm-up was worth, bytes, and trained values.
 
     The frozen model without a task head takes no step, and has no costs. Memory is counted in one more step, as
     `experiments.costs.step_memory` does: the device's allocations on a GPU, the allocator's trace on a CPU.
@@ -59,7 +59,8 @@ def measure(place: Workplace, run: Run, rounds: int) -> Record:
     if not trained:
         return {}
     batch = on_device(task.longest_batch(run.batch_size), place.device)
-    warm_up(place, method, task, model, [batch] * run.steps)
+    passes = warm_up(place, method, task, model, [batch] * run.steps)
+    worth = warmup_worth(model, passes)
     optimizer = make_optimizer(method, model, RATE)
     seconds = []
     for _ in range(FIRST + rounds):
@@ -76,6 +77,7 @@ def measure(place: Workplace, run: Run, rounds: int) -> Record:
     return {
         "seconds_per_step": statistics.median(seconds[FIRST:]),
         "seconds": seconds[FIRST:],
+        "warmup_worth": worth,
         **step_memory(model, optimizer, forward),
         **count_trained(model),
         "adapter_bytes": bytes_to_keep(model),

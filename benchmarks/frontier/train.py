@@ -96,7 +96,7 @@ def execute(place: Workplace, run: Run) -> Record:
     _reset_peak(place.device)
     batches = [on_device(each, place.device) for each in place.batches(run.task, run.batch_size, run.steps, run.seed)]
     passes = warm_up(place, method, task, model, batches)
-    report = peft_sparsegrad.warmup_report(model) if passes else None
+    worth = warmup_worth(model, passes)
     seconds, losses = train(place, method, task, model, batches[passes:], run.lr)
     peak = torch.cuda.max_memory_allocated(place.device) if place.device.type == "cuda" else None
     after = place.scores(run.task, model)
@@ -107,7 +107,7 @@ def execute(place: Workplace, run: Run) -> Record:
         "training_loss": statistics.fmean(losses[-LAST_STEPS:]) if losses else None,
         "passes": run.steps,
         "warmup_passes": passes,
-        "warmup_worth": report and report.steps_worth,
+        "warmup_worth": worth,
         "seconds_per_step": seconds / len(losses) if losses else None,
         "peak_memory": peak,
         **count_trained(model),
@@ -128,6 +128,12 @@ def attach(place: Workplace, run: Run) -> Any:
     model = place.fresh_model(run.task, run.seed)
     torch.manual_seed(run.seed)  # the next random numbers are the adapter's
     return METHODS[run.method].attach(model, run.seed).train()
+
+
+def warmup_worth(model: Any, passes: int) -> float | None:
+    """Return how many training steps a warm-up was worth; None if it had no passes."""
+    report = peft_sparsegrad.warmup_report(model) if passes else None
+    return report and report.steps_worth
 
 
 def warm_up(place: Workplace, method: Method, task: FrontierTask, model: Any, batches: list[Batch]) -> int:

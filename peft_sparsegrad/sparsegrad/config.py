@@ -98,7 +98,7 @@ class SparseGradConfig(TargetedConfig):
         default="mean", metadata={"help": "What chooses a static support: 'mean', |Σ G̃|, or 'energy', Σ G̃²."}
     )
     warmup_steps: int = field(
-        default=8, metadata={"help": "Backward passes observed before training starts; 0 needs no data."}
+        default=6, metadata={"help": "Backward passes observed before training starts; 0 needs no data."}
     )
     renewal_steps: int = field(
         default=25,

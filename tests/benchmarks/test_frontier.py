@@ -67,6 +67,10 @@ def test_each_method_trains_its_own_values_and_the_head_alone(name, task, workpl
     assert (record["warmup_worth"] or 0) >= record["warmup_passes"]
 
 
+def test_the_default_is_among_the_methods():
+    assert METHODS["SparseGrad 1%, warm-up of 6"].settings == {"warmup_steps": SparseGradConfig().warmup_steps}
+
+
 def test_the_loss_is_that_of_the_models_own_labels(workplaces):
     model = workplaces["smollm2"].fresh_model("smollm2", 0).eval()
     rows = [{"input_ids": [3, 4, 5, 6], "labels": [-100, -100, 5, 6]}, {"input_ids": [7, 8], "labels": [-100, 8]}]

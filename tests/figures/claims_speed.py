@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from claims_cards import MANY, SHAPES, paper_to_ours
 from documents import Claim, Given
@@ -130,9 +131,13 @@ def peaks_checkpointed(contender: str) -> list[float]:
 
 def on_mpnet(name: str, method: str = "SparseGrad 1%") -> float:
     """What a method takes on CoLA as a share of what LoRA of rank 8 does."""
+    return cost_on_mpnet(method)[name] / cost_on_mpnet("LoRA r=8")[name]
+
+
+def cost_on_mpnet(method: str) -> dict[str, Any]:
+    """The costs of a method on CoLA."""
     lines = map(json.loads, (RESULTS / "frontier_costs_mpnet.jsonl").read_text("utf-8").splitlines())
-    cost = {line["method"]: line[name] for line in lines if line["task"] == "cola"}
-    return cost[method] / cost["LoRA r=8"]
+    return next(line for line in lines if (line["task"], line["method"]) == ("cola", method))
 
 
 def readings(shape: str) -> list[float]:

@@ -82,7 +82,7 @@ def _captured(axis: Axes, groups: list[GroupReport]) -> None:
         axis.plot(chances, positions + offset, "|", color="black", markersize=11, label=label)
     axis.set_yticks(positions, [_two_lines(group.name) for group in groups])
     axis.invert_yaxis()
-    axis.set(xlabel="share of the warm-up gradients' energy Σ‖G‖², %", xlim=(0, 112), title="energy captured")
+    axis.set(xlabel="share of a warm-up gradient's energy ‖G‖², %", xlim=(0, 112), title="energy captured")
     axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     tidy(axis)
 

@@ -76,7 +76,7 @@ def classifier_pictures(base: LlamaForCausalLM) -> dict[str, Figure]:
     model.model.load_state_dict(base.model.state_dict())
     adapted = get_peft_model(model, SparseGradConfig(rank="full", task_type="SEQ_CLS"))
     batches = labelled_batches(49)
-    warmup(adapted, batches[:8], progress=False)
+    warmup(adapted, batches[:8], steps=8, progress=False)
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=3e-3)
     with recorded_nonzero_shares(adapted) as shares:
         for batch in batches[8:-1]:
@@ -167,7 +167,7 @@ def copy_of(base: LlamaForCausalLM) -> LlamaForCausalLM:
 def warmed_up(base: LlamaForCausalLM, batches: list[dict[str, torch.Tensor]]) -> tuple[PeftModel, WarmUpReport]:
     """Return a copy of the model with an adapter of the default settings, and what its warm-up found."""
     adapted = get_peft_model(copy_of(base), SparseGradConfig())
-    return adapted, warmup(adapted, batches, progress=False)
+    return adapted, warmup(adapted, batches, steps=8, progress=False)
 
 
 def gradient_of(base: LlamaForCausalLM, held_out: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,7 @@ from experiments.methods import METHODS
 from experiments.metrics import accuracy, matthews_correlation
 from experiments.terminal import heading, run_and_exit, show, show_lines
 from experiments.training import training_arguments
-from peft_sparsegrad import GradDropCallback, GradDropConfig, SparseGradCallback
+from peft_sparsegrad import GradDropCallback, GradDropConfig, SparseGradCallback, SparseGradConfig
 from peft_sparsegrad.cli.errors import InputError
 from peft_sparsegrad.graddrop import VARIANTS
 
@@ -225,7 +225,12 @@ def parse_args() -> argparse.Namespace:
     add("--steps", type=positive_int, help="training steps, in place of --epochs")
     add("--batch-size", type=positive_int, default=32, help="sentences in a batch (%(default)s)")
     add("--max-length", type=positive_int, default=128, help="tokens that are kept of a sentence (%(default)s)")
-    add("--warmup-steps", type=positive_int, default=6, help="batches of SparseGrad's warm-up (%(default)s)")
+    add(
+        "--warmup-steps",
+        type=positive_int,
+        default=SparseGradConfig.warmup_steps,
+        help="batches of SparseGrad's warm-up (%(default)s)",
+    )
     add("--head-steps", type=int, default=0, help="steps for the head alone before that warm-up (%(default)s)")
     add("--lr-warmup-steps", type=int, default=0, help="steps in which the learning rate rises (%(default)s)")
     add("--logging-steps", type=positive_int, default=100, help="steps between lines of the log (%(default)s)")

@@ -238,7 +238,12 @@ def parse_args() -> argparse.Namespace:
     add("--density", type=share, default=0.01, help="share of each weight that trains (%(default)s)")
     add("--lr", type=positive_float, help="SparseGrad's learning rate (0.001 with --model; 0.04 for the small LLaMA)")
     add("--lora-lr", type=positive_float, help="LoRA's learning rate (0.001 with --model; 0.04 for the small LLaMA)")
-    add("--warmup-batches", type=positive_int, default=6, help="batches for SparseGrad's warm-up (%(default)s)")
+    add(
+        "--warmup-batches",
+        type=positive_int,
+        default=SparseGradConfig.warmup_steps,
+        help="batches for SparseGrad's warm-up (%(default)s)",
+    )
     add("--target-modules", nargs="+", help="names of the linear layers to adapt (default: the MLP's)")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base model (%(default)s)")
     add("--seed", type=int, default=0, help="(%(default)s)")

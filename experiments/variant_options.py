@@ -11,9 +11,11 @@ from typing import Any
 from peft_sparsegrad import SparseGradConfig
 from peft_sparsegrad.cli.errors import InputError
 from peft_sparsegrad.common.targeted_config import TargetedConfig
+from peft_sparsegrad.sparsegrad.config import NAMED_RANKS
 
 from .arguments import positive_float, positive_int
 
+RANKS = ", ".join((*NAMED_RANKS, "a number", "OUT,IN"))
 OF_PROGRAM = {"density", "num_values", "warmup_steps"}  # the programs have options of these names
 SETTINGS = [
     field.name
@@ -24,8 +26,7 @@ SETTINGS = [
 
 def add_variant_options(add: Callable[..., Any]) -> None:
     """Add the options to a parser or a group of it, whose `add_argument` this is."""
-    sizes = "auto, full, narrower, a number, OUT,IN"
-    add("--rank", type=rank, help=f"of SparseGrad: columns of V and U: {sizes} (the method's)")
+    add("--rank", type=rank, help=f"of SparseGrad: columns of V and U: {RANKS} (the method's)")
     bases = ["hosvd", "columns", "svd", "identity"]
     add("--basis", choices=bases, help="of SparseGrad: where U and V come from (the method's)")
     add("--support", choices=["static", "dynamic"], help="of SparseGrad: see `SparseGradConfig` (the method's)")
@@ -76,11 +77,11 @@ def check_settings_have_effect(args: argparse.Namespace, methods: Iterable[str])
 
 def rank(text: str) -> Any:
     """A type for argparse: `auto`, `full`, `narrower`, `64`, or `64,none` for a pair (out, in)."""
-    if text in ("auto", "full", "narrower"):
+    if text in NAMED_RANKS:
         return text
     numbers = [None if part == "none" else positive_int(part) for part in text.split(",")]
     if len(numbers) > 2 or numbers == [None]:
-        raise argparse.ArgumentTypeError(f"must be auto, full, narrower, a number or OUT,IN, not {text}")
+        raise argparse.ArgumentTypeError(f"must be one of {RANKS}, not {text}")
     return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from ..sparsegrad import SparseGradConfig, WarmUpReport, save_transition_matrices
+from ..sparsegrad.config import NAMED_RANKS
 from ..sparsegrad.layer import layer_adapters
 from ..sparsegrad.warmup.explicit import warmup
 from ..sparsegrad.warmup.passes import batch_loss
@@ -183,7 +184,7 @@ def _settle_head(model: Any, batches: list[Batch], steps: int) -> None:
 
 
 def _parse_rank(text: str) -> int | tuple[int, int] | str:
-    if text in ("auto", "full", "narrower"):
+    if text in NAMED_RANKS:
         return text
     try:
         numbers = [int(part) for part in text.split(",")]

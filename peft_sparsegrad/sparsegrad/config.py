@@ -13,6 +13,8 @@ from ..common.targeted_config import TargetedConfig
 from ..functional import SUPPORT_SCORES
 from .variants import VARIANTS
 
+NAMED_RANKS = ("auto", "full", "narrower")
+
 
 @dataclass
 class SparseGradConfig(TargetedConfig):
@@ -217,7 +219,7 @@ def _checked_rank(name: str, rank: Any) -> Any:
     Raises:
         ValueError: If it is not a valid rank. The message names the field `name`.
     """
-    if rank in ("full", "auto", "narrower"):
+    if rank in NAMED_RANKS:
         return rank
     numbers = tuple(rank) if isinstance(rank, (tuple, list)) else (rank, rank)
     if len(numbers) != 2 or not all(number is None or _is_positive(number) for number in numbers):

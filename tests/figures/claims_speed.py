@@ -154,14 +154,14 @@ CHECKPOINTED = [
 ]
 SAYS = [
     claim(
-        "- **The default keeps {:.2f} and {:.2f} of LoRA's bytes** (the target is 0.85), at {:.2f} and "
-        "{:.2f} of its peak.",
+        "- **The default keeps {:.2f} and {:.2f} of LoRA's bytes** (the target is 0.85), at {:.2f} and {:.2f} "
+        "of its peak.",
         lambda: [*(memory(shape, "sparsegrad")[kind] for kind in (0, 1) for shape in SHAPES)],
     ),
     claim(
-        "- **Its step is LoRA's, a few percent more or less**: {:.2f} and {:.2f} of it here, and in the "
-        "other tables and files of this "
-        "page {:.2f}, {:.2f} and {:.2f} at BERT's shape, {:.2f}, {:.2f} and {:.2f} at LLaMA's. The target is 1.",
+        "- **Its step is LoRA's, a few percent more or less**: {:.2f} and {:.2f} of it here, and in the other "
+        "tables and files of this page {:.2f}, {:.2f} and {:.2f} at BERT's shape, {:.2f}, {:.2f} and {:.2f} at "
+        "LLaMA's. The target is 1.",
         lambda: [
             *(readings(shape)[0] for shape in SHAPES),
             *(each for shape in SHAPES for each in readings(shape)[1:]),
@@ -169,8 +169,8 @@ SAYS = [
     ),
     claim(
         "- **With 4,096 tokens it takes {:.2f} and {:.2f} of LoRA's time**, keeps {:.2f} and {:.2f} of the "
-        "bytes, and its peak is "
-        "{:.2f} and {:.2f} of LoRA's. In 16 bits no weight is written out, and the delta stays on the output.",
+        "bytes, and its peak is {:.2f} and {:.2f} of LoRA's. In 16 bits no weight is written out, and the "
+        "delta stays on the output.",
         lambda: [
             *many("sparsegrad"),
             *(
@@ -181,14 +181,13 @@ SAYS = [
         ],
     ),
     claim(
-        "- On mpnet with CoLA's batches of 32, in bfloat16, its step takes {:.2f} of LoRA's of rank 8, and "
-        "it keeps {:.2f}, at "
-        "{:.2f} of the peak ([file](frontier_costs_mpnet.jsonl)).",
+        "- On mpnet with CoLA's batches of 32, in bfloat16, its step takes {:.2f} of LoRA's of rank 8, and it "
+        "keeps {:.2f}, at {:.2f} of the peak ([file](frontier_costs_mpnet.jsonl)).",
         lambda: [on_mpnet(name) for name in ("seconds_per_step", "kept_memory", "peak_memory")],
     ),
     claim(
-        "- **`columns` keeps as much and steps a little faster**: {:.2f} and {:.2f} of LoRA's step, and "
-        "{:.2f} on mpnet.",
+        "- **`columns` keeps as much and steps a little faster**: {:.2f} and {:.2f} of LoRA's step, and {:.2f} "
+        "on mpnet.",
         lambda: [
             *(time_to_lora(shape, "columns", LEAN) for shape in SHAPES),
             on_mpnet("seconds_per_step", "SparseGrad columns 1%"),
@@ -196,14 +195,12 @@ SAYS = [
     ),
     claim(
         "- **What both save are activations. With gradient checkpointing nothing much is left to save**: the "
-        "peak of the default is "
-        "{:.2f} and {:.2f} of LoRA's there, that of `columns` {:.2f} and {:.2f}.",
+        "peak of the default is {:.2f} and {:.2f} of LoRA's there, that of `columns` {:.2f} and {:.2f}.",
         lambda: [*peaks_checkpointed("sparsegrad"), *peaks_checkpointed("columns")],
     ),
     claim(
-        "- **A core as wide as the weight is affordable in float32**: MeProp's step takes {:.2f} and {:.2f} "
-        "of LoRA's with 4,096 tokens, and "
-        "{:.2f} and {:.2f} where the delta stays on the output.",
+        "- **A core as wide as the weight is affordable in float32**: MeProp's step takes {:.2f} and {:.2f} of "
+        "LoRA's with 4,096 tokens, and {:.2f} and {:.2f} where the delta stays on the output.",
         lambda: [*many("meprop"), *many(ON_OUTPUT.format("meprop"))],
     ),
     claim(
@@ -212,11 +209,10 @@ SAYS = [
         lambda: map(paper_to_ours, SHAPES),
     ),
     claim(
-        "- The paper's gain from the sparse-by-dense product (table 3: five times faster) is not there for "
-        "us: in a narrow core that "
-        "product is a small part. On batches of which half is padding it was no faster either ({:.2f} "
-        "against {:.2f}, {:.2f} against "
-        "{:.2f}). `delta_product(..., skip_zeros=True)` keeps it; the layer does not use it.",
+        "- The paper's gain from the sparse-by-dense product (table 3: five times faster) is not there for us: "
+        "in a narrow core that product is a small part. On batches of which half is padding it was no faster "
+        "either ({:.2f} against {:.2f}, {:.2f} against {:.2f}). `delta_product(..., skip_zeros=True)` keeps "
+        "it; the layer does not use it.",
         half_padding,
     ),
 ]

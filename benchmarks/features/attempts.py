@@ -216,6 +216,25 @@ def compiled(make_config: MakeConfig) -> None:
         raise WrongError(f"{graphs} graphs, {breaks} breaks")
 
 
+class Logits(torch.nn.Module):
+    """A causal language model as a function of its tokens alone."""
+
+    def __init__(self, model: PeftModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=ids, use_cache=False).logits
+
+
+def exported(make_config: MakeConfig) -> None:
+    """A program for batches of other sizes than the one that it was made with."""
+    model = Logits(adapted(make_config))
+    sizes = {0: torch.export.Dim("rows", max=64), 1: torch.export.Dim("tokens", max=64)}
+    program = torch.export.export(model, (tokens(),), dynamic_shapes=(sizes,)).module()
+    expect_equal(program(tokens()[1:, 2:]), model(tokens()[1:, 2:]))
+
+
 def siglip_classification(make_config: MakeConfig) -> None:
     """Default targets pass gradients and merge, though the vision tower's pooling head is no part of the loss."""
     torch.manual_seed(0)
@@ -267,6 +286,7 @@ FEATURES: dict[str, Callable[[MakeConfig], None]] = {
     "`hotswap_adapter`": hot_swap,
     "LoRA export by llama.cpp's rule": export_to_lora,
     "`torch.compile`: one graph for all steps": compiled,
+    "`torch.export`, for batches of any size": exported,
     "SigLIP classification, default targets": siglip_classification,
     "a layer whose weight is read without a call is named": layer_that_is_not_called,
 }

@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 # What the oldest versions that the package works with lack, for LoRA too: the feature, and its requirement.
 _NEWER = {
     "`torch.compile` of an adapted model in one graph": "torch>=2.7",
+    "`torch.export` of an adapted model": "torch>=2.7",
     "FSDP2 on a CPU": "torch>=2.7",
     "FSDP2 with a base of another dtype than the adapter's": "torch>=2.8",
     "the experts' `grouped_mm`": "torch>=2.9",

@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from .tracing import has_stand_ins
+
 T = TypeVar("T")
 
 
@@ -28,11 +30,26 @@ class Derived(Generic[T]):
         self._value: T | None = None
 
     def of(self, *tensors: torch.Tensor) -> T:
-        """Return the value for `tensors`."""
+        """Return the value for `tensors`.
+
+        Raises:
+            RuntimeError: If a model is being exported, and no pass before has prepared the value.
+        """
+        if has_stand_ins():
+            return self._value_in_export()
         # A graph that is being compiled has no versions; an uncompiled call of `of` or `remember` has prepared it.
         if not (self._is_of(tensors) if torch.compiler.is_compiling() else self.knows(*tensors)):
             with torch.inference_mode(False), torch.no_grad():
                 self.remember(self._compute(*tensors), *tensors)
+        return self._value  # pyright: ignore[reportReturnType]
+
+    def _value_in_export(self) -> T:
+        """Return the value for the last tensors: those of the model, for which an export has put in others."""
+        if not self.knows(*self._tensors):
+            raise RuntimeError(
+                "an adapter has changed since its last pass, or there was none, so it cannot be exported: call the "
+                "model once with any input, and then `torch.export.export`"
+            )
         return self._value  # pyright: ignore[reportReturnType]
 
     def knows(self, *tensors: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ a delta that keeps nothing in this step is not computed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -190,7 +191,7 @@ class _MaskedSum(torch.autograd.Function):
 
 def _rows(tensor):
     """Return a tensor (..., n) as a matrix (rows, n), where n may be 0."""
-    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def _output(operation, x, weight, bias, weight_values, bias_values):

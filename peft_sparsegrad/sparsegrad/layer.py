@@ -14,6 +14,7 @@ from ..common.delta_layer import DeltaLayer, restore_float32
 from ..common.lora_factors import LoraFactors
 from ..common.placement import check_data_parallel, in_one_piece
 from ..common.targets.modules import in_out_features
+from ..common.tracing import is_exporting
 from ..functional import delta_linear, delta_weight, hosvd_of_weight, writing_out_pays
 from .adapter import LayerAdapter
 from .basis import Basis
@@ -201,8 +202,8 @@ class SparseGradLinear(nn.Module, SparseGradLayer):
         return adapter.observer is None and not adapter.skip_zeros and is_plain_linear(self.base_layer, x)
 
     def _writes_out(self, plan: LayerPlan, x: torch.Tensor) -> bool:
-        """Return whether the adapter's delta is added to the weight for this input."""
-        if not in_full_precision(cast(nn.Linear, self.base_layer).weight, x):
+        """Return whether the adapter's delta is added to the weight for this input; an export is for any input."""
+        if is_exporting() or not in_full_precision(cast(nn.Linear, self.base_layer).weight, x):
             return False
         tokens = x.numel() // self.in_features
         return self.writing_out_pays(tokens, plan.weight_shape, plan.ranks, plan.selects_columns)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..common.tracing import is_exporting
 from ..common.training.distributed import agree, rank_of_process, refuse_join, world_size
 from ..common.training.optimizer_watcher import OptimizerStep, watch
 from ..common.training.pieces import Piece, is_dtensor
@@ -67,7 +68,7 @@ class TrainingState:
         """Return the leaf that receives the gradient of the whole core, see `Core`, or None if nobody needs it."""
         values = self.values
         renews = self.adapter.plan.renewal_steps > 0 and values.requires_grad
-        if not renews or not torch.is_grad_enabled() or is_dtensor(values):
+        if not renews or not torch.is_grad_enabled() or is_dtensor(values) or is_exporting():
             return None
         if not torch.compiler.is_compiling():
             refuse_join("the renewal of SparseGrad's supports (`renewal_steps`)")

@@ -59,8 +59,10 @@ results: $(VENV)/.installed-$(or $(EXTRA),examples) ## Make the tables and pictu
 	  $(BIN)/python -m benchmarks.frontier plot docs/results/frontier_$$model.jsonl --costs $$costs \
 	    --out docs/results/figures || exit 1; \
 	done
-	$(BIN)/python -m benchmarks.frontier table docs/results/frontier_smollm2_short.jsonl \
-	  > outputs/results/frontier_smollm2_short.md
+	for runs in short cpu; do \
+	  $(BIN)/python -m benchmarks.frontier table docs/results/frontier_smollm2_$$runs.jsonl \
+	    > outputs/results/frontier_smollm2_$$runs.md || exit 1; \
+	done
 	$(BIN)/python -m benchmarks.crosslingual table docs/results/crosslingual.jsonl > outputs/results/crosslingual.md
 	$(BIN)/python -m benchmarks.gpu --table docs/results/gpu.json > outputs/results/gpu.md
 	$(BIN)/python -m benchmarks.compare report docs/results/comparison.jsonl --against lora --out outputs/results/comparison

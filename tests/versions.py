@@ -13,6 +13,7 @@ RESUMES_ON_CPU_RANKS = Version("5.20") <= TRANSFORMERS
 needs_one_graph = pytest.mark.skipif(
     Version("2.7") > TORCH, reason="torch.compile of torch 2.6 makes several graphs of PEFT's own forward pass"
 )
+needs_export = pytest.mark.skipif(Version("2.7") > TORCH, reason="torch 2.6 does not say that a model is exported")
 needs_fsdp2_on_a_cpu = pytest.mark.skipif(Version("2.7") > TORCH, reason="FSDP2 of torch 2.6 cannot run on a CPU")
 needs_fsdp2_of_two_dtypes = pytest.mark.skipif(
     Version("2.8") > TORCH, reason="before torch 2.8 FSDP2 wants frozen weights in the dtype of those that train"

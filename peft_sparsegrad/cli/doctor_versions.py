@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
-# What the oldest versions that the package works with lack, for LoRA too: the feature, and its requirement.
+# What the oldest versions that the package works with lack, most of it for LoRA too: the feature, and its requirement.
 _NEWER = {
     "`torch.compile` of an adapted model in one graph": "torch>=2.7",
     "`torch.export` of an adapted model": "torch>=2.7",

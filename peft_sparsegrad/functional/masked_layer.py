@@ -9,7 +9,6 @@ a delta that keeps nothing in this step is not computed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -191,7 +190,7 @@ class _MaskedSum(torch.autograd.Function):
 
 def _rows(tensor):
     """Return a tensor (..., n) as a matrix (rows, n), where n may be 0."""
-    return tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
+    return tensor.flatten(0, -2) if tensor.ndim > 1 else tensor.unsqueeze(0)
 
 
 def _output(operation, x, weight, bias, weight_values, bias_values):

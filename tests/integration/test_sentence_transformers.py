@@ -4,6 +4,8 @@ GradCache (arXiv 2101.06983) computes the embeddings without a graph, and then p
 backward pass of the loss.
 """
 
+import copy
+
 import pytest
 import torch
 from datasets import Dataset
@@ -61,10 +63,9 @@ def encoder(tmp_path_factory):
 def fit(encoder, kind, path, loss, lr=1e-2, optim="adamw_torch", **settings):
     """Train for 12 steps of 8 pairs. Returns the model, and the steps in which the adapter has trained."""
     config, callback = KINDS[kind]
-    transformer = Transformer(encoder)
-    model = sentences.SentenceTransformer(modules=[transformer, Pooling(32)], device="cpu")
+    model = sentences.SentenceTransformer(modules=[Transformer(encoder), Pooling(32)], device="cpu")
     torch.manual_seed(0)
-    model.add_adapter(config.__class__(**config.to_dict()))
+    model.add_adapter(copy.deepcopy(config))
     arguments = sentences.SentenceTransformerTrainingArguments(
         str(path), max_steps=12, per_device_train_batch_size=8, learning_rate=lr, optim=optim, report_to=[],
         disable_tqdm=True, use_cpu=True, save_strategy="no", seed=1,

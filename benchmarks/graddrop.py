@@ -87,7 +87,7 @@ def _skipped(contender: Contender, rounds: int) -> list[float]:
     if contender.name not in LAYERS:
         return [float(contender.name == FROZEN)] * rounds
     graddrop = GradDrop(contender.model)
-    last = graddrop.samplers[0].step
+    last = graddrop.samplers[0].progress.step
     skipped = []
     for step in range(last - rounds + 1, last + 1):
         graddrop.set_step(step)

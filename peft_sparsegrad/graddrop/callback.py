@@ -73,7 +73,7 @@ class GradDropCallback(TrainerCallback):
     def _announce(self, args: TrainingArguments, state: TrainerState) -> None:
         assert self.graddrop is not None
         for sampler in self.graddrop.samplers:
-            sampler.set_step(state.global_step)
+            sampler.progress.set_step(state.global_step)
             epoch, num_epochs = int(state.epoch or 0), sampler.num_epochs or 1
             if self._is_stream:
                 epoch = state.global_step * num_epochs // state.max_steps

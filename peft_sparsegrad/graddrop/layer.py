@@ -68,7 +68,7 @@ class GradDropLayer(DeltaLayer, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if any(name.startswith(f"{prefix}graddrop_adapter.") for name in state_dict):
             for sampler in self.graddrop_sampler.values():
-                sampler.values_replaced()
+                sampler.progress.values_replaced()
 
     def has_adapter(self, adapter_name: str) -> bool:
         return adapter_name in self.graddrop_adapter
@@ -91,8 +91,8 @@ class GradDropLayer(DeltaLayer, nn.Module):
             self._new_delta(self.weight_shape, init_weights),
             None if bias is None else self._new_delta(whole_shape(bias), init_weights),
         )
-        if not sampler.is_shared:
-            sampler.share(StepCount(deltas._buffers, "num_steps"))
+        if not sampler.progress.is_shared:
+            sampler.progress.share(StepCount(deltas._buffers, "num_steps"))
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=inference_mode)
 
@@ -160,8 +160,8 @@ class GradDropLayer(DeltaLayer, nn.Module):
         delta = self.deltas(adapter_name).of(kind)
         assert delta is not None
         refuse_views(delta, "mask its gradient", "another method")
-        sampler.begin_backward()
-        sampler.check_steps_are_seen(name, delta)
+        sampler.progress.begin_backward()
+        sampler.progress.check_steps_are_seen(name, delta)
         sampler.mask_gradient_(gradient, name, self.graddrop_block)
 
     def _delta(self, adapter_name: str, kind: str, value: torch.Tensor, scale: float) -> Delta:
@@ -170,8 +170,8 @@ class GradDropLayer(DeltaLayer, nn.Module):
         name, sampler = f"{self.graddrop_name}.{kind}", self.graddrop_sampler[adapter_name]
         if value.requires_grad and (torch.is_grad_enabled() or self.training) and not in_backward():
             refuse_views(value, "mask its gradient", "another method")
-            sampler.begin_pass()
-            sampler.check_steps_are_seen(name, value)
+            sampler.progress.begin_pass()
+            sampler.progress.check_steps_are_seen(name, value)
         trains = sampler.trains(name, self.graddrop_block)
         zeros = not trains and (sampler.config.frozen == "gradient" or _needs_some_gradient(sampler))
         # With `x` detached, autograd need not reach this layer; bitsandbytes would take that for inference.

@@ -1,15 +1,12 @@
-"""The sampler of gradient masks, which depend on the settings and on the progress of training."""
+"""The sampler of gradient masks, which depend on the settings and on the progress of a run."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from ..common.training.backward import backward_id
-from ..common.training.optimizer_watcher import innermost
 from ..functional import (
     SCHEDULES,
     GradientMask,
@@ -22,64 +19,43 @@ from ..functional import (
     stream_key,
 )
 from .config import GradDropConfig
-from .outside_changes import OutsideChanges
-from .step_count import StepCount
+from .step_progress import StepProgress
 
 
 class MaskSampler:
     """Sampler of the gradient masks of all parameters that one configuration governs.
 
     A mask is a function of the seed, the step or epoch, and the parameter's name, so a checkpoint has to hold no more
-    than the number of steps. They are counted until `set_step` is called for the first time; from then on they are
-    announced.
+    than the number of steps.
 
     Args:
         config: The GradDrop settings.
         blocks: Names of the transformer blocks that the settings govern, from the input on.
 
     Attributes:
-        steps_taken: Count of the optimizer steps taken.
-        is_shared: True if an adapter's checkpoint holds that count.
-        step: Optimizer steps taken before the one whose passes are running.
+        progress: Optimizer steps of the run, and the one that the running passes belong to.
         epoch: Number of the epoch, from 0; None until it is announced.
         num_epochs: Number of epochs of the run; None until it is known.
     """
 
     def __init__(self, config: GradDropConfig, blocks: Sequence[str]) -> None:
         self.config, self.blocks = config, list(blocks)
-        self.steps_taken = StepCount({}, "")
-        self.is_shared = False
+        self.progress = StepProgress(holds=config.frozen == "hold")
         self._sets: dict[str, int] = {}
         self.reset()
 
-    def share(self, steps_taken: StepCount) -> None:
-        """Count steps in a tensor that is saved with an adapter, from what that has counted so far."""
-        self.steps_taken, self.is_shared = steps_taken, True
-
     def reset(self) -> None:
         """Forget everything that was announced; the steps taken remain."""
-        self.step = self.steps_taken.value
+        self.progress.reset()
         self.epoch: int | None = None
         self.num_epochs: int | None = None
-        self._counts_steps, self._backward = True, -1
-        self._stepped: set[str] | None = None  # parameters that have had the step of the last pass; None before any
-        self._changes = OutsideChanges(self.config.frozen == "hold")
         self._nothing_trains: dict[tuple[int, int | None], bool] = {}
         self._masks_of_epoch: tuple[int | None, dict[str, GradientMask]] = (None, {})
-        self._optimizer: weakref.ref[torch.optim.Optimizer] | None = None
         if self.config.num_epochs is not None:
             self.set_num_epochs(self.config.num_epochs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_optimizer": None, "_masks_of_epoch": (None, {})}  # bound to no run
-
-    def bind(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bind the masks to the run of `optimizer`, so that `check_optimizer` rejects any other optimizer."""
-        self._optimizer = weakref.ref(innermost(optimizer))
-
-    def is_bound_to(self, optimizer: torch.optim.Optimizer | None) -> bool:
-        """Return whether the masks are bound to the run of `optimizer`."""
-        return self._optimizer is not None and self._optimizer() is innermost(optimizer)
+        return {**vars(self), "_masks_of_epoch": (None, {})}
 
     def set_num_epochs(self, num_epochs: int) -> None:
         """Announce the number of epochs of the run.
@@ -125,60 +101,6 @@ class MaskSampler:
             if not 0 <= epoch < self.num_epochs:
                 raise ValueError(f"`epoch` must be in [0, {self.num_epochs}), as `num_epochs` says, not {epoch}")
         self.epoch = epoch
-
-    def set_step(self, step: int) -> None:
-        """Announce an optimizer step, counted from 0; from now on every step has to be announced."""
-        self.step, self._counts_steps = step, False
-
-    def begin_pass(self) -> None:
-        """Note that a forward pass begins; the first one after an optimizer step belongs to the next step.
-
-        It is not to be called inside a backward pass, where an optimizer may step as soon as a gradient is there: the
-        forward passes that checkpointing computes again belong to the step that the backward pass is in.
-        """
-        self._stepped = set()
-        if self._counts_steps:
-            self.step = self.steps_taken.value
-
-    def begin_backward(self) -> None:
-        """Note that a gradient arrives; the first one of a backward pass after a step belongs to the next step."""
-        if backward_id() != self._backward:
-            self._backward = backward_id()
-            self.begin_pass()
-
-    def awaits_step(self, name: str) -> bool:
-        """Return whether there was a pass since the last step of a parameter.
-
-        torch's distributed checkpoints take a step without one, with gradients of zero, to make an optimizer's state.
-        """
-        return self._stepped is not None and name not in self._stepped
-
-    def step_begins(self, name: str, parameter: torch.Tensor) -> None:
-        """Note that an optimizer is about to move a parameter, and check what its last step has left."""
-        self._changes.step_begins(name, parameter)
-
-    def step_taken(self, name: str, parameter: torch.Tensor) -> None:
-        """Note that an optimizer has taken a step with a parameter; the passes that follow belong to another step."""
-        if self._stepped is not None:
-            self._stepped.add(name)
-        self.steps_taken.value = self.step + 1
-        self._changes.step_taken(name, parameter)
-
-    def values_replaced(self) -> None:
-        """Note that parameters have been loaded, which is no step."""
-        self._changes.forget()
-
-    def check_steps_are_seen(self, name: str, parameter: torch.Tensor) -> None:
-        """Raise a RuntimeError if `parameter` has changed outside of steps, which are counted or hold entries."""
-        self._changes.check(name, parameter, self._counts_steps)
-
-    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Raise a RuntimeError if the masks are bound to another run, which was interrupted and left them behind."""
-        if self._optimizer is not None and not self.is_bound_to(optimizer):
-            raise RuntimeError(
-                "the gradients of this step were masked for another run, with another optimizer, which was "
-                "interrupted: call `remove()` of its `callback.graddrop`, or give this Trainer a `GradDropCallback`"
-            )
 
     @property
     def is_announced(self) -> bool:
@@ -234,7 +156,7 @@ class MaskSampler:
         """True if every block is dropped in this step."""
         if self.config.granularity == "element" or not self.is_announced:
             return False
-        now = (self.step, self.epoch)
+        now = (self.progress.step, self.epoch)
         if now not in self._nothing_trains:
             self._nothing_trains = {now: all(self.mask("", block).keeps_nothing for block in self.blocks)}
         return self._nothing_trains[now]
@@ -252,7 +174,7 @@ class MaskSampler:
 
     def _random_mask(self, unit: str) -> GradientMask:
         config = self.config
-        now = self.epoch if config.interval == "epoch" else self.step
+        now = self.epoch if config.interval == "epoch" else self.progress.step
         key = stream_key(config.seed, config.interval, now or 0, unit)
         if config.noise == "gaussian":
             gaussian = gaussian_mask if config.granularity == "element" else gaussian_block_mask

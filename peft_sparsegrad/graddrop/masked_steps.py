@@ -60,8 +60,8 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
     """
     moved = [masked for masked in parameters if step.updates(masked.parameter)]
     for masked in moved:
-        masked.sampler.step_begins(masked.name, masked.parameter)
-    updated = [masked for masked in moved if step.has_closure or masked.sampler.awaits_step(masked.name)]
+        masked.sampler.progress.step_begins(masked.name, masked.parameter)
+    updated = [masked for masked in moved if step.has_closure or masked.sampler.progress.awaits_step(masked.name)]
     if not updated:
         return None
     held = [entries for masked in updated if (entries := _hold(masked, step)) is not None]
@@ -70,16 +70,16 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
         for entries in held:
             entries.restore(step.renewed.get(id(entries.parameter)))
         for masked in updated:
-            masked.sampler.step_taken(masked.name, masked.parameter)
+            masked.sampler.progress.step_taken(masked.name, masked.parameter)
 
     return after_step
 
 
 def _hold(masked: MaskedParameter, step: OptimizerStep) -> _Held | None:
     parameter, sampler, name, block = masked
-    sampler.check_optimizer(step.optimizer)
+    sampler.progress.check_optimizer(step.optimizer)
     if step.has_closure:
-        sampler.begin_pass()  # the closure runs the passes of this step only now
+        sampler.progress.begin_pass()  # the closure runs the passes of this step only now
     if sampler.config.frozen == "hold":
         _check_moves_in_steps(step.optimizer)
     piece = step.piece(parameter)

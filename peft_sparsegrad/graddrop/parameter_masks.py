@@ -107,8 +107,8 @@ class ParameterMasks:
         return parameters
 
     def _mask(self, place: Place, gradient: torch.Tensor) -> torch.Tensor:
-        self.sampler.begin_backward()
-        self.sampler.check_steps_are_seen(place.name, place.tensor)
+        self.sampler.progress.begin_backward()
+        self.sampler.progress.check_steps_are_seen(place.name, place.tensor)
         own = gradient.clone(memory_format=torch.contiguous_format)
         return self.sampler.mask_gradient_(own, place.name, place.block)
 
@@ -143,7 +143,7 @@ class _AfterLoading:
 
     def __call__(self, module: nn.Module, incompatible_keys: Any) -> None:
         if self._sampler is not None:
-            self._sampler.values_replaced()
+            self._sampler.progress.values_replaced()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()

@@ -67,7 +67,7 @@ class GradDrop:
         self._remove_earlier_masks(optimizer)
         if optimizer is not None:
             for sampler in self.samplers:
-                sampler.bind(optimizer)
+                sampler.progress.bind(optimizer)
         self._before = [_sample(masked.parameter) for masked in self.masked_parameters()]
         if self._masks is not None:
             self._masks.start()
@@ -84,7 +84,7 @@ class GradDrop:
     def set_step(self, step: int) -> None:
         """Announce an optimizer step, counted from 0; from now on every step has to be announced."""
         for sampler in self.samplers:
-            sampler.set_step(step)
+            sampler.progress.set_step(step)
 
     def remove(self) -> None:
         """Remove the masks; a GradDrop adapter keeps its own masks but forgets everything that was announced."""
@@ -150,7 +150,7 @@ class GradDrop:
             if not isinstance(other, ParameterMasks):
                 continue
             if any(id(masked.parameter) in own for masked in other.masked_parameters()):
-                if optimizer is not None and other.sampler.is_bound_to(optimizer):
+                if optimizer is not None and other.sampler.progress.is_bound_to(optimizer):
                     raise ValueError("two `GradDropCallback`s mask the same parameters in one run: use one of them")
                 other.remove()
 

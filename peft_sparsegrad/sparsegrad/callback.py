@@ -130,7 +130,7 @@ class SparseGradCallback(TrainerCallback):
         """Let the first rank have what a checkpoint is to hold; an evaluation may be followed by one of the best."""
         if control.should_save or control.should_evaluate:
             for adapter in find_adapter(model)[1]:
-                adapter.training_state.gather()
+                adapter.training_state.carried.gather()
 
     def _measure(self) -> dict[str, float]:
         if self._probe is None:

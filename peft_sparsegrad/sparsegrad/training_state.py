@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ..common.tracing import is_exporting
-from ..common.training.distributed import agree, rank_of_process, refuse_join, world_size
+from ..common.training.distributed import agree, refuse_join, world_size
 from ..common.training.optimizer_watcher import OptimizerStep, watch
 from ..common.training.pieces import Piece, is_dtensor
 from ..common.training.unseen_steps import UnseenSteps
+from .carried_state import CarriedState
 from .core_gradient import CoreGradient
 from .dynamic_steps import DynamicSteps
 from .optimizer_state import carry, has_state, take
@@ -36,11 +36,13 @@ class TrainingState:
 
     Attributes:
         core_gradient: Gradient of the whole core, by which the next support is chosen.
+        carried: What the optimizer's state dict carries of the run.
     """
 
     def __init__(self, adapter: LayerAdapter) -> None:
         self.adapter, plan = adapter, adapter.plan
         self.core_gradient = CoreGradient(plan.core_shape, plan.support_score, self._positions, self.check_values)
+        self.carried = CarriedState(adapter, self.core_gradient)
         if self.is_renewed:
             self.core_gradient.watch(self.values)  # pyright: ignore[reportAttributeAccessIssue]
         self.begin_again()
@@ -52,7 +54,7 @@ class TrainingState:
         self._unseen, self._dynamic_steps = UnseenSteps(), DynamicSteps(self.adapter.plan)
         self._optimizers: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
         self._renewed: torch.Tensor | None = None
-        self._is_gathered = False
+        self.carried.is_gathered = False
 
     @property
     def values(self) -> nn.Parameter:
@@ -107,7 +109,7 @@ class TrainingState:
         """Count a step, and renew the support if a renewal is due."""
         if not self.core_gradient.commit() and not self._is_of_other_ranks(piece):
             return
-        self._is_gathered = False
+        self.carried.is_gathered = False
         taken = self.adapter.count_step()
         if taken == next_renewal(taken - 1, self.adapter.plan.renewal_steps):
             self._agree("renewal")
@@ -192,12 +194,12 @@ class TrainingState:
             )
         carried = take(optimizer, piece.held, self.adapter.plan.name)
         if carried is not None:
-            self.load_state_dict(carried, piece)
+            self.carried.load(carried, piece)
         if optimizer in self._optimizers:
             return
         if self.is_renewed and not self._optimizers:
             self._agree("first step")
-        if carried is None and not self._optimizers and self._was_sorted() and has_state(optimizer, piece):
+        if carried is None and not self._optimizers and self.carried.was_sorted and has_state(optimizer, piece):
             raise RuntimeError(
                 "the optimizer has a state without the order of the SparseGrad values that it belongs to: load one "
                 "that `optimizer.state_dict()` of the training run has returned, or begin with a new optimizer, in a "
@@ -205,66 +207,4 @@ class TrainingState:
             )
         self._optimizers.add(optimizer)
         if self.adapter.support is not None:
-            carry(optimizer, piece.held, self.adapter.plan.name, self)
-
-    def _was_sorted(self) -> bool:
-        """Return whether the values were in another order before they were saved, as they are after a renewal."""
-        slots, first = self.adapter.slots, self.adapter.plan.renewal_steps
-        if slots is None or not 0 < first <= self.adapter.num_steps:
-            return False
-        return bool((slots.diff() == 1).all())
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return the positions of the values and the total from which the next support is chosen.
-
-        Under FSDP2, where all ranks save, it is a collective operation.
-
-        Returns:
-            `indices`: position of each value, int32 (k,). `total`: total of the core's gradient, (r_out, r_in), and
-            empty if the support is not renewed.
-            `share`: number of ranks of whose totals it is one, and the number of this rank, int64 (2,); after `gather`
-            one rank, 0. All are tensors of fixed shapes, as torch's distributed checkpoints need them.
-        """
-        if is_dtensor(self.values):
-            self.gather()
-        total, share = self.core_gradient.total, [1, 0] if self._is_gathered else [world_size(), rank_of_process()]
-        if total is None:
-            total = torch.zeros(self.adapter.plan.core_shape if self.is_renewed else 0, device=self._device)
-        return {"indices": self._positions().int(), "total": total, "share": torch.tensor(share)}
-
-    def load_state_dict(self, state: dict[str, Any], piece: Piece) -> None:
-        """Restore what `state_dict` returned, and put the values into the slots to which the moments belong.
-
-        Raises:
-            RuntimeError: If the state is that of another support.
-        """
-        own, indices = self._positions(), state["indices"].to(self._device).long()
-        order, rank = own.argsort(), indices.argsort().argsort()
-        if not torch.equal(own[order[rank]], indices):
-            raise RuntimeError(
-                f"the optimizer's state is for other entries of {self.adapter.plan.name!r} than the adapter has: load "
-                "the optimizer and the adapter from the same checkpoint, or begin with a new optimizer"
-            )
-        if not torch.equal(own, indices):
-            for part in (piece.values, piece.gradient):
-                if part is not None:
-                    part.copy_(piece.cut(piece.joined(part, self._device)[order[rank]]))
-            self.adapter.place(indices)
-            self.adapter.prepare()
-        self._load_total(state["total"].to(self._device, torch.float32), *state["share"].tolist())
-
-    def _load_total(self, total: torch.Tensor, ranks: int, rank: int) -> None:
-        is_own = ranks == world_size() and rank == rank_of_process()
-        if ranks > 1 and not is_own and bool(total.any()):
-            warnings.warn(
-                f"The checkpoint was written by one of {ranks} ranks, without the gradients of the others: the next "
-                "renewal of the supports goes by its share of them. `SparseGradCallback` saves those of all ranks.",
-                stacklevel=2,
-            )
-        self.core_gradient.total = total.clone() if bool(total.any()) else None
-
-    def gather(self) -> None:
-        """Give each rank the mean of all totals, so that a checkpoint of any rank has it; a collective operation."""
-        if world_size() > 1 and not self._is_gathered:
-            self.core_gradient.total = self.core_gradient.mean_over_ranks(self._device)
-            self._is_gathered = True
+            carry(optimizer, piece.held, self.adapter.plan.name, self.carried)

@@ -135,7 +135,7 @@ def test_resumed_adapter_draws_the_masks_of_the_saved_settings(tmp_path):
     loaded = PeftModel.from_pretrained(tower(), tmp_path, is_trainable=True)
     step(model, optimizer, 3)
     step(loaded, sgd(loaded), 3)
-    assert masks_of(model).step == masks_of(loaded).step == 3
+    assert masks_of(model).progress.step == masks_of(loaded).progress.step == 3
     assert all(torch.equal(deltas(loaded)[name], delta) for name, delta in deltas(model).items())
 
 

@@ -22,7 +22,7 @@ def twin_step(layer, model, x, lr: float = 0.0):
     """Set the twin's weights to W + delta, return output, the input's gradient and the masked gradients, and step."""
     (peft_layer,) = graddrop_layers(model).values()
     masks = masks_of(model)
-    masks.begin_pass()
+    masks.progress.begin_pass()
     x = x.clone().requires_grad_(x.is_floating_point())
     y = layer(x)
     y.square().sum().backward()

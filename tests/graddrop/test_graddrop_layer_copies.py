@@ -39,7 +39,7 @@ def test_copy_goes_on_like_the_original(how, variant):
         for seed in range(3):
             step(which, optimizer, seed)
     assert masks_of(twin) is not masks_of(model)
-    assert masks_of(twin).step == masks_of(model).step == 3
+    assert masks_of(twin).progress.step == masks_of(model).progress.step == 3
     assert all(torch.equal(deltas(twin)[name], delta) for name, delta in deltas(model).items())
 
 
@@ -62,7 +62,7 @@ def test_copy_does_not_advance_the_original(how):
     optimizer = sgd(twin)
     for seed in range(3):
         step(twin, optimizer, seed)
-    assert (masks_of(model).step, masks_of(twin).step) == (0, 2)
+    assert (masks_of(model).progress.step, masks_of(twin).progress.step) == (0, 2)
 
 
 def test_copy_shares_one_set_of_masks_among_its_layers():

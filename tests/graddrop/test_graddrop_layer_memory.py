@@ -38,7 +38,7 @@ def test_input_is_not_kept_where_nothing_of_the_weight_trains(kind):
     masks = masks_of(model)
     shares = {}
     for number in range(20):
-        masks.set_step(number)
+        masks.progress.set_step(number)
         own = x.clone().requires_grad_() * 1.0
         kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
@@ -65,7 +65,7 @@ def test_masked_layers_compute_no_weight_gradient():
     masks = masks_of(model)
     counts = set()
     for number in range(24):
-        masks.set_step(number)
+        masks.progress.set_step(number)
         loss = loss_of(model)
         with Products() as products:
             loss.backward()

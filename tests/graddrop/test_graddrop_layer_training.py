@@ -60,7 +60,7 @@ def test_gradient_checkpointing_trains_the_same(use_reentrant, variant):
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     for which in (plain, model):
         train(which.train(), steps=4, optimizer=sgd(which, lr=0.5))
-    assert masks_of(model).step == masks_of(plain).step == 3
+    assert masks_of(model).progress.step == masks_of(plain).progress.step == 3
     for name, delta in deltas(plain).items():
         assert torch.allclose(deltas(model)[name], delta, atol=1e-6)
         assert torch.equal(deltas(model)[name] != 0, delta != 0)
@@ -74,6 +74,6 @@ def test_compiled_model_trains_the_same(variant):
         optimizer = adamw(which)
         for seed in range(4):
             step(which, optimizer, seed)
-    assert masks_of(model).step == 3
+    assert masks_of(model).progress.step == 3
     assert all(torch.allclose(deltas(model)[name], delta) for name, delta in deltas(plain).items())
     assert torch.allclose(loss_of(compiled), loss_of(plain))

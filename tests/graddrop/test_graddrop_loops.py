@@ -37,7 +37,7 @@ def test_optimizer_inside_the_backward_pass_is_the_one_after_it(settings, checkp
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
         losses.append(train_with_an_optimizer_each(model, 6, inside))
-        assert masks_of(model).steps_taken.value == 6
+        assert masks_of(model).progress.steps_taken.value == 6
     assert losses[0] == losses[1]
 
 
@@ -191,7 +191,7 @@ def test_slow_weights_of_a_wrapper_without_hooks_are_refused_where_entries_rest(
 def test_slow_weights_of_a_wrapper_without_hooks_are_right_where_nothing_is_held():
     model = dropped(p=0.5).train()
     steps(model, SlowWeights(torch.optim.SGD(trained(model), lr=0.1)), 4)
-    assert masks_of(model).steps_taken.value == 4
+    assert masks_of(model).progress.steps_taken.value == 4
 
 
 @pytest.mark.parametrize("is_delta", [True, False])
@@ -237,11 +237,11 @@ def test_step_count_is_that_of_the_file(tmp_path):
         optimizer.zero_grad()
     model.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(llama(), tmp_path, is_trainable=True)
-    assert masks_of(loaded).steps_taken.value == 3
+    assert masks_of(loaded).progress.steps_taken.value == 3
     backward(loaded, 0)
-    assert masks_of(loaded).step == 3
+    assert masks_of(loaded).progress.step == 3
     model.load_adapter(str(tmp_path), "default", is_trainable=True)
-    assert masks_of(model).steps_taken.value == 3
+    assert masks_of(model).progress.steps_taken.value == 3
 
 
 def test_reference_adapter_is_the_policy():

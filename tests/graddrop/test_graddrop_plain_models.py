@@ -172,7 +172,7 @@ def test_masks_count_the_steps_of_a_plain_model():
     for number in range(3):
         loss_of(model, number).backward()
         loss_of(model, number).backward()
-        assert graddrop.samplers[0].step == number
+        assert graddrop.samplers[0].progress.step == number
         optimizer.step()
         optimizer.zero_grad()
 

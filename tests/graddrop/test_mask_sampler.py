@@ -108,7 +108,7 @@ def test_share_of_kept_layers_is_within_binomial_bounds():
     masks = masks_of(dropped(tower(num_blocks=4), "Layer-GradDrop", p=0.3))
     kept = 0
     for number in range(500):
-        masks.set_step(number)
+        masks.progress.set_step(number)
         kept += sum(masks.trains("", block) for block in masks.blocks)
     assert abs(kept - 2000 * 0.7) < 5 * (2000 * 0.3 * 0.7) ** 0.5
 
@@ -117,7 +117,7 @@ def test_whole_blocks_are_dropped_independently_of_each_other():
     masks = masks_of(dropped(tower(num_blocks=2), "Layer-GradDrop", p=0.5))
     seen = set()
     for number in range(40):
-        masks.set_step(number)
+        masks.progress.set_step(number)
         seen.add(tuple(masks.trains("", block) for block in masks.blocks))
     assert len(seen) == 4
 

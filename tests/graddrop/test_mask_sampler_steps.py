@@ -47,7 +47,7 @@ def test_evaluation_between_micro_batches_does_not_advance_the_mask():
     for _ in range(3):
         loss_of(model).backward()
         loss_of(model)
-    assert masks_of(model).step == 1
+    assert masks_of(model).progress.step == 1
 
 
 def test_two_optimizers_of_one_model_count_a_step_once():
@@ -56,11 +56,11 @@ def test_two_optimizers_of_one_model_count_a_step_once():
     optimizers = [torch.optim.SGD(parameters[:5], lr=0.01), torch.optim.AdamW(parameters[5:], lr=0.01)]
     for number in range(3):
         loss_of(model, number).backward()
-        assert masks_of(model).step == number
+        assert masks_of(model).progress.step == number
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-    assert masks_of(model).step == 2
+    assert masks_of(model).progress.step == 2
 
 
 def test_optimizer_step_that_the_loss_scale_skips_is_not_counted():
@@ -72,7 +72,7 @@ def test_optimizer_step_that_the_loss_scale_skips_is_not_counted():
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-    assert masks_of(model).step == 1
+    assert masks_of(model).progress.step == 1
 
 
 def test_step_of_another_models_optimizer_is_not_counted():
@@ -81,7 +81,7 @@ def test_step_of_another_models_optimizer_is_not_counted():
     for seed in range(3):
         step(other, optimizer, seed)
         loss_of(model).backward()
-    assert (masks_of(model).step, masks_of(other).step) == (0, 2)
+    assert (masks_of(model).progress.step, masks_of(other).progress.step) == (0, 2)
 
 
 def test_step_with_a_closure_trains_and_counts():
@@ -96,7 +96,7 @@ def test_step_with_a_closure_trains_and_counts():
 
     losses = [optimizer.step(closure).item() for _ in range(20)]
     assert losses[-1] < losses[0]
-    assert masks_of(model).step == 19  # the next begins with the next pass
+    assert masks_of(model).progress.step == 19  # the next begins with the next pass
 
 
 def test_set_step_repeats_the_masks_of_an_earlier_step():
@@ -117,7 +117,7 @@ def test_after_set_step_steps_are_announced_and_not_counted():
     for _ in range(3):
         step(model, optimizer)
     loss_of(model)
-    assert masks_of(model).step == 5
+    assert masks_of(model).progress.step == 5
 
 
 def test_resumed_run_goes_on_like_the_uninterrupted_one(tmp_path):

@@ -23,7 +23,7 @@ def test_unrelated_model_trains_as_without_graddrop():
     for number in range(3):
         step(twin, expected, number)
     assert all(torch.equal(p, twin.get_parameter(name)) for name, p in bystander.named_parameters())
-    assert masks_of(model).step == 0
+    assert masks_of(model).progress.step == 0
     assert all(delta.grad is not None for delta in deltas(model).values())
 
 

@@ -53,7 +53,7 @@ class Watch:
             (parameter, parameter.detach().clone(), masks.mask(name, layer).keep(parameter.shape, parameter.device))
             for parameter, masks, name, layer in self.find()
         ]
-        self.steps.append(next(iter(self.find())).sampler.step)
+        self.steps.append(next(iter(self.find())).sampler.progress.step)
 
     def after_step(self):
         moved = sum(int((parameter != before).sum()) for parameter, before, _ in self.before)

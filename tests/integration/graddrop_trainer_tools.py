@@ -110,7 +110,7 @@ def keeps(model, config, step, epoch, num_epochs=EPOCHS):
     masks = MaskSampler(config, list(dict.fromkeys(layer for _, layer in names.values())))
     masks.set_num_epochs(num_epochs)
     masks.set_epoch(epoch)
-    masks.set_step(step)
+    masks.progress.set_step(step)
     shapes = {name: p.shape for name, p in model.named_parameters()}
     return {name: masks.mask(*names[name]).keep(shapes[name], torch.device("cpu")) for name in names}
 

@@ -65,7 +65,7 @@ def test_step_that_the_gradient_scaler_skips_does_not_advance_the_mask(kind, set
             assert not any(entries.any() for entries in moved.values())
         else:
             assert_moved(moved, keeps(model, config, step, 0, num_epochs=1))
-        assert graddrop.samplers[0].step == (step or 0)
+        assert graddrop.samplers[0].progress.step == (step or 0)
 
 
 @KINDS

@@ -14,9 +14,9 @@ from transformers import Trainer, TrainerControl, TrainerState, TrainingArgument
 from transformers.trainer_callback import CallbackHandler
 
 from peft_sparsegrad import SparseGradCallback
+from peft_sparsegrad.sparsegrad.carried_state import CarriedState
 from peft_sparsegrad.sparsegrad.energy_probe import EnergyProbe
 from peft_sparsegrad.sparsegrad.layer import layer_adapters
-from peft_sparsegrad.sparsegrad.training_state import TrainingState
 from peft_sparsegrad.sparsegrad.warmup.trainer_batches import _may_be_used_up
 
 
@@ -105,7 +105,7 @@ def test_a_stream_of_datasets_can_be_read_again_in_a_shard_too():
 def test_what_other_ranks_hold_is_gathered_before_every_checkpoint(tmp_path, monkeypatch, settings, at):
     """By transformers' own order of callbacks, whose first decides whether to save."""
     gathered, model = [], adapted(warmup_steps=0)
-    monkeypatch.setattr(TrainingState, "gather", lambda state: gathered.append(state))
+    monkeypatch.setattr(CarriedState, "gather", lambda state: gathered.append(state))
     common = {"use_cpu": True, "report_to": [], "logging_strategy": "no", "metric_for_best_model": "loss"}
     arguments = TrainingArguments(str(tmp_path), **common, **settings)
     run = trainer(model, tmp_path, [SparseGradCallback()])

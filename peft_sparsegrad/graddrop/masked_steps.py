@@ -61,7 +61,7 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
     moved = [masked for masked in parameters if step.updates(masked.parameter)]
     for masked in moved:
         masked.sampler.progress.step_begins(masked.name, masked.parameter)
-    updated = [masked for masked in moved if step.has_closure or masked.sampler.progress.awaits_step(masked.name)]
+    updated = [masked for masked in moved if masked.sampler.progress.awaits_step(masked.name)]
     if not updated:
         return None
     held = [entries for masked in updated if (entries := _hold(masked, step)) is not None]
@@ -78,15 +78,13 @@ def before_masked_step(parameters: Iterable[MaskedParameter], step: OptimizerSte
 def _hold(masked: MaskedParameter, step: OptimizerStep) -> _Held | None:
     parameter, sampler, name, block = masked
     sampler.progress.check_optimizer(step.optimizer)
-    if step.has_closure:
-        sampler.progress.begin_pass()  # the closure runs the passes of this step only now
     if sampler.config.frozen == "hold":
         _check_moves_in_steps(step.optimizer)
     piece = step.piece(parameter)
-    if sampler.config.frozen != "hold" or (piece.gradient is None and not step.has_closure):
+    if sampler.config.frozen != "hold" or (piece.gradient is None and not step.repeats_passes):
         return None
     mask = sampler.mask(name, block)
-    if mask.keeps_nothing and not step.has_closure:
+    if mask.keeps_nothing and not step.repeats_passes:  # a line search moves all parameters as one
         _check_can_be_skipped(parameter, piece)
         parameter.grad = None  # optimizers skip parameters without a gradient
         return None

@@ -35,11 +35,11 @@ class OutsideChanges:
         """Note that an optimizer is about to move a parameter, after the check of what its last step has left."""
         self._check_is_as_left(name, parameter)
         self._left.pop(name, None)
+        self._sees_steps = True  # from here on, as a line search runs further passes in the step
+        self._unseen.clear()
 
     def step_taken(self, name: str, parameter: torch.Tensor) -> None:
         """Note that an optimizer has moved a parameter by the masks."""
-        self._sees_steps = True
-        self._unseen.clear()
         if self._holds:
             self._left[name] = LeftByStep(parameter)
 

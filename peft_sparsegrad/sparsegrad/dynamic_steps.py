@@ -40,12 +40,12 @@ class DynamicSteps:
             device: Device of the layer, where collective operations are possible.
 
         Raises:
-            RuntimeError: If the step computes its gradient itself.
+            RuntimeError: If the step computes several gradients.
         """
-        if step.has_closure:
+        if step.repeats_passes:
             raise RuntimeError(
-                "`support='dynamic'` chooses entries by the gradient before a step, and a closure computes it inside: "
-                "call `optimizer.step()` after `loss.backward()`, without a closure"
+                f"`support='dynamic'` chooses entries by the gradient of a step, and {type(step.optimizer).__name__} "
+                "computes several in one: use `create_sparsegrad_optimizer(model, lr)`, or support='static'"
             )
         gradient = piece.gradient
         if gradient is None:

@@ -97,11 +97,10 @@ class TrainingState:
             return self._dynamic_steps.before_step(step, piece, self._device)
         if not self.is_renewed:
             return None
-        if not step.has_closure:
-            if piece.gradient is None:  # optimizers skip values without a gradient
-                self.core_gradient.discard()
-                return None
-            self._check_gradient(piece, piece.gradient)
+        if piece.gradient is None:  # optimizers skip values without a gradient
+            self.core_gradient.discard()
+            return None
+        self._check_gradient(piece, piece.gradient)
         return partial(self.core_gradient.when_complete, partial(self._after_step, step, piece))
 
     @torch.no_grad()

@@ -20,6 +20,10 @@ class NestedAdam(torch.optim.Adam):
         return loss
 
 
+def lbfgs(model) -> torch.optim.LBFGS:
+    return torch.optim.LBFGS(trained(model), lr=0.1, max_iter=3)
+
+
 torch.optim.Adam([nn.Parameter(torch.zeros(1))])  # from now on torch hooks the step of the base class too
 OPTIMIZERS = {
     "Adam, nested": lambda ps: NestedAdam(ps, lr=0.01),
@@ -105,9 +109,11 @@ def test_entries_are_held_where_no_gradient_is_kept_between_steps(granularity):
             assert torch.equal(delta != before[name], kept[name])
 
 
-def test_step_with_a_closure_holds_masked_entries():
-    model = dropped(tower(), p=0.5, frozen="hold", init_weights=False)
-    optimizer = adamw(model, weight_decay=0.1)
+@pytest.mark.parametrize("made", [lambda model: adamw(model, weight_decay=0.1), lbfgs], ids=["AdamW", "LBFGS"])
+@pytest.mark.parametrize("granularity", ["element", "layer"])
+def test_step_with_a_closure_holds_masked_entries(granularity, made):
+    model = dropped(tower(), granularity=granularity, p=0.5, frozen="hold", init_weights=False)
+    optimizer = made(model)
     kept = {}
 
     def closure():
@@ -117,7 +123,7 @@ def test_step_with_a_closure_holds_masked_entries():
         kept.update(kept_now(masks_of(model), with_blocks(model)))
         return loss
 
-    for number in range(4):
+    for number in range(6):
         before = {name: delta.detach().clone() for name, delta in deltas(model).items()}
         optimizer.step(closure)
         for name, delta in deltas(model).items():

@@ -312,10 +312,10 @@ def test_the_largest_of_accumulated_gradients_are_chosen_once_before_the_step():
     assert torch.equal(values.grad, whole * expected)
 
 
-def test_a_closure_is_refused_with_a_dynamic_support():
+def test_a_line_search_is_refused_with_a_dynamic_support():
     model = attach(modules_to_save=None)
-    optimizer = create_sparsegrad_optimizer(model, lr=0.1)
-    with pytest.raises(RuntimeError, match="without a closure"):
+    optimizer = torch.optim.LBFGS([p for p in model.parameters() if p.requires_grad])
+    with pytest.raises(RuntimeError, match="LBFGS computes several in one"):
         optimizer.step(lambda: backward(model, 0))
     assert not model.base_model.model.up.adapter("default").values.any()
 

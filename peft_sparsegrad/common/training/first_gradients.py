@@ -33,13 +33,10 @@ class FirstGradients:
         watch(self)
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
-        """Look at the gradients of the layers that the optimizer holds; after the step if that computes them."""
+        """Look at the gradients of the layers that the optimizer holds."""
         if in_backward():  # of a loop with an optimizer for each parameter: the other gradients are still to come
             return None
-        names = [name for name, layer in self._waiting.items() if self._is_held(layer, step)]
-        if step.has_closure:
-            return lambda: self._look_at(names)
-        self._look_at(names)
+        self._look_at([name for name, layer in self._waiting.items() if self._is_held(layer, step)])
         return None
 
     def _is_held(self, layer: DeltaLayer, step: OptimizerStep) -> bool:

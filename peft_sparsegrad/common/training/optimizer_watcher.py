@@ -26,13 +26,14 @@ class OptimizerStep:
 
     Attributes:
         optimizer: The optimizer that torch runs, also where DeepSpeed calls it.
-        has_closure: True if the step runs its own forward and backward passes, so that gradients are still to come.
+        repeats_passes: True if the step runs several forward and backward passes with weights that it moves between
+            them, as a line search does.
         optimizers: The optimizer, and those that have stepped inside its step, as a Lookahead lets another do.
         renewed: By the `id` of a parameter, boolean mask of the slots that a renewal has set to zero after the step.
     """
 
-    def __init__(self, optimizer: Optimizer, has_closure: bool, outer: list[OptimizerStep]) -> None:
-        self.optimizer, self.has_closure = optimizer, has_closure
+    def __init__(self, optimizer: Optimizer, outer: list[OptimizerStep]) -> None:
+        self.optimizer, self.repeats_passes = optimizer, isinstance(optimizer, torch.optim.LBFGS)
         self.optimizers = [optimizer]
         self.renewed: dict[int, torch.Tensor] = {}
         self._outer = outer
@@ -58,8 +59,58 @@ class StepObserver(Protocol):
     """An object that acts before and after the steps of any optimizer that holds its parameters."""
 
     def before_step(self, step: OptimizerStep) -> Callable[[], None] | None:
-        """Prepare for a step, and return a function to call after it, or None if the step does not concern it."""
+        """Prepare for a step whose gradients are there.
+
+        Returns:
+            A function to call after the step, or None if the step does not concern the observer.
+        """
         ...
+
+
+class _RunningStep:
+    """A step that is running, which is prepared once and ended once.
+
+    Args:
+        step: The step.
+    """
+
+    def __init__(self, step: OptimizerStep) -> None:
+        self.step = step
+        self._is_prepared = False
+        self._calls: list[Callable[[], None]] = []
+
+    def prepare(self) -> None:
+        """Let every observer prepare for the step, the first time that this is called."""
+        if not self._is_prepared:
+            self._is_prepared = True
+            calls = [observer.before_step(self.step) for observer in observers()]
+            self._calls = [call for call in calls if call is not None]
+
+    def preparing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return a closure that also prepares for the step, once the gradients of its passes are there."""
+
+        def pass_and_prepare() -> Any:
+            loss = closure()
+            self.prepare()
+            return loss
+
+        return pass_and_prepare
+
+    def end(self) -> None:
+        """Call what the observers want to be called after the step.
+
+        Raises:
+            RuntimeError: If the optimizer holds parameters of theirs and has not called its closure.
+        """
+        if not self._is_prepared:
+            self.prepare()
+            if self._calls:
+                raise RuntimeError(
+                    f"{type(self.step.optimizer).__name__} was given a closure and has taken a step without calling "
+                    "it, so that the adapter could not prepare for it: call `step()` without, after `loss.backward()`"
+                )
+        for call in self._calls:
+            call()
 
 
 # Dictionaries keep their order, and every rank must take part in the same collective operation at the same time.
@@ -92,24 +143,29 @@ def _register_hooks() -> None:
     register_optimizer_step_post_hook(_after_step)
 
 
-def _before_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before_step(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Prepare for a step, or return its arguments with a closure that does so once it has made the gradients."""
     if not _OBSERVERS:
-        return
+        return None
     stepping = _stepping()
     if optimizer in stepping[1:]:  # a part of its own step, as in a class with `super().step()`
-        return
-    closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)  # args begin with the optimizer
-    outer = [vars(each)[_RUNNING][0] for each in stepping[1:] if _RUNNING in vars(each)]
-    step = OptimizerStep(optimizer, closure is not None, outer)
-    calls = [observer.before_step(step) for observer in observers()]
-    vars(optimizer)[_RUNNING] = step, [call for call in calls if call is not None]
+        return None
+    outer = [vars(each)[_RUNNING].step for each in stepping[1:] if _RUNNING in vars(each)]
+    running = vars(optimizer)[_RUNNING] = _RunningStep(OptimizerStep(optimizer, outer))
+    if callable(kwargs.get("closure")):
+        return args, {**kwargs, "closure": running.preparing(kwargs["closure"])}
+    if len(args) > 1 and callable(args[1]):  # after the optimizer itself
+        return (args[0], running.preparing(args[1]), *args[2:]), kwargs
+    running.prepare()
+    return None
 
 
 @torch.no_grad()
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if _RUNNING in vars(optimizer) and optimizer not in _stepping()[1:]:
-        for call in vars(optimizer).pop(_RUNNING)[1]:
-            call()
+        vars(optimizer).pop(_RUNNING).end()
 
 
 def innermost(optimizer: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..common.training.optimizer_watcher import is_stepping
 from ..common.training.unseen_steps import LeftByStep, UnseenSteps
 
 _ADVICE = "give the optimizer the model's own parameters"
@@ -35,11 +36,11 @@ class OutsideChanges:
         """Note that an optimizer is about to move a parameter, after the check of what its last step has left."""
         self._check_is_as_left(name, parameter)
         self._left.pop(name, None)
-        self._sees_steps = True  # from here on, as a line search runs further passes in the step
-        self._unseen.clear()
 
     def step_taken(self, name: str, parameter: torch.Tensor) -> None:
         """Note that an optimizer has moved a parameter by the masks."""
+        self._sees_steps = True
+        self._unseen.clear()
         if self._holds:
             self._left[name] = LeftByStep(parameter)
 
@@ -50,7 +51,9 @@ class OutsideChanges:
             RuntimeError: If it has, and steps are counted, as `counts_steps` says, or masked entries are held.
         """
         self._check_is_as_left(name, parameter)
-        if self._sees_steps or not self._unseen.setdefault(name, UnseenSteps()).found(parameter):
+        if self._sees_steps or is_stepping(parameter):
+            return
+        if not self._unseen.setdefault(name, UnseenSteps()).found(parameter):
             return
         if counts_steps:
             raise RuntimeError(

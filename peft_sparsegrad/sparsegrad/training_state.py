@@ -12,7 +12,7 @@ from torch import nn
 
 from ..common.tracing import is_exporting
 from ..common.training.distributed import agree, refuse_join, world_size
-from ..common.training.optimizer_watcher import OptimizerStep, watch
+from ..common.training.optimizer_watcher import OptimizerStep, is_stepping, watch
 from ..common.training.pieces import Piece, is_dtensor
 from ..common.training.unseen_steps import UnseenSteps
 from .carried_state import CarriedState
@@ -90,7 +90,8 @@ class TrainingState:
         self._unseen.step_seen()
         if not step.updates(self.values):
             return None
-        self._check_new_values(piece)
+        if not step.repeats_passes:
+            self._check_new_values(piece)
         if not self.adapter.is_settled:
             return None
         if self.adapter.plan.dynamic:
@@ -132,7 +133,7 @@ class TrainingState:
         values = piece.joined(piece.values, self._device)
         new = renewed_support(values, old, self.core_gradient.score(self._device), self.adapter.plan.num_experts)
         renewed = new != old
-        for optimizer in optimizers:
+        for optimizer in {id(each.state): each for each in optimizers}.values():  # wrappers may share a state
             reset_state(optimizer, piece, renewed)
         piece.values.masked_fill_(piece.cut(renewed), 0.0)
         self.adapter.settle(new)
@@ -150,7 +151,7 @@ class TrainingState:
 
     def check_values(self) -> None:
         """Raise a RuntimeError if something other than an optimizer that holds the values has changed them."""
-        if self._unseen.is_over:
+        if self._unseen.is_over or is_stepping(self.values):
             return
         if self.values.requires_grad and self.adapter.is_settled and self._unseen.found(self.values):
             dynamic = self.adapter.plan.dynamic

@@ -3,14 +3,16 @@
 import copy
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
 from peft import get_peft_model
+from pytorch_optimizer import SAM
 from tiny import adapted, batch, llama
 from torch import nn
 
-from peft_sparsegrad import GradDropConfig, SparseGradAdam, SparseGradConfig
+from peft_sparsegrad import GradDrop, GradDropConfig, SparseGradAdam, SparseGradConfig
 
 
 class Failing(torch.optim.SGD):
@@ -100,12 +102,15 @@ HANDED = {
 }
 
 
-def trained_by(kind: str, optimizer_class, step) -> dict[str, torch.Tensor]:
+def trained_by(kind: str, optimizer_class, step, announces: bool = False) -> dict[str, torch.Tensor]:
     """What trains, after steps by `step(optimizer, passes)`, of which some drop all layers."""
     torch.manual_seed(0)
     model = get_peft_model(llama(), KINDS[kind]).train()
     optimizer = optimizer_class([p for p in model.parameters() if p.requires_grad], lr=0.02)
+    graddrop = GradDrop(model) if announces else None
     for number in range(12):
+        if graddrop is not None:
+            graddrop.set_step(number)
 
         def passes(number=number):
             optimizer.zero_grad()
@@ -126,6 +131,30 @@ def test_a_step_with_a_closure_is_the_step_without(kind, made, handed):
     found = trained_by(kind, made(plain), HANDED[handed])
     assert all(bool(value.any()) for value in expected.values())
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def by_two_passes(optimizer, passes) -> None:
+    """A step of SAM without its closure."""
+    passes()
+    optimizer.first_step(zero_grad=True)
+    passes()
+    optimizer.second_step()
+
+
+@pytest.mark.parametrize("kind", ["SparseGrad", "GradDrop"])
+def test_sam_with_a_closure_trains_what_its_two_passes_do(kind):
+    """It moves the weights before it calls the closure, where a step with any other optimizer begins."""
+    made = partial(SAM, base_optimizer=torch.optim.AdamW)
+    expected = trained_by(kind, made, by_two_passes, announces=kind == "GradDrop")
+    found = trained_by(kind, made, lambda optimizer, passes: (passes(), optimizer.step(passes)))
+    assert all(bool(value.any()) for value in expected.values())
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_sam_with_a_closure_is_refused_with_a_dynamic_support():
+    made = partial(SAM, base_optimizer=SparseGradAdam)
+    with pytest.raises(RuntimeError, match="SAM computes several in one"):
+        trained_by("dynamic", made, lambda optimizer, passes: (passes(), optimizer.step(passes)))
 
 
 def test_a_closure_returns_its_loss():

@@ -26,8 +26,7 @@ class OptimizerStep:
 
     Attributes:
         optimizer: The optimizer that torch runs, also where DeepSpeed calls it.
-        repeats_passes: True if the step runs several forward and backward passes with weights that it moves between
-            them, as a line search does.
+        repeats_passes: True if the step moves weights between several passes, as those of LBFGS and SAM do.
         optimizers: The optimizer, and those that have stepped inside its step, as a Lookahead lets another do.
         renewed: By the `id` of a parameter, boolean mask of the slots that a renewal has set to zero after the step.
     """
@@ -42,13 +41,17 @@ class OptimizerStep:
         for step in outer:
             step.optimizers.append(optimizer)
 
-    def holds(self, parameter: nn.Parameter) -> bool:
+    def holds(self, parameter: torch.Tensor) -> bool:
         """Return whether the optimizer holds this parameter, or a piece of it, on any rank."""
         return id(parameter) in self._parameters or id(parameter) in self._pieces
 
     def piece(self, parameter: nn.Parameter) -> Piece:
         """Return the piece of a parameter that the optimizer holds on this rank."""
         return self._pieces.get(id(parameter)) or piece_of(parameter)
+
+    def writes(self) -> list[int]:
+        """Return the number of writes in place to each of the optimizer's parameters."""
+        return [parameter._version for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def updates(self, parameter: nn.Parameter) -> bool:
         """Return whether the optimizer holds this parameter, and is the outermost of those in a step that do."""
@@ -88,8 +91,10 @@ class _RunningStep:
 
     def preparing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """Return a closure that also prepares for the step, once the gradients of its passes are there."""
+        writes = self.step.writes()
 
         def pass_and_prepare() -> Any:
+            self.step.repeats_passes |= self.step.writes() != writes
             loss = closure()
             self.prepare()
             return loss
@@ -166,6 +171,12 @@ def _before_step(
 def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if _RUNNING in vars(optimizer) and optimizer not in _stepping()[1:]:
         vars(optimizer).pop(_RUNNING).end()
+
+
+def is_stepping(parameter: torch.Tensor) -> bool:
+    """Return whether a step of an optimizer that holds a parameter is running, which may move it between passes."""
+    running = [vars(optimizer).get(_RUNNING) for optimizer in _stepping()]
+    return any(each is not None and each.step.holds(parameter) for each in running)
 
 
 def innermost(optimizer: Any) -> Any:

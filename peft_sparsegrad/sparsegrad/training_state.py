@@ -90,8 +90,7 @@ class TrainingState:
         self._unseen.step_seen()
         if not step.updates(self.values):
             return None
-        if not step.repeats_passes:
-            self._check_new_values(piece)
+        self._check_new_values(step, piece)
         if not self.adapter.is_settled:
             return None
         if self.adapter.plan.dynamic:
@@ -162,10 +161,12 @@ class TrainingState:
                 f"that holds them, and {kept}: give the optimizer the model's own parameters, or set {setting}"
             )
 
-    def _check_new_values(self, piece: Piece) -> None:
+    def _check_new_values(self, step: OptimizerStep, piece: Piece) -> None:
         """Check in the step after a renewal that new values are still zero, as no optimizer has moved them."""
         renewed, self._renewed = self._renewed, None
-        if renewed is not None and piece.any(piece.values * piece.cut(renewed), self._device):
+        if renewed is None or step.repeats_passes:
+            return
+        if piece.any(piece.values * piece.cut(renewed), self._device):
             raise RuntimeError(
                 f"after a renewal of the support of {self.adapter.plan.name!r} something other than an optimizer of "
                 "torch has written earlier values over the new ones, slow weights of a wrapper for instance: set "

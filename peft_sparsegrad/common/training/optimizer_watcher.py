@@ -95,7 +95,11 @@ class _RunningStep:
 
         def pass_and_prepare() -> Any:
             self.step.repeats_passes |= self.step.writes() != writes
-            loss = closure()
+            _IN_CLOSURE.append(self.step)
+            try:
+                loss = closure()
+            finally:
+                _IN_CLOSURE.remove(self.step)
             self.prepare()
             return loss
 
@@ -120,6 +124,8 @@ class _RunningStep:
 
 # Dictionaries keep their order, and every rank must take part in the same collective operation at the same time.
 _OBSERVERS: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
+# Steps whose closures are running. Not by the call stack, as a backward pass on a GPU is in a thread of its own.
+_IN_CLOSURE: list[OptimizerStep] = []
 # On the optimizer itself, so that a step that raises an error leaves nothing behind that outlives the optimizer.
 _RUNNING = "_peft_sparsegrad_step"
 # Code of the function that torch wraps around the step of every optimizer class.
@@ -174,9 +180,8 @@ def _after_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def is_stepping(parameter: torch.Tensor) -> bool:
-    """Return whether a step of an optimizer that holds a parameter is running, which may move it between passes."""
-    running = [vars(optimizer).get(_RUNNING) for optimizer in _stepping()]
-    return any(each is not None and each.step.holds(parameter) for each in running)
+    """Return whether passes run inside a step of an optimizer that holds a parameter, and may move it between them."""
+    return any(step.holds(parameter) for step in _IN_CLOSURE)
 
 
 def innermost(optimizer: Any) -> Any:

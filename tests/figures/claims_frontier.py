@@ -105,7 +105,7 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "on the answers by {:+.4f}, {:+.4f}, {:+.4f} and {:+.4f}, on average {:+.4f} ({:+.4f} to {:+.4f}).",
+        "on the answers by {:+.4f}, {:+.4f}, {:+.4f}, {:+.4f} and {:+.4f}, on average {:+.4f} ({:+.4f} to {:+.4f}).",
         lambda: [*less(LORA, DEFAULT, ON_CPU), *to(LORA, DEFAULT, ON_CPU)],
     ),
     Claim(

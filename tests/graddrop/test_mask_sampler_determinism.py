@@ -26,7 +26,7 @@ def test_mask_of_a_layer_does_not_depend_on_which_other_layers_train():
     masks = [masks_of(dropped(tower(8), "Layer-GradDrop", p=0.5, layers_to_transform=ids)) for ids in (None, [6, 2])]
     for number in range(8):
         for one in masks:
-            one.set_step(number)
+            one.progress.set_step(number)
         assert all(masks[0].trains("", block) == masks[1].trains("", block) for block in masks[1].blocks)
 
 

@@ -157,6 +157,13 @@ def test_sam_with_a_closure_is_refused_with_a_dynamic_support():
         trained_by("dynamic", made, lambda optimizer, passes: (passes(), optimizer.step(passes)))
 
 
+@pytest.mark.parametrize("kind", ["GradDrop, held", "Layer-GradDrop"])
+def test_sam_with_a_closure_is_refused_with_masks_that_are_held(kind):
+    made = partial(SAM, base_optimizer=torch.optim.AdamW)
+    with pytest.raises(RuntimeError, match="set frozen='gradient'"):
+        trained_by(kind, made, lambda optimizer, passes: (passes(), optimizer.step(passes)))
+
+
 def test_a_closure_returns_its_loss():
     model = adapted(warmup_steps=0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
